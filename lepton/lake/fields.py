@@ -1,0 +1,213 @@
+"""Delta schemas: what a column is called, how it is stored, and what type it must come out as.
+
+A :class:`Field` tree is built from the schema JSON of the Delta protocol (section "Schema
+Serialization Format"), with the physical names and ids of section "Column Mapping". Converting
+an Arrow array of a data file to its field gives nulls for what an older file does not have and
+casts what has been widened since ("Type Widening"). Nothing is guessed: a type that is not
+listed here is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lepton.errors import LakeError
+
+_PRIMITIVE: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "long": pa.int64(),
+    "integer": pa.int32(),
+    "short": pa.int16(),
+    "byte": pa.int8(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "binary": pa.binary(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "timestamp_ntz": pa.timestamp("us"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """One column or nested field.
+
+    Attributes:
+        name: the logical name, as people write it.
+        physical: the name inside data files.
+        id: the Parquet field id in column mapping mode ``id``, else None.
+        type: the logical Arrow type.
+        children: struct members; the element of a list; key and value of a map.
+    """
+
+    name: str
+    physical: str
+    id: int | None
+    type: pa.DataType
+    nullable: bool = True
+    children: tuple[Field, ...] = ()
+    comment: str | None = None
+
+    def arrow(self) -> pa.Field[Any]:
+        """Return the logical Arrow field."""
+        metadata = {"comment": self.comment} if self.comment else None
+        return pa.field(self.name, self.type, self.nullable, metadata=metadata)
+
+
+def fields_of(schema_json: str, mode: str) -> tuple[Field, ...]:
+    """Parse a Delta schema; ``mode`` is the table's column mapping mode (none, name or id)."""
+    return tuple(_struct_field(f, mode) for f in json.loads(schema_json)["fields"])
+
+
+def _struct_field(spec: Mapping[str, Any], mode: str) -> Field:
+    meta: Mapping[str, Any] = spec.get("metadata") or {}
+    name = str(spec["name"])
+    physical = str(meta.get("delta.columnMapping.physicalName", name)) if mode != "none" else name
+    number = meta.get("delta.columnMapping.id") if mode == "id" else None
+    return _field(
+        name,
+        spec["type"],
+        mode,
+        physical=physical,
+        number=None if number is None else int(number),
+        nullable=bool(spec.get("nullable", True)),
+        comment=meta.get("comment"),
+    )
+
+
+def _field(
+    name: str,
+    kind: Any,
+    mode: str,
+    *,
+    physical: str = "",
+    number: int | None = None,
+    nullable: bool = True,
+    comment: str | None = None,
+) -> Field:
+    data_type, children = _type_of(kind, mode)
+    return Field(
+        name=name,
+        physical=physical or name,
+        id=number,
+        type=data_type,
+        nullable=nullable,
+        children=children,
+        comment=comment,
+    )
+
+
+def _type_of(kind: Any, mode: str) -> tuple[pa.DataType, tuple[Field, ...]]:
+    if isinstance(kind, str):
+        return _primitive(kind), ()
+    spec = cast(Mapping[str, Any], kind)
+    if spec["type"] == "struct":
+        members = tuple(_struct_field(f, mode) for f in spec["fields"])
+        return pa.struct([m.arrow() for m in members]), members
+    if spec["type"] == "array":
+        element = _field("element", spec["elementType"], mode, nullable=bool(spec["containsNull"]))
+        return pa.list_(element.arrow()), (element,)
+    if spec["type"] == "map":
+        key = _field("key", spec["keyType"], mode, nullable=False)
+        value = _field(
+            "value", spec["valueType"], mode, nullable=bool(spec.get("valueContainsNull", True))
+        )
+        return pa.map_(key.arrow(), value.arrow()), (key, value)
+    raise LakeError(f"the table has a column of type {spec['type']!r}, which lepton cannot read")
+
+
+def _primitive(kind: str) -> pa.DataType:
+    decimal = re.fullmatch(r"decimal\((\d+),\s*(\d+)\)", kind)
+    if decimal:
+        return pa.decimal128(int(decimal[1]), int(decimal[2]))
+    if kind in _PRIMITIVE:
+        return _PRIMITIVE[kind]
+    raise LakeError(f"the table has a column of type {kind!r}, which lepton cannot read")
+
+
+def locate(field: Field, stored: pa.Schema | pa.StructType) -> int | None:
+    """Return the position of ``field`` among the stored fields, or None where it is absent."""
+    members = [stored.field(i) for i in range(_width(stored))]
+    if field.id is not None:
+        for i, member in enumerate(members):
+            metadata = member.metadata or {}
+            if metadata.get(b"PARQUET:field_id") == str(field.id).encode():
+                return i
+        return None
+    names = [m.name for m in members]
+    return names.index(field.physical) if field.physical in names else None
+
+
+def _width(stored: pa.Schema | pa.StructType) -> int:
+    return len(stored.names) if isinstance(stored, pa.Schema) else stored.num_fields
+
+
+def convert(array: pa.Array[Any], field: Field) -> pa.Array[Any]:
+    """Return ``array``, as stored, in the field's logical type (renamed, filled, widened)."""
+    if not field.children:
+        return _convert_primitive(array, field)
+    if pa.types.is_struct(field.type):
+        return _convert_struct(cast(pa.StructArray, array), field)
+    if pa.types.is_map(field.type):
+        return _convert_map(cast("pa.MapArray[Any, Any]", array), field)
+    return _convert_list(cast("pa.ListArray[Any]", array), field)
+
+
+def _convert_primitive(array: pa.Array[Any], field: Field) -> pa.Array[Any]:
+    if array.type == field.type:
+        return array
+    if pa.types.is_timestamp(array.type) and pa.types.is_timestamp(field.type):
+        micros = array.cast(pa.timestamp("us", tz=array.type.tz))
+        return micros.cast(pa.int64()).cast(field.type)  # same instant, zone label as declared
+    if pa.types.is_date(array.type) and pa.types.is_timestamp(field.type):
+        return array.cast(pa.timestamp("us")).cast(field.type)
+    return array.cast(field.type, safe=not pa.types.is_floating(field.type))
+
+
+def _convert_struct(array: pa.StructArray, field: Field) -> pa.Array[Any]:
+    stored = cast(pa.StructType, array.type)
+    members: list[pa.Array[Any]] = []
+    for child in field.children:
+        at = locate(child, stored)
+        if at is None:
+            members.append(pa.nulls(len(array), child.type))
+        else:
+            members.append(convert(array.field(at), child))
+    return pa.StructArray.from_arrays(
+        members, fields=[c.arrow() for c in field.children], mask=pc.is_null(array)
+    )
+
+
+def _convert_list(array: Any, field: Field) -> pa.Array[Any]:
+    whole = _compact(array)
+    values = convert(whole.values, field.children[0])
+    return pa.ListArray.from_arrays(whole.offsets, values, type=field.type, mask=_mask(whole))
+
+
+def _convert_map(array: Any, field: Field) -> pa.Array[Any]:
+    whole = _compact(array)
+    key, value = field.children
+    return pa.MapArray.from_arrays(
+        whole.offsets,
+        convert(whole.keys, key),
+        convert(whole.items, value),
+        type=field.type,
+        mask=_mask(whole),
+    )
+
+
+def _compact(array: Any) -> Any:
+    """Return an array that starts at its own buffers' beginning: what from_arrays needs."""
+    return pa.concat_arrays([array, array.slice(0, 0)]) if array.offset else array
+
+
+def _mask(array: pa.Array[Any]) -> pa.Array[Any] | None:
+    return pc.is_null(array) if array.null_count else None

@@ -1,0 +1,194 @@
+"""The Delta log as lepton sees it: a pinned version, its schema, and its data files in one order.
+
+deltalake replays the log; this file checks that the table asks for nothing that lepton does not
+implement (reader features are an allow-list: the protocol's section "Reader Version Requirements"
+demands refusal of the rest) and puts the files into the order that row identities rest on: by
+path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from lepton.errors import LakeError
+from lepton.lake.fields import Field, fields_of
+
+READER_FEATURES = frozenset(
+    {
+        "columnMapping",
+        "deletionVectors",
+        "timestampNtz",
+        "typeWidening",
+        "typeWidening-preview",
+        "v2Checkpoint",
+        "vacuumProtocolCheck",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One data file of a version.
+
+    Attributes:
+        path: relative to the table, or absolute; decoded.
+        rows: stored rows, or None when the log does not say.
+        partition: logical column name to typed value.
+        keep: packed bits, one per stored row, 0 for rows deleted by a deletion vector.
+    """
+
+    path: str
+    rows: int | None
+    partition: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    keep: bytes | None = None
+
+    def kept(self, rows: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+        """Return a boolean per stored row (a short vector keeps the rest), or None for all."""
+        if self.keep is None:
+            return None
+        bits = np.unpackbits(np.frombuffer(self.keep, np.uint8), bitorder="little").astype(bool)
+        return np.concatenate([bits[:rows], np.ones(max(0, rows - len(bits)), bool)])
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A table at one version: everything that a reader needs, picklable, without the log."""
+
+    uri: str
+    number: int
+    fields: tuple[Field, ...]
+    partition_columns: tuple[str, ...]
+    files: tuple[DataFile, ...]
+    table_id: str
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The logical Arrow schema, partition columns included."""
+        return pa.schema([f.arrow() for f in self.fields])
+
+
+def open_table(
+    uri: str,
+    version: int | datetime | None = None,
+    storage_options: Mapping[str, str] | None = None,
+) -> DeltaTable:
+    """Open a table at a version (a number, a time, or the newest).
+
+    Raises:
+        LakeError: no table there, no such version, or a log that cannot be replayed.
+    """
+    options = dict(storage_options) if storage_options else None
+    try:
+        opened = DeltaTable(uri, storage_options=options)
+    except TableNotFoundError as e:
+        raise LakeError(
+            f"no Delta table at {uri!r}: check the path, or write one with lepton.write(data, uri)"
+        ) from e
+    except (DeltaError, OSError, ValueError) as e:
+        raise LakeError(f"cannot open the Delta table at {uri!r}: {e}") from e
+    newest = opened.version()
+    if version is None or version == newest:
+        return opened
+    if isinstance(version, int) and not 0 <= version <= newest:
+        raise LakeError(f"table {uri!r} has no version {version}: versions 0 to {newest} exist")
+    try:
+        opened.load_as_version(version)
+    except (DeltaError, OSError, ValueError) as e:
+        raise LakeError(f"cannot load {uri!r} at version {version} (newest: {newest}): {e}") from e
+    return opened
+
+
+@lru_cache(maxsize=32)
+def load_version(uri: str, number: int, options: tuple[tuple[str, str], ...]) -> Version:
+    """Replay the log of one pinned version, once per process.
+
+    Raises:
+        LakeError: the table needs a reader feature that lepton does not have.
+    """
+    opened = open_table(uri, number, dict(options))
+    _check_features(opened, uri, number)
+    metadata = opened.metadata()
+    mode = str(metadata.configuration.get("delta.columnMapping.mode", "none"))
+    return Version(
+        uri=uri,
+        number=number,
+        fields=fields_of(opened.schema().to_json(), mode),
+        partition_columns=tuple(metadata.partition_columns),
+        files=_files(opened, uri),
+        table_id=str(metadata.id),
+    )
+
+
+def _check_features(opened: DeltaTable, uri: str, number: int) -> None:
+    protocol = opened.protocol()
+    asked = set(protocol.reader_features or [])
+    unknown = sorted(asked - READER_FEATURES)
+    if unknown or protocol.min_reader_version > 3:
+        what = ", ".join(unknown) or f"reader version {protocol.min_reader_version}"
+        raise LakeError(
+            f"table {uri!r}@{number} needs {what}, which lepton cannot read; rewrite the table "
+            "without it (for example with Spark: ALTER TABLE ... DROP FEATURE) or read an older "
+            "version"
+        )
+
+
+def _files(opened: DeltaTable, uri: str) -> tuple[DataFile, ...]:
+    actions = pa.table(opened.get_add_actions())
+    names = set(actions.column_names)
+    counts = actions["num_records"].to_pylist() if "num_records" in names else None
+    parts = actions["partition"].to_pylist() if "partition" in names else None
+    keeps = _deletions(opened)
+    files: list[DataFile] = []
+    for i, encoded in enumerate(actions["path"].to_pylist()):
+        path = unquote(str(encoded))
+        files.append(
+            DataFile(
+                path=path,
+                rows=counts[i] if counts else None,
+                partition=_values(parts[i]) if parts else {},
+                keep=keeps.pop(path_of(uri, path), None),
+            )
+        )
+    if keeps:
+        raise LakeError(
+            f"table {uri!r} has deletion vectors for files that its log does not list: {list(keeps)[:3]}"
+        )
+    return tuple(sorted(files, key=lambda f: f.path))
+
+
+def _values(partition: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Partition values; the protocol writes null as the empty string, for every type."""
+    return {k: None if v == "" else v for k, v in (partition or {}).items()}
+
+
+def _deletions(opened: DeltaTable) -> dict[str, bytes]:
+    """Keep-masks by full path; asked for only where the feature is on, as it reads every one."""
+    if "deletionVectors" not in (opened.protocol().reader_features or []):
+        return {}
+    masks: dict[str, bytes] = {}
+    for batch in pa.RecordBatchReader.from_stream(opened.deletion_vectors()):
+        paths: Sequence[str] = batch.column("filepath").to_pylist()
+        for path, mask in zip(paths, batch.column("selection_vector"), strict=True):
+            bits = np.asarray(mask.values, dtype=bool)
+            whole = np.concatenate([bits, np.ones(-len(bits) % 8, bool)])
+            packed = np.packbits(whole, bitorder="little").tobytes()
+            masks[unquote(path).removeprefix("file://")] = packed
+    return masks
+
+
+def path_of(uri: str, path: str) -> str:
+    """Return the full path of a data file, given as the log does: relative or absolute."""
+    if "://" in path or Path(path).is_absolute():
+        return path
+    return f"{uri.rstrip('/')}/{path}"

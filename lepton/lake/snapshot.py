@@ -1,0 +1,256 @@
+"""A snapshot: one table at one version, some of its columns, some of its rows. Immutable.
+
+Everything downstream (streams, evaluations, lineage) holds a Snapshot, so that "which data" is
+always answered by ``uri@version`` plus columns and filter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lepton.errors import LakeError
+from lepton.lake.log import DataFile, Version, load_version, open_table
+from lepton.lake.predicate import columns_read, expression_of
+from lepton.lake.read import POSITION, read_rows, stored_rows
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from lepton.stream import Stream
+
+
+def table(
+    uri: str | os.PathLike[str],
+    *,
+    version: int | datetime | None = None,
+    storage_options: Mapping[str, str] | None = None,
+) -> Snapshot:
+    """Pin a Delta table at a version.
+
+    Args:
+        uri: a path, or a URL that deltalake understands (``s3://``, ``az://``, ``gs://``).
+        version: a version number, a time (the version then current), or None for the newest.
+        storage_options: credentials and endpoints, as deltalake takes them.
+
+    Raises:
+        LakeError: no table there, no such version, or a reader feature lepton lacks.
+    """
+    text = os.fspath(uri)
+    if "://" not in text:
+        text = str(Path(text).absolute())
+    text = text.removeprefix("file://").rstrip("/")
+    number = open_table(text, version, storage_options).version()
+    options = tuple(sorted((storage_options or {}).items()))
+    snapshot = Snapshot(uri=text, version=number, options=options)
+    snapshot.load()
+    return snapshot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A pinned, immutable view of a Delta table. Made by :func:`lepton.table`.
+
+    Attributes:
+        uri: the table's absolute path or URL.
+        version: the Delta version number.
+        options: storage options, as sorted pairs.
+        columns: the selected columns in order, or None for all.
+        predicate: rows to keep, or None for all.
+    """
+
+    uri: str
+    version: int
+    options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    columns: tuple[str, ...] | None = None
+    predicate: pc.Expression | None = None
+
+    def load(self) -> Version:
+        """Return the replayed log of this version (cached per process)."""
+        return load_version(self.uri, self.version, self.options)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the selected columns."""
+        whole = self.load().schema
+        return whole if self.columns is None else pa.schema([whole.field(c) for c in self.columns])
+
+    def select(self, columns: Sequence[str]) -> Snapshot:
+        """Return a snapshot with these columns only, in this order.
+
+        Raises:
+            LakeError: a column that the table does not have.
+        """
+        known = self.load().schema.names
+        unknown = [c for c in columns if c not in known]
+        if unknown or not columns:
+            raise LakeError(
+                f"table {self.uri!r}@{self.version} has no column {', '.join(unknown) or '(none)'}; "
+                f"it has: {', '.join(known)}"
+            )
+        return replace(self, columns=tuple(columns))
+
+    def where(self, condition: pc.Expression | str) -> Snapshot:
+        """Return a snapshot with only the rows for which ``condition`` is true.
+
+        Args:
+            condition: a ``pyarrow.compute`` expression or a SQL-like string such as
+                ``"split = 'train' AND label < 5"``; conditions given one after another add up.
+
+        Raises:
+            LakeError: it does not parse or names an unknown column.
+        """
+        added = expression_of(condition, self.load().schema)
+        return replace(self, predicate=added if self.predicate is None else self.predicate & added)
+
+    def files(self) -> tuple[DataFile, ...]:
+        """Return the data files that may hold rows of this snapshot, by path."""
+        version = self.load()
+        if self.predicate is None or not self._by_partition():
+            return version.files
+        schema = pa.schema([version.schema.field(c) for c in version.partition_columns])
+        rows = [[f.partition.get(c) for f in version.files] for c in schema.names]
+        values = pa.table(
+            [pa.array(r, type=f.type) for r, f in zip(rows, schema, strict=True)], schema=schema
+        ).append_column("__file__", pa.array(range(len(version.files)), pa.int64()))
+        return tuple(
+            version.files[i] for i in values.filter(self.predicate)["__file__"].to_pylist()
+        )
+
+    def read_file(self, file: DataFile, *, start: int = 0, stop: int | None = None) -> pa.Table:
+        """Return this snapshot's rows of one file, stored positions [start, stop), in order.
+
+        The last column, ``__position__``, holds each row's stored position (int64).
+        """
+        version = self.load()
+        wanted = list(self.schema.names)
+        needed = wanted
+        if self.predicate is not None:
+            extra = columns_read(self.predicate, version.schema)
+            needed = [*wanted, *sorted(extra - set(wanted))]
+        rows = read_rows(
+            version, file, needed, start=start, stop=stop, storage_options=dict(self.options)
+        )
+        if self.predicate is not None:
+            rows = rows.filter(self.predicate)
+        return rows.select([*wanted, POSITION])
+
+    def positions(self, file: DataFile) -> np.ndarray[Any, np.dtype[np.int64]] | int:
+        """Return the stored positions of this snapshot's rows of a file; a count if it is all.
+
+        Answers from the log alone unless a deletion vector or a row filter is in play.
+        """
+        version = self.load()
+        rows = stored_rows(version, file, dict(self.options))
+        if self.predicate is not None and not self._by_partition():
+            counting = replace(
+                self, columns=tuple(sorted(columns_read(self.predicate, version.schema)))
+            )
+            return counting.read_file(file)[POSITION].to_numpy()
+        kept = file.kept(rows)
+        return rows if kept is None else np.flatnonzero(kept).astype(np.int64)
+
+    def count_rows(self) -> int:
+        """Return the number of rows: from the log where it tells, else by reading the filter."""
+        counts = [self.positions(f) for f in self.files()]
+        return sum(c if isinstance(c, int) else len(c) for c in counts)
+
+    def batches(self) -> Iterator[pa.Table]:
+        """Yield the rows file by file."""
+        for file in self.files():
+            yield self.read_file(file).drop_columns(POSITION)
+
+    def head(self, n: int = 5) -> pa.Table:
+        """Return the first ``n`` rows (by file path and position)."""
+        if n < 0:
+            raise ValueError(f"head(n) needs n >= 0, not {n}")
+        found: list[pa.Table] = [self.schema.empty_table()]
+        for batch in self.batches():
+            if sum(len(t) for t in found) >= n:
+                break
+            found.append(batch)
+        return pa.concat_tables(found).slice(0, n).combine_chunks()
+
+    def to_arrow(self) -> pa.Table:
+        """Return all rows in memory, by file path and position."""
+        return pa.concat_tables([self.schema.empty_table(), *self.batches()])
+
+    def to_dataset(self) -> ray.data.Dataset:
+        """Return the rows as a Ray Dataset: one read task a file, in this snapshot's order."""
+        from lepton.lake.ray_source import read_snapshot
+
+        return read_snapshot(self)
+
+    def changes(self, since: int) -> pa.Table:
+        """Return rows inserted and deleted between version ``since`` and this one.
+
+        Worked out from the files that came and went: an updated row is a delete and an insert,
+        and a rewritten file's unchanged rows are both. Column ``_change_type`` holds ``insert``
+        or ``delete``.
+
+        Raises:
+            LakeError: ``since`` is not an earlier version, or its files were vacuumed.
+        """
+        if since > self.version:
+            raise LakeError(f"changes(since={since}) asks for the future of version {self.version}")
+        old = table(self.uri, version=since, storage_options=dict(self.options))
+        old = replace(
+            old, columns=self.schema.names and tuple(self.schema.names), predicate=self.predicate
+        )
+        before, after = set(old.files_by_state()), set(self.files_by_state())
+        parts = [_tag(self.read_file(f), "insert") for f in self.files() if _state(f) not in before]
+        parts += [_tag(old.read_file(f), "delete") for f in old.files() if _state(f) not in after]
+        empty = _tag(self.schema.empty_table(), "insert")
+        return pa.concat_tables([empty, *parts])
+
+    def files_by_state(self) -> list[tuple[str, bytes | None]]:
+        """Return (path, deletion vector) of every file: what decides which rows it yields."""
+        return [_state(f) for f in self.files()]
+
+    def stream(self, **options: Any) -> Stream:
+        """Return a deterministic row stream; see :class:`lepton.stream.Stream` for the options.
+
+        Keyword Args:
+            batch_size: rows in a global batch, over all workers together.
+            seed: decides the order, with the epoch. epochs: passes over the rows.
+            columns: which columns to deliver; default those of this snapshot.
+            shuffle: False keeps file order. lanes: most workers that can share the stream.
+            engine: ``auto``, ``worker`` or ``ray_data``. transform: a Preparation, or a function
+                from an Arrow table to one with as many rows.
+        """
+        from lepton.stream import stream_of
+
+        return stream_of(self, **options)
+
+    def _by_partition(self) -> bool:
+        """Whether the filter needs nothing but partition values."""
+        if self.predicate is None:
+            return True
+        version = self.load()
+        return columns_read(self.predicate, version.schema) <= set(version.partition_columns)
+
+    def __str__(self) -> str:
+        return f"{self.uri}@{self.version}"
+
+
+def _state(file: DataFile) -> tuple[str, bytes | None]:
+    return file.path, file.keep
+
+
+def _tag(rows: pa.Table, change: str) -> pa.Table:
+    kept = rows.drop_columns(POSITION) if POSITION in rows.column_names else rows
+    return kept.append_column("_change_type", pa.array([change] * len(rows), pa.string()))
+
+
+def refuse_empty(snapshot: Snapshot) -> None:
+    """Raise LakeError if the snapshot has no rows."""
+    if snapshot.count_rows() == 0:
+        raise LakeError(f"table {snapshot} has no rows to read (after its filter, if any)")

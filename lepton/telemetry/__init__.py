@@ -1,0 +1,13 @@
+"""Spans across processes: one trace, carried by hand, kept in files and sent by OTLP.
+
+The context travels as a :class:`Carrier` in arguments, configurations and headers, never in
+hidden state. Every process makes its own provider when it first ends a span. An ended span is
+one JSON line in the carrier's directory at once, so a SIGKILL loses only unended spans; with
+``OTEL_EXPORTER_OTLP_ENDPOINT`` set it is also sent by OTLP over HTTP. Long spans belong to the
+process that outlives the work, so that a killed worker leaves no orphan.
+"""
+
+from lepton.telemetry.spans import Carrier, Span, carrier_of, flush, name_process, record, span
+from lepton.telemetry.store import SpanRecord, spans_of
+
+__all__ = ["Carrier", "Span", "SpanRecord", "carrier_of", "flush", "name_process", "record", "span", "spans_of"]
