@@ -106,7 +106,7 @@ def node_command(state: dict[str, Any], index: int, options: argparse.Namespace)
     ports = free_ports(5)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
     command += ["--disable-usage-stats", f"--node-name=node-{index}"]
-    command += [f"--temp-dir={state['temp_dir']}", f"--num-cpus={options.cpus}"]
+    command += [f"--temp-dir={state['temp_dir']}/{index}", f"--num-cpus={options.cpus}"]
     command += [f"--object-store-memory={options.object_store_mb << 20}", "--num-gpus=0"]
     command += ["--min-worker-port=0", "--max-worker-port=0"]
     command += [f"--dashboard-agent-listen-port={ports[0]}"]
@@ -171,7 +171,8 @@ def start(options: argparse.Namespace) -> None:
         "address": f"{HOST}:{gcs}",
         "dashboard": f"http://{HOST}:{dashboard}",
         "token_path": str(options.dir / "token"),
-        # Ray puts sockets below it, and a socket's path has at most 107 bytes.
+        # One folder a node below it: nodes that share one delete each other's working_dirs.
+        # Short, because Ray puts sockets there, and a socket's path has at most 107 bytes.
         "temp_dir": tempfile.mkdtemp(prefix="lepton-ray-", dir="/tmp"),
         "nodes": [],
     }
@@ -273,10 +274,10 @@ def stop(options: argparse.Namespace) -> None:
 
 def keep_logs(temp_dir: Path, target: Path) -> None:
     """Move the logs beside the cluster's state and remove Ray's temporary directory."""
-    logs = temp_dir / "session_latest" / "logs"
-    if logs.is_dir():
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(logs, target, ignore_dangling_symlinks=True)
+    shutil.rmtree(target, ignore_errors=True)
+    for logs in temp_dir.glob("*/session_latest/logs"):
+        name = f"node-{logs.relative_to(temp_dir).parts[0]}"
+        shutil.copytree(logs, target / name, ignore_dangling_symlinks=True)
     shutil.rmtree(temp_dir, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import socket
@@ -66,7 +67,9 @@ class Job:
         Raises:
             LeptonError: the connection broke before the job ended.
         """
-        # Ray's client asks aiohttp for the default TLS check in a way that aiohttp deprecates.
+        # Ray's client reports every end of a stream, and asks aiohttp for the default TLS check in
+        # a way that aiohttp deprecates.
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", "ssl=None is deprecated", DeprecationWarning)
         rest = ""
         with _advice(self.address):
@@ -115,8 +118,9 @@ class Job:
         with _advice(self.address):
             message = self._client.get_job_info(self.id).message or "no reason given"
             lines = self._client.get_job_logs(self.id).splitlines()[-_LAST_LINES:]
-        # Ray's message for a failed driver repeats the log; its first line says what happened.
-        return "\n".join([message.splitlines()[0], "last lines of its output:", *lines])
+        # Ray's message for a failed driver repeats the log; its beginning says what happened.
+        reason = message.partition(", last available logs")[0].splitlines()[0]
+        return "\n".join([reason, "last lines of its output:", *lines])
 
 
 def submit(
@@ -228,7 +232,7 @@ def _advice(address: str) -> Generator[None]:
         msg = (
             f"the Ray cluster at {address} refused the token: set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to the cluster's own before Python starts, "
-            f"as Ray reads them once. {str(error).splitlines()[0]}"
+            f"as Ray reads them once. {str(error).splitlines()[0].partition('. Ensure')[0]}"
         )
         raise LeptonError(msg) from error
     except (OSError, aiohttp.ClientError, requests.RequestException, RayError) as error:

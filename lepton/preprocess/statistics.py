@@ -38,13 +38,15 @@ class Moments:
         """Return the moments of some values, in two passes over them."""
         if not len(values):
             return cls()
-        mean = float(values.mean())
+        with np.errstate(over="ignore", invalid="ignore"):  # steps refuse what is not finite
+            mean = float(values.mean())
+            deviation = float(np.square(values - mean).sum())
         return cls(
             count=len(values),
             low=float(values.min()),
             high=float(values.max()),
             mean=mean,
-            deviation=float(np.square(values - mean).sum()),
+            deviation=deviation,
         )
 
     @classmethod

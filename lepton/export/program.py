@@ -1,0 +1,167 @@
+"""``torch.export`` programs: the graph comes from the net, the weights from a checkpoint.
+
+The inputs are the table columns that feed the net. They are found by watching the first forward
+call of training: an argument whose name is a column, or that is a batch's tensor itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lepton.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """One tensor: its name, dtype (as torch names it) and shape without the row dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Signature:
+    """What a program takes, in argument order, and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    net: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Signature:
+        """Read it back."""
+        inputs, outputs = (
+            tuple(
+                TensorSpec(name=s["name"], dtype=s["dtype"], shape=tuple(s["shape"]))
+                for s in data[part]
+            )
+            for part in ("inputs", "outputs")
+        )
+        return Signature(inputs=inputs, outputs=outputs, net=str(data["net"]))
+
+
+class Program:
+    """An exported net with the weights of one checkpoint."""
+
+    def __init__(self, module: Any, signature: Signature) -> None:
+        self._module = module
+        self.signature = signature
+
+    def __call__(self, columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the outputs for prepared columns, each of shape (rows, …)."""
+        import torch
+
+        arguments = [columns[spec.name] for spec in self.signature.inputs]
+        with torch.inference_mode():
+            found = self._module(*arguments)
+        values: Sequence[Any] = (found,) if isinstance(found, torch.Tensor) else tuple(found)
+        return dict(zip((s.name for s in self.signature.outputs), values, strict=True))
+
+    def load_weights(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put in other weights of the same architecture.
+
+        Raises:
+            CheckpointError: names or shapes differ.
+        """
+        try:
+            self._module.load_state_dict(dict(state))
+        except RuntimeError as e:
+            raise CheckpointError(
+                f"the weights do not fit the program; is the checkpoint of another model? {e}"
+            ) from e
+
+
+def inputs_of(
+    net: torch.nn.Module, args: Sequence[Any], batch: Mapping[str, Any]
+) -> list[str] | None:
+    """Return the columns that feed a forward call, or None where they cannot be told."""
+    import torch
+
+    names = list(inspect.signature(net.forward).parameters)
+    found: list[str] = []
+    for i, value in enumerate(args):
+        alike = [c for c, v in batch.items() if isinstance(v, torch.Tensor) and _alike(v, value)]
+        named = [c for c in alike if i < len(names) and c == names[i]]
+        same = [c for c in alike if batch[c].data_ptr() == value.data_ptr()]
+        candidates = named or same
+        if len(candidates) != 1:
+            return None
+        found.append(candidates[0])
+    return found or None
+
+
+def _alike(column: Any, value: Any) -> bool:
+    return (
+        hasattr(value, "data_ptr")
+        and value.shape == column.shape
+        and value.dtype == column.dtype
+        and column.numel() > 0
+    )
+
+
+def export_net(
+    net: torch.nn.Module, name: str, inputs: Sequence[str], example: Sequence[Any], path: Path
+) -> Signature:
+    """Export a net with a free row dimension and save it; the net itself is left as it is.
+
+    Args:
+        net: in any mode; the program is in evaluation mode, on the CPU.
+        name: what the net is attached as.
+        inputs: column names, in argument order.
+        example: tensors of at least two rows.
+        path: where to save.
+
+    Raises:
+        CheckpointError: torch.export cannot express the net.
+    """
+    import torch
+
+    still = copy.deepcopy(net).to("cpu").eval()
+    arguments = tuple(torch.zeros((2, *t.shape[1:]), dtype=t.dtype) for t in example)
+    free = tuple({0: torch.export.Dim.AUTO} for _ in arguments)
+    try:
+        exported = torch.export.export(still, arguments, dynamic_shapes=free)
+        torch.export.save(exported, path)
+        with torch.inference_mode():
+            found = still(*arguments)
+    except Exception as e:
+        raise CheckpointError(f"torch.export cannot express the net: {type(e).__name__}: {e}") from e
+    outputs = {"output": found} if isinstance(found, torch.Tensor) else _named(found)
+    return Signature(
+        inputs=tuple(_spec(n, t) for n, t in zip(inputs, example, strict=True)),
+        outputs=tuple(_spec(n, t) for n, t in outputs.items()),
+        net=name,
+    )
+
+
+def _named(found: Sequence[Any]) -> dict[str, Any]:
+    return {f"output_{i}": value for i, value in enumerate(found)}
+
+
+def _spec(name: str, tensor: Any) -> TensorSpec:
+    return TensorSpec(
+        name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape[1:])
+    )
+
+
+def load_program(path: Path, signature: Signature) -> Program:
+    """Load a saved program; its weights are to be replaced by a checkpoint's."""
+    import torch
+
+    try:
+        return Program(torch.export.load(path).module(), signature)
+    except Exception as e:
+        raise CheckpointError(f"cannot load the program at {path}: {e}") from e

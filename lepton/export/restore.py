@@ -1,0 +1,58 @@
+"""From a checkpoint to answers: the one path that evaluation and serving share (no skew)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from lepton import checkpoints
+from lepton.checkpoints import PROGRAM, Manifest
+from lepton.errors import CheckpointError
+from lepton.export.program import Program, Signature, load_program
+from lepton.preprocess import Preparation
+from lepton.stream.tensors import batch_of
+
+
+class Predictor:
+    """A checkpoint's preparation and program together: raw columns in, outputs out.
+
+    Raises:
+        CheckpointError: damaged, or the net could not be exported when it was trained.
+    """
+
+    def __init__(self, manifest: Manifest, program: Program | None = None) -> None:
+        if manifest.signature is None:
+            raise CheckpointError(
+                f"checkpoint {manifest.uri} cannot answer: {manifest.program_error or 'no program'}"
+            )
+        self.manifest = manifest
+        self.signature = Signature.from_dict(manifest.signature)
+        self.inputs = [s.name for s in self.signature.inputs]
+        whole = Preparation.from_json(manifest.preparation) if manifest.preparation else None
+        self.preparation = whole.only(self.inputs) if whole else None
+        self._labels = whole
+        state = checkpoints.restore(manifest)
+        self.program = program or load_program(manifest.path(PROGRAM), self.signature)
+        self.program.load_weights(state[self.signature.net])
+
+    def __call__(self, rows: pa.Table) -> dict[str, Any]:
+        """Return outputs by name, tensors of shape (rows, …), for raw rows."""
+        chosen = rows.select(self.inputs)
+        prepared = self.preparation(chosen) if self.preparation else chosen
+        columns = batch_of(prepared)
+        for spec in self.signature.inputs:
+            columns[spec.name] = columns[spec.name].to(_dtype(spec.dtype))
+        return self.program(columns)
+
+    def labels(self, rows: pa.Table, column: str) -> Any:
+        """Return a label column as training saw it: a NumPy array of whole numbers."""
+        chosen = rows.select([column])
+        prepared = self._labels.only([column])(chosen) if self._labels else chosen
+        return prepared[column].to_numpy().copy()
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)

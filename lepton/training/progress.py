@@ -1,0 +1,64 @@
+"""Progress of a run, read from its step log: the same source as the verdict afterwards."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+POLL_S = 0.2
+
+
+@contextmanager
+def watch(folder: Path, steps: int, *, show: bool) -> Iterator[None]:
+    """Show a bar on standard error while the block runs; nothing is left behind."""
+    console = Console(stderr=True)
+    if not show or not console.is_terminal:
+        yield
+        return
+    stop = threading.Event()
+    bar = Progress(
+        TextColumn("training {task.fields[name]}"),
+        BarColumn(),
+        TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with bar:
+        task = bar.add_task("", total=steps, name=folder.name, loss="-")
+
+        def follow() -> None:
+            while not stop.wait(POLL_S):
+                found = newest_step(folder)
+                if found:
+                    bar.update(task, completed=found[0], loss=f"{found[1]:.4f}")
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def newest_step(folder: Path) -> tuple[int, float] | None:
+    """Return the last step and loss that rank 0 of the newest attempt wrote, if any."""
+    logs = sorted((folder / "steps").glob("*-0000.jsonl"))
+    if not logs:
+        return None
+    with logs[-1].open("rb") as f:
+        f.seek(max(0, logs[-1].stat().st_size - 1_000_000))
+        lines = f.read().split(b"\n")
+    if len(lines) < 2 or not lines[-2]:
+        return None
+    last = json.loads(lines[-2])
+    return int(last["step"]), float(last["loss"])

@@ -1,0 +1,167 @@
+"""A run: what training left behind, read from its folder by anyone, at any time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lepton import checkpoints
+from lepton.checkpoints import Manifest
+from lepton.errors import TrainingError
+from lepton.lake import home_of
+from lepton.stream import Digest, Stream
+from lepton.stream.reader import expected_rows
+from lepton.training.steps import Attempt, Step, attempts_of, effective, replayed, steps_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Consumption:
+    """What a run's weights were made of, held against the plan.
+
+    Attributes:
+        rows: rows consumed by the steps that count.
+        lost: rows that the plan has and no counted step consumed.
+        repeated: consumptions beyond the first in the same epoch.
+        order_hash: hash of rows and positions as consumed.
+        expected_hash: the same from the plan.
+    """
+
+    rows: int
+    lost: int
+    repeated: int
+    order_hash: str
+    expected_hash: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether every row was consumed once, where the plan has it."""
+        return self.order_hash == self.expected_hash and not self.lost and not self.repeated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        name: its name; training again by that name resumes it.
+        folder: where its step logs and checkpoints are.
+        trace_id: the trace it belongs to.
+        traceparent: its own span, for links.
+    """
+
+    name: str
+    folder: str
+    trace_id: str = ""
+    traceparent: str = ""
+
+    @property
+    def checkpoints(self) -> list[Manifest]:
+        """All committed checkpoints, by step."""
+        return checkpoints.all_of(Path(self.folder) / "checkpoints")
+
+    @property
+    def checkpoint(self) -> Manifest:
+        """The newest checkpoint.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        newest = checkpoints.latest(Path(self.folder) / "checkpoints")
+        if newest is None:
+            raise TrainingError(f"run {self.name!r} has no checkpoint yet: train it first")
+        return newest
+
+    @property
+    def attempts(self) -> list[tuple[Attempt, dict[int, list[Step]]]]:
+        """Each life of the worker group with what its ranks did, by step."""
+        steps = Path(self.folder) / "steps"
+        return [(a, steps_of(steps, a.number)) for a in attempts_of(steps)]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the newest checkpoint."""
+        return self.checkpoint.step
+
+    @property
+    def replayed(self) -> int:
+        """Steps made again after restarts."""
+        return replayed(self.attempts)
+
+    @property
+    def losses(self) -> list[float]:
+        """Mean loss of each counted step."""
+        counted = effective(self.attempts)
+        return [counted[n][0].loss for n in sorted(counted)]
+
+    def consumption(self, stream: Stream) -> Consumption:
+        """Compare what the counted steps consumed with the plan, row by row.
+
+        Raises:
+            TrainingError: the run was not audited, so rows cannot be told apart.
+        """
+        counted = effective(self.attempts)
+        rows: Counter[tuple[int, int]] = Counter()
+        found = Digest()
+        for step in counted.values():
+            for part in step:
+                if part.ids is None:
+                    raise TrainingError(
+                        f"run {self.name!r} kept no row identities: train with audit=True"
+                    )
+                found += part.digest
+                rows.update((part.epoch, row) for row in part.ids)
+        planned, expected = _planned(stream, self.checkpoint.cursor)
+        return Consumption(
+            rows=sum(rows.values()),
+            lost=len(planned - rows.keys()),
+            repeated=sum(n - 1 for n in rows.values()) + len(rows.keys() - planned),
+            order_hash=str(found),
+            expected_hash=str(expected),
+        )
+
+
+def _planned(stream: Stream, cursor: Any) -> tuple[set[tuple[int, int]], Digest]:
+    """Rows and digest of the plan up to a cursor."""
+    from lepton.stream import cursor_of, digest_of
+
+    end = cursor_of(cursor)
+    rows: set[tuple[int, int]] = set()
+    total = Digest()
+    for epoch in range(min(end.epoch + 1, stream.epochs)):
+        order = stream.order(epoch)
+        limit = end.rows if epoch == end.epoch else order.rows
+        for unit in order.units(range(stream.lane_count)):
+            slots = order.slots(unit.lane, unit.offset, unit.rows)
+            ids = expected_rows(stream.source, order, unit)
+            kept = slots < limit
+            rows.update((epoch, int(i)) for i in ids[kept])
+            total += digest_of(slots[kept], ids[kept])
+    return rows, total
+
+
+def run_folder(name: str, home: str | None = None) -> Path:
+    """Return the folder of a run."""
+    return Path(home_of(home)) / "runs" / name
+
+
+def load_run(name: str, home: str | None = None) -> Run:
+    """Open a run by its name.
+
+    Raises:
+        TrainingError: no such run; the message names those that exist.
+    """
+    folder = run_folder(name, home)
+    path = folder / "run.json"
+    if not path.is_file():
+        known = sorted(p.parent.name for p in folder.parent.glob("*/run.json"))
+        raise TrainingError(f"no run {name!r} in {folder.parent}; there are: {known or 'none'}")
+    body = json.loads(path.read_text())
+    return Run(
+        name=name,
+        folder=str(folder),
+        trace_id=body["trace_id"],
+        traceparent=body["traceparent"],
+    )

@@ -1,0 +1,225 @@
+"""``lepton.train``: checks everything first, then runs a person's loop on every worker."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lepton import checkpoints, telemetry
+from lepton.errors import StreamError, TrainingError
+from lepton.stream import Stream
+from lepton.telemetry import Carrier
+from lepton.training.run import Run, load_run, run_folder
+
+if TYPE_CHECKING:
+    from lepton.training.worker import Plan, Worker
+
+Loop = Callable[["Worker"], None]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PACKAGES = ("lepton", "torch", "ray", "pyarrow", "deltalake")
+
+
+def train(
+    loop: Loop,
+    stream: Stream,
+    *,
+    name: str,
+    workers: int | tuple[int, int] = 1,
+    home: str | None = None,
+    checkpoint_every: int = 100,
+    max_failures: int = 3,
+    resources: Mapping[str, float] | None = None,
+    audit: bool = False,
+    progress: bool = True,
+    trace: Carrier | None = None,
+) -> Run:
+    """Train by running ``loop(worker)`` on every worker until the stream's epochs are done.
+
+    Calling it again by the same name resumes from the newest checkpoint; a finished run is
+    returned as it is, unless the stream now has more epochs.
+
+    Args:
+        loop: a person's torch code; see :class:`lepton.training.Worker`.
+        stream: the rows, from ``table.stream(...)``.
+        name: the run's name: letters, digits, ``. _ -``.
+        workers: (fewest, most) elastic workers on Ray Train; a number n > 1 is (n, n); 1 runs in
+            this process without Ray.
+        home: where runs are kept; see :func:`lepton.lake.home_of`.
+        checkpoint_every: steps between checkpoints.
+        max_failures: how many times lost workers are made up for before giving up.
+        resources: of each worker, such as ``{"CPU": 2, "GPU": 1}``; default one CPU, and one GPU
+            if the cluster has any.
+        audit: keep every consumed row's identity, for :meth:`Run.consumption`.
+        progress: show a progress bar while it runs.
+        trace: the span to run under; default a new trace.
+
+    Raises:
+        ValueError: workers, checkpoint_every or the name are impossible; the lanes do not fit.
+        TrainingError: the loop failed, or the name belongs to another run.
+    """
+    fewest, most = _bounds(workers)
+    if not callable(loop):
+        raise TypeError("loop must be a function of one argument, the worker")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"run name {name!r} must be letters, digits, '.', '_' or '-'")
+    if checkpoint_every < 1 or max_failures < 0:
+        raise ValueError("checkpoint_every must be at least 1 and max_failures at least 0")
+    stream = stream.with_lanes(most)
+    folder = run_folder(name, home)
+    parent = trace or Carrier("", str(folder.parent.parent / "traces"))
+    _refuse_other(folder, name, stream)
+    if _is_done(folder, stream):
+        return load_run(name, home)
+    attributes = {"lepton.run": name, "lepton.table": str(stream.snapshot)}
+    with telemetry.span("lepton.train", parent, attributes=attributes) as span:
+        with telemetry.span("lepton.plan", span.carrier) as planning:
+            planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
+        plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
+        _write_run(folder, name, stream, span.carrier)
+        if workers == 1:
+            _train_here(loop, stream, plan)
+        else:
+            from lepton.training.ray_trainer import train_on_ray
+
+            train_on_ray(
+                loop, stream, plan, (fewest, most), max_failures, resources, show=progress
+            )
+        run = load_run(name, home)
+        span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)
+    return run
+
+
+def _bounds(workers: object) -> tuple[int, int]:
+    pair = (workers, workers) if isinstance(workers, int) else workers
+    if (
+        not isinstance(pair, tuple)
+        or len(pair) != 2
+        or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
+        or not 1 <= pair[0] <= pair[1]
+    ):
+        raise ValueError(
+            f"workers={workers!r} must be a number of at least 1 or (fewest, most) with "
+            "1 <= fewest <= most"
+        )
+    return pair[0], pair[1]
+
+
+def _refuse_other(folder: Path, name: str, stream: Stream) -> None:
+    path = folder / "run.json"
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text())
+    if before["order"] != stream.fingerprint:
+        raise TrainingError(
+            f"run {name!r} was begun on {before['table']} with another row order (version, filter, "
+            "seed, batch size or lanes differ): resume it with the same stream, or choose another "
+            "name"
+        )
+
+
+def _is_done(folder: Path, stream: Stream) -> bool:
+    path = folder / "done.json"
+    if not path.is_file() or checkpoints.latest(folder / "checkpoints") is None:
+        return False
+    done = json.loads(path.read_text())
+    begun = json.loads((folder / "run.json").read_text())
+    return done["cursor"]["epoch"] >= stream.epochs or begun["epochs"] >= stream.epochs
+
+
+def _plan(
+    folder: Path, name: str, stream: Stream, carrier: Carrier, every: int, audit: bool
+) -> Plan:
+    from lepton.training.worker import Plan
+
+    to_json = getattr(stream.transform, "to_json", None)
+    return Plan(
+        folder=str(folder),
+        checkpoint_every=every,
+        audit=audit,
+        lineage={**_lineage(stream), "run": name, "trace_id": carrier.trace_id},
+        preparation=to_json() if to_json else None,
+        carrier=carrier,
+        session=uuid.uuid4().hex[:12],
+        seed=stream.seed,
+    )
+
+
+def _lineage(stream: Stream) -> dict[str, Any]:
+    snapshot = stream.snapshot
+    return {
+        "table": snapshot.uri,
+        "table_version": snapshot.version,
+        "columns": list(snapshot.schema.names),
+        "schema": {f.name: str(f.type) for f in snapshot.schema},
+        "filter": None if snapshot.predicate is None else str(snapshot.predicate),
+        "seed": stream.seed,
+        "epochs": stream.epochs,
+        "batch_size": stream.batch_size,
+        "lanes": stream.lane_count,
+        "code": _code_version(),
+        "python": sys.version.split()[0],
+        "packages": {p: _version(p) for p in _PACKAGES},
+    }
+
+
+def _code_version() -> str:
+    """The commit of the folder that the run was started in, or an empty string outside git."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 - git from PATH
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _write_run(folder: Path, name: str, stream: Stream, carrier: Carrier) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    body = {
+        "v": 1,
+        "name": name,
+        "table": str(stream.snapshot),
+        "order": stream.fingerprint,
+        "epochs": stream.epochs,
+        "steps": stream.steps,
+        "trace_id": carrier.trace_id,
+        "traceparent": carrier.traceparent,
+        "time": time.time(),
+    }
+    target = folder / "run.json"
+    target.with_suffix(".tmp").write_text(json.dumps(body, indent=1))
+    target.with_suffix(".tmp").replace(target)
+
+
+def _train_here(loop: Loop, stream: Stream, plan: Plan) -> None:
+    """One worker in this process, no Ray."""
+    from lepton.training.worker import Worker
+
+    here = replace(stream, engine="worker") if stream.engine == "auto" else stream
+    worker = Worker(plan, here.shard(0, 1))
+    try:
+        loop(worker)
+    except StreamError as e:
+        raise TrainingError(f"the run stopped at step {worker.step_number}: {e}") from e
+    worker.finish()
