@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
-import warnings
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
+
+from lepton.errors import LeptonError
 
 LOCAL_CPUS = 6
 """Logical CPUs of a local Ray at least: trainers, readers and replicas fit on a laptop."""
 
+_HELD: list[str] = []
+
 
 def connect(**options: Any) -> None:
     """Connect to Ray unless this process already is: ``$RAY_ADDRESS``, else a local start.
+
+    A local start prints no worker output; ``LEPTON_WORKER_LOGS=1`` shows it.
 
     Args:
         options: further arguments of ``ray.init`` for a local start.
@@ -20,14 +28,74 @@ def connect(**options: Any) -> None:
 
     if ray.is_initialized():
         return
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
-    common: dict[str, Any] = {"logging_level": "warning"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**common)
+    quiet: dict[str, Any] = {
+        "logging_level": "error",
+        "log_to_driver": os.environ.get("LEPTON_WORKER_LOGS") == "1",
+    }
+    address = _HELD[-1] if _HELD else os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, **quiet)
         return
-    common |= {
+    local = {
         "num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1),
         "include_dashboard": False,
         "logging_config": ray.LoggingConfig(encoding="TEXT", log_level="WARNING"),
     }
-    ray.init(**(common | options))
+    ray.init(address="local", **(quiet | local | options))
+
+
+def disconnect() -> None:
+    """Leave Ray; a local one that this process started ends with all its processes."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    """Start a local Ray in a process of its own that outlives this one; connect to it next.
+
+    Returns:
+        The process that holds it; terminating it ends all of that Ray.
+
+    Raises:
+        LeptonError: it did not come up.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "ray.log").open("w") as log:
+        holder = subprocess.Popen(
+            [sys.executable, "-m", "lepton.cluster"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    assert holder.stdout is not None  # noqa: S101 - asked for a pipe above
+    address = holder.stdout.readline().strip()
+    if not address:
+        holder.kill()
+        raise LeptonError(f"a local Ray did not start: see {folder / 'ray.log'}")
+    _HELD.append(address)
+    return holder
+
+
+def _hold() -> None:
+    """Start Ray here, print its address, and stay until terminated."""
+    import signal
+
+    import ray
+
+    def leave(*_: Any) -> None:
+        ray.shutdown()
+        sys.exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    connect()
+    sys.stdout.write(ray.get_runtime_context().gcs_address + "\n")
+    sys.stdout.flush()
+    while True:
+        signal.pause()
+
+
+if __name__ == "__main__":
+    _hold()

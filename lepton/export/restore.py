@@ -10,7 +10,7 @@ from lepton import checkpoints
 from lepton.checkpoints import PROGRAM, Manifest
 from lepton.errors import CheckpointError
 from lepton.export.program import Program, Signature, load_program
-from lepton.preprocess import Preparation
+from lepton.preprocess import Categories, Fill, Preparation
 from lepton.stream.tensors import batch_of
 
 
@@ -44,6 +44,12 @@ class Predictor:
         for spec in self.signature.inputs:
             columns[spec.name] = columns[spec.name].to(_dtype(spec.dtype))
         return self.program(columns)
+
+    @property
+    def filled(self) -> frozenset[str]:
+        """Inputs whose missing values the preparation makes up for."""
+        steps = self.preparation.steps if self.preparation else ()
+        return frozenset(s.column for s in steps if isinstance(s, Fill | Categories))
 
     def labels(self, rows: pa.Table, column: str) -> Any:
         """Return a label column as training saw it: a NumPy array of whole numbers."""

@@ -111,6 +111,7 @@ def record(
     start_ns: int,
     end_ns: int | None = None,
     *,
+    kind: str = "internal",
     error: str | None = None,
     links: Sequence[str] = (),
     attributes: Mapping[str, Any] | None = None,
@@ -119,6 +120,7 @@ def record(
     inner = _tracer(os.getpid(), parent.directory).start_span(
         name,
         context=_context(parent),
+        kind=SpanKind[kind.upper()],
         start_time=start_ns,
         links=_links(links),
         attributes=dict(attributes or {}),

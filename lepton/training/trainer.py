@@ -160,7 +160,7 @@ def _lineage(stream: Stream) -> dict[str, Any]:
         "table": snapshot.uri,
         "table_version": snapshot.version,
         "columns": list(snapshot.schema.names),
-        "schema": {f.name: str(f.type) for f in snapshot.schema},
+        "types": {f.name: str(getattr(f.type, "value_type", f.type)) for f in snapshot.schema},
         "filter": None if snapshot.predicate is None else str(snapshot.predicate),
         "seed": stream.seed,
         "epochs": stream.epochs,

@@ -1,0 +1,254 @@
+"""The command line: thin over the public functions. ``lepton --help`` lists the commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lepton.errors import LeptonError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the process's exit status.
+
+    0: done. 1: it failed, with the reason on standard error. 2: wrong usage. 130: interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    console = Console()
+    try:
+        return int(arguments.run(arguments, console) or 0)
+    except KeyboardInterrupt:
+        return 130
+    except (LeptonError, ValueError, TypeError) as e:
+        Console(stderr=True).print(f"[bold red]lepton {arguments.command}:[/] ", end="")
+        sys.stderr.write(f"{e}\n")
+        return 1
+
+
+def _as_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lepton", description=sys.modules["lepton"].__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., Any], about: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(run=run)
+        return command
+
+    demo = add("demo", _demo, "the whole loop on handwritten digits, with a worker killed on the way")
+    demo.add_argument("--out", default="lepton-demo", help="where everything goes")
+    demo.add_argument("--keep", action="store_true", help="leave the service running")
+
+    train = add("train", _train, "run a training script, or a loop on a table")
+    train.add_argument("script", help="FILE.py to run, or FILE.py:LOOP / MODULE:LOOP with --table")
+    train.add_argument("--table", help="uri of the Delta table")
+    train.add_argument("--version", type=int, help="its version; default the newest")
+    train.add_argument("--where", help="SQL-like condition on its rows")
+    train.add_argument("--batch-size", type=int, default=256)
+    train.add_argument("--epochs", type=int, default=1)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--workers", type=_workers, default=1, metavar="N or MIN-MAX")
+    train.add_argument("--name", help="of the run")
+    _home(train)
+
+    promote = add("promote", _promote, "promote a model version behind a gate and serve it")
+    promote.add_argument("model")
+    promote.add_argument("version", type=int, nargs="?", help="default the newest")
+    promote.add_argument("--gate", action="append", default=[])
+    promote.add_argument("--canary", type=float)
+    promote.add_argument("--replicas", type=_workers, default=1, metavar="N or MIN-MAX")
+    _home(promote)
+
+    rollback = add("rollback", _rollback, "give up the canary, or go back to the former champion")
+    rollback.add_argument("model")
+    rollback.add_argument("--reason", default="by hand")
+    _home(rollback)
+
+    serve = add("serve", _serve, "serve a model's champion until interrupted")
+    serve.add_argument("model")
+    serve.add_argument("--replicas", type=_workers, default=1, metavar="N or MIN-MAX")
+    serve.add_argument("--port", type=int)
+    _home(serve)
+
+    _home(add("models", _models, "list model versions and who is champion"))
+    _home(add("runs", _runs, "list training runs"))
+    trace = add("trace", _trace, "print a trace from the span files")
+    trace.add_argument("trace_id", nargs="?", help="default the newest")
+    _home(trace)
+    doctor = add("doctor", _doctor, "check versions, Ray, GPU and storage, with advice")
+    doctor.add_argument("--address", help="of a Ray cluster")
+    doctor.add_argument("--deep", action="store_true", help="really start a local Ray")
+    _home(doctor)
+    return parser
+
+
+def _home(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--home", help="default $LEPTON_HOME, else ./lepton-home")
+
+
+def _workers(text: str) -> int | tuple[int, int]:
+    parts = text.split("-")
+    try:
+        numbers = [int(p) for p in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        return numbers[0]
+    if len(numbers) == 2:
+        return numbers[0], numbers[1]
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor MIN-MAX")
+
+
+def _demo(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.pipeline import demo
+
+    demo(arguments.out, keep=arguments.keep, console=console)
+
+
+def _train(arguments: argparse.Namespace, console: Console) -> None:
+    path, _, function = arguments.script.partition(":")
+    if not function:
+        if arguments.home:
+            os.environ["LEPTON_HOME"] = arguments.home
+        runpy.run_path(path, run_name="__main__")
+        return
+    if not arguments.table or not arguments.name:
+        raise ValueError("a loop needs --table and --name (or give a whole script without ':LOOP')")
+    import lepton
+
+    loop = _function(path, function)
+    rows = lepton.table(arguments.table, version=arguments.version)
+    rows = rows.where(arguments.where) if arguments.where else rows
+    stream = rows.stream(
+        batch_size=arguments.batch_size, epochs=arguments.epochs, seed=arguments.seed
+    )
+    run = lepton.train(
+        loop, stream, name=arguments.name, workers=arguments.workers, home=arguments.home
+    )
+    console.print(f"run {run.name}: {run.steps} steps, checkpoint {run.checkpoint.uri}")
+
+
+def _function(path: str, name: str) -> Any:
+    if path.endswith(".py"):
+        found: Any = runpy.run_path(path, run_name="lepton_loop").get(name)
+    else:
+        sys.path.insert(0, "")
+        found = getattr(importlib.import_module(path), name, None)
+    if not callable(found):
+        raise ValueError(f"{path} has no function {name!r}")
+    return found
+
+
+def _promote(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.promotion import promote
+
+    app = promote(
+        arguments.model,
+        arguments.version,
+        gate=arguments.gate,
+        canary=arguments.canary,
+        replicas=arguments.replicas,
+        home=arguments.home,
+        on_change=console.print,
+    )
+    _stay(app.infer_url, console)
+
+
+def _stay(url: str, console: Console) -> None:
+    """A local Ray ends with this process, so wait; a cluster serves on without it."""
+    if os.environ.get("RAY_ADDRESS"):
+        console.print(f"serving at {url}")
+        return
+    console.print(f"serving at {url}; Ctrl-C ends it (set RAY_ADDRESS to serve on a cluster)")
+    signal.pause()
+
+
+def _rollback(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.promotion import rollback
+
+    state = rollback(arguments.model, reason=arguments.reason, home=arguments.home)
+    console.print(f"{arguments.model}: champion is version {state.pointer.champion}")
+
+
+def _serve(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.lake import home_of
+    from lepton.serving import start
+
+    home = home_of(arguments.home)
+    app = start(arguments.model, home, replicas=arguments.replicas, port=arguments.port)
+    _stay(app.infer_url, console)
+
+
+def _models(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.lake import home_of
+    from lepton.registry import Registry
+
+    registry = Registry(f"{home_of(arguments.home)}/registry")
+    shown = Table("model", "version", "role", "metrics", "table", "created")
+    for model in registry.models():
+        state = registry.state(model)
+        roles = {state.pointer.champion: "champion", state.pointer.canary: "canary"}
+        for number, entry in sorted(state.versions.items()):
+            metrics = ", ".join(f"{k} {v:.4f}" for k, v in entry.metrics.items())
+            source = f"{entry.lineage.get('table')}@{entry.lineage.get('table_version')}"
+            created = entry.created.strftime("%Y-%m-%d %H:%M")
+            shown.add_row(model, str(number), roles.get(number, ""), metrics, source, created)
+    console.print(shown)
+
+
+def _runs(arguments: argparse.Namespace, console: Console) -> None:
+    from pathlib import Path
+
+    from lepton.lake import home_of
+    from lepton.training import load_run
+
+    shown = Table("run", "steps", "lives", "replayed", "last loss", "table")
+    for path in sorted((Path(home_of(arguments.home)) / "runs").glob("*/run.json")):
+        run = load_run(path.parent.name, arguments.home)
+        losses = run.losses
+        source = str(json.loads(path.read_text())["table"])
+        loss = f"{losses[-1]:.4f}" if losses else ""
+        shown.add_row(run.name, str(len(losses)), str(len(run.attempts)), str(run.replayed), loss, source)
+    console.print(shown)
+
+
+def _trace(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.lake import home_of
+    from lepton.telemetry import spans_of
+
+    spans = spans_of(f"{home_of(arguments.home)}/traces", arguments.trace_id)
+    if not spans:
+        raise LeptonError(f"no spans of {arguments.trace_id or 'any trace'} in that home")
+    chosen = arguments.trace_id or spans[-1].trace_id
+    shown = Table("start", "ms", "span", "process", "status")
+    for s in [s for s in spans if s.trace_id == chosen]:
+        start = datetime.fromtimestamp(s.start_ns / 1e9, tz=UTC).strftime("%H:%M:%S.%f")[:-3]
+        shown.add_row(start, f"{(s.end_ns - s.start_ns) / 1e6:.1f}", s.name, s.process, s.status)
+    console.print(f"trace {chosen}", shown)
+
+
+def _doctor(arguments: argparse.Namespace, console: Console) -> int:
+    from lepton.doctor import check, render
+
+    checks = check(arguments.home, arguments.address, deep=arguments.deep)
+    console.print(render(checks))
+    return 1 if any(c.level == "fail" for c in checks) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

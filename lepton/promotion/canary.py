@@ -1,0 +1,75 @@
+"""When a canary takes over and when it is given up. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanaryRule:
+    """What a canary has to show.
+
+    Attributes:
+        bake_s: seconds it must serve before it can take over.
+        min_requests: requests of its own that count as proof.
+        max_error_rate: failed share of its requests above which it is given up.
+        max_latency_ratio: its 99th percentile over the champion's above which it is given up, or
+            None; judged once both have ``min_requests``.
+        patience_s: seconds after which a canary with too few requests is taken over if none
+            failed, or given up if any did.
+    """
+
+    bake_s: float = 5.0
+    min_requests: int = 20
+    max_error_rate: float = 0.01
+    max_latency_ratio: float | None = None
+    patience_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.bake_s < 0 or self.patience_s < self.bake_s:
+            raise ValueError("bake_s must be at least 0 and patience_s at least bake_s")
+        if self.min_requests < 1 or not 0 <= self.max_error_rate <= 1:
+            raise ValueError("min_requests must be at least 1, max_error_rate in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observed:
+    """Requests and failures since the canary began, and the 99th percentile of latency in ms."""
+
+    requests: int = 0
+    errors: int = 0
+    p99_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, and why."""
+
+    action: Literal["wait", "promote", "rollback"]
+    reason: str
+
+
+def decide(rule: CanaryRule, canary: Observed, champion: Observed, elapsed_s: float) -> Decision:
+    """Judge a canary.
+
+    It is given up at once when its failures already exceed what ``max_error_rate`` allows of
+    ``min_requests``; so a handful of requests cannot condemn it, nor can it hide behind few.
+    """
+    allowed = rule.max_error_rate * max(canary.requests, rule.min_requests)
+    if canary.errors > allowed:
+        return Decision("rollback", f"{canary.errors} of {canary.requests} requests failed")
+    proven = canary.requests >= rule.min_requests
+    if proven and rule.max_latency_ratio is not None and champion.requests >= rule.min_requests:
+        ratio = canary.p99_ms / champion.p99_ms if champion.p99_ms else 0.0
+        if ratio > rule.max_latency_ratio:
+            return Decision("rollback", f"p99 latency is {ratio:.1f} times the champion's")
+    if elapsed_s < rule.bake_s:
+        return Decision("wait", "baking")
+    if proven:
+        return Decision("promote", f"{canary.requests} requests, {canary.errors} failed")
+    if elapsed_s < rule.patience_s:
+        return Decision("wait", f"{canary.requests} of {rule.min_requests} requests seen")
+    if canary.errors:
+        return Decision("rollback", f"{canary.errors} of only {canary.requests} requests failed")
+    return Decision("promote", f"only {canary.requests} requests came, none failed")

@@ -1,0 +1,246 @@
+"""A model's application on Ray Serve: started once, told of new versions by the registry alone."""
+
+from __future__ import annotations
+
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import orjson
+import pyarrow as pa
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.exceptions import RayServeException
+
+from lepton import cluster
+from lepton.errors import ServingError
+from lepton.serving.protocol import request_of
+from lepton.serving.replica import Replica
+from lepton.telemetry import Carrier
+
+PORT = 8000
+REPLICA_CPUS = 0.5
+WAIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class App:
+    """A running application.
+
+    Attributes:
+        model: its name.
+        url: where it answers, without a trailing slash; the Open Inference Protocol is below it.
+    """
+
+    model: str
+    url: str
+
+    @property
+    def infer_url(self) -> str:
+        """Where inference requests are posted."""
+        return f"{self.url}/v2/models/{self.model}/infer"
+
+    def predict(self, rows: pa.Table, *, trace: Carrier | None = None) -> dict[str, Any]:
+        """Ask over HTTP and return outputs by name, NumPy arrays of shape (rows, …).
+
+        Args:
+            rows: raw rows; columns the model does not take are left out.
+            trace: the span that asks.
+
+        Raises:
+            ServingError: no answer, or an error instead of one.
+        """
+        headers = {"traceparent": trace.traceparent} if trace and trace.traceparent else {}
+        try:
+            described = httpx.get(f"{self.url}/v2/models/{self.model}", timeout=30).json()
+            missing = [i["name"] for i in described["inputs"] if i["name"] not in rows.column_names]
+            if missing:
+                raise ServingError(f"model {self.model!r} takes columns {missing}, which are not given")
+            body = request_of(rows, described["inputs"], uuid.uuid4().hex)
+            reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=30)
+        except (httpx.HTTPError, ValueError, KeyError) as e:
+            raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
+        if reply.status_code != 200:
+            raise ServingError(f"{self.infer_url} answered {reply.status_code}: {reply.text[:500]}")
+        return outputs_of(orjson.loads(reply.content))
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Return what each running replica serves, after it looked at the registry.
+
+        Raises:
+            ServingError: the application is not running.
+        """
+        try:
+            handle = serve.get_app_handle(_app_name(self.model))
+            return list(handle.broadcast("follow").results(timeout_s=WAIT_S))
+        except (RayServeException, TimeoutError, ray.exceptions.RayError) as e:
+            raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
+
+    def wait_for(self, seq: int, timeout_s: float = WAIT_S) -> None:
+        """Wait until every replica serves the pointer of event ``seq`` or a later one.
+
+        Raises:
+            ServingError: a replica could not load a version, or time ran out.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            found = self.replicas()
+            errors = [r["error"] for r in found if r["error"]]
+            if errors:
+                raise ServingError(f"a replica of {self.model!r} refused the version: {errors[0]}")
+            if found and all(r["seq"] >= seq for r in found):
+                return
+            if time.monotonic() > end:
+                raise ServingError(f"replicas of {self.model!r} are behind event {seq}: {found}")
+
+    def close(self) -> None:
+        """Stop the application; what its replicas have logged is committed first."""
+        serve.delete(_app_name(self.model))
+
+
+def outputs_of(response: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outputs of an inference response as NumPy arrays."""
+    import numpy as np
+
+    return {t["name"]: np.array(t["data"]).reshape(t["shape"]) for t in response["outputs"]}
+
+
+def build(args: Mapping[str, Any]) -> serve.Application:
+    """Build the application; also for ``serve run`` and Serve's configuration files.
+
+    Args:
+        args: ``model`` and ``home``; ``replicas`` as (fewest, most) or a number.
+    """
+    fewest, most = _bounds(args.get("replicas", 1))
+    scaling = AutoscalingConfig(
+        min_replicas=fewest,
+        max_replicas=most,
+        initial_replicas=fewest,
+        target_ongoing_requests=4,
+        upscale_delay_s=2,
+        downscale_delay_s=30,
+        look_back_period_s=2,
+    )
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="replica",
+        autoscaling_config=scaling,
+        max_ongoing_requests=64,
+        ray_actor_options={"num_cpus": REPLICA_CPUS},
+        graceful_shutdown_timeout_s=10,
+    )
+    return deployment.bind(args["model"], args["home"], args.get("trace"))
+
+
+def start(
+    model: str,
+    home: str,
+    *,
+    replicas: int | tuple[int, int] = 1,
+    port: int | None = None,
+    trace: Carrier | None = None,
+) -> App:
+    """Start a model's application, or return it where it runs already.
+
+    The registry must have a champion for it. Replicas autoscale between the bounds.
+
+    Args:
+        model: the registered name. home: where the registry is.
+        replicas: (fewest, most), or a number.
+        port: for HTTP, when Serve is not running yet; default 8000, or a free one if it is taken.
+        trace: the span whose directory keeps the replicas' spans.
+
+    Raises:
+        ServingError: it did not come up; the message says why.
+    """
+    _bounds(replicas)
+    cluster.connect()
+    _start_serve(port)
+    name = _app_name(model)
+    running = serve.status().applications.get(name)
+    if running is None or running.status != "RUNNING":
+        args = {"model": model, "home": home, "replicas": replicas, "trace": trace}
+        try:
+            serve.run(build(args), name=name, route_prefix=f"/{model}")
+        except RuntimeError as e:
+            details = serve.status().applications.get(name)
+            why = "; ".join(d.message for d in details.deployments.values()) if details else ""
+            serve.delete(name)
+            raise ServingError(f"the application of {model!r} did not start: {why or e}") from e
+    return App(model, f"{_base_url()}/{model}")
+
+
+def attach(model: str) -> App:
+    """Return the running application of a model on the connected cluster.
+
+    Raises:
+        ServingError: it is not running.
+    """
+    cluster.connect()
+    running = serve.status().applications.get(_app_name(model))
+    if running is None:
+        raise ServingError(f"model {model!r} is not being served here: promote a version first")
+    return App(model, f"{_base_url()}/{model}")
+
+
+def _app_name(model: str) -> str:
+    return f"lepton-{model}"
+
+
+def _bounds(replicas: object) -> tuple[int, int]:
+    pair = (replicas, replicas) if isinstance(replicas, int) else replicas
+    if (
+        not isinstance(pair, tuple | list)
+        or len(pair) != 2
+        or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
+        or not 1 <= pair[0] <= pair[1]
+    ):
+        raise ValueError(
+            f"replicas={replicas!r} must be a number of at least 1 or (fewest, most), fewest <= most"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _start_serve(port: int | None) -> None:
+    if _client() is not None:
+        return
+    chosen = port or (PORT if _is_free(PORT) else 0) or _free_port()
+    serve.start(
+        http_options=HTTPOptions(host="127.0.0.1", port=chosen),
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+
+
+def _client() -> Any:
+    """The client of a running Serve, or None. Serve has no public way to ask for its port."""
+    from ray.serve.context import _get_global_client
+
+    try:
+        return _get_global_client(raise_if_no_controller_running=False)
+    except RayServeException:
+        return None
+
+
+def _base_url() -> str:
+    options = _client().http_config
+    host = "127.0.0.1" if options.host in (None, "0.0.0.0") else options.host  # noqa: S104
+    return f"http://{host}:{options.port}"
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+__all__ = ["App", "attach", "build", "outputs_of", "start"]
