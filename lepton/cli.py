@@ -115,7 +115,7 @@ def _workers(text: str) -> int | tuple[int, int]:
 
 
 def _demo(arguments: argparse.Namespace, console: Console) -> None:
-    from lepton.pipeline import demo
+    from lepton.pipeline.demo import demo
 
     demo(arguments.out, keep=arguments.keep, console=console)
 

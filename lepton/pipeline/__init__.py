@@ -1,5 +1,1 @@
-"""The whole loop composed: what ``lepton demo`` runs."""
-
-from lepton.pipeline.demo import Demo, demo
-
-__all__ = ["Demo", "demo"]
+"""The whole loop composed; ``lepton.pipeline.demo`` runs it."""
