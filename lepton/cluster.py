@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ from lepton.errors import LeptonError
 
 LOCAL_CPUS = 6
 """Logical CPUs of a local Ray at least: trainers, readers and replicas fit on a laptop."""
+
+_CHATTY = ("ray._private.authentication.authentication_token_setup",)
+"""Loggers that say at every start what is as it should be (token authentication is on)."""
 
 _HELD: list[str] = []
 
@@ -28,6 +34,8 @@ def connect(**options: Any) -> None:
 
     if ray.is_initialized():
         return
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     quiet: dict[str, Any] = {
         "logging_level": "error",
         "log_to_driver": os.environ.get("LEPTON_WORKER_LOGS") == "1",
@@ -49,6 +57,19 @@ def disconnect() -> None:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         ray.shutdown()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Print nothing that Ray's nodes say while the block runs: for deaths that are meant."""
+    import ray._private.worker as printer
+
+    before = printer._worker_logs_enabled  # noqa: SLF001 - Ray has no public switch
+    printer._worker_logs_enabled = False  # noqa: SLF001
+    try:
+        yield
+    finally:
+        printer._worker_logs_enabled = before  # noqa: SLF001
 
 
 def hold(folder: Path) -> subprocess.Popen[str]:

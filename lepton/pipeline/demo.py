@@ -165,7 +165,8 @@ def _train(shown: Demo, data: Snapshot, trace: Carrier) -> tuple[Run, Stream]:
         transform=Preparation.fit(rows, minmax=["pixels"]),
     )
     home, name = str(shown.out), f"{MODEL}-{data.version}"
-    with kill_one_worker(run_folder(name, home), after_step=KILL_AFTER) as kill:
+    folder = run_folder(name, home)
+    with cluster.hushed(), kill_one_worker(folder, after_step=KILL_AFTER) as kill:
         run = train(
             loop,
             stream,
@@ -319,7 +320,8 @@ def _samples(
 ) -> None:
     """Keep what the page needs beside the figures."""
     rows = test.to_arrow()
-    picked = sorted(traffic.answers)[:24]
+    version = max(traffic.versions, key=int)
+    picked = [i for i, answer in sorted(traffic.answers.items()) if answer[2] == version][:24]
     body: dict[str, Any] = {
         "run": run.name,
         "steps": stream.steps,

@@ -30,7 +30,7 @@ class Traffic:
         sent: requests answered or failed so far. failed: those not answered with 200.
         versions: how many answers each version gave.
         latencies_ms: of each answer. errors: what went wrong, at most a few.
-        answers: row index to answered class, of the newest answer.
+        answers: row index to the newest answer: class, its probability, version.
     """
 
     app: App
@@ -41,7 +41,9 @@ class Traffic:
     versions: dict[str, int] = field(default_factory=dict[str, int])
     latencies_ms: list[float] = field(default_factory=list[float])
     errors: list[str] = field(default_factory=list[str])
-    answers: dict[int, tuple[int, float]] = field(default_factory=dict[int, tuple[int, float]])
+    answers: dict[int, tuple[int, float, str]] = field(
+        default_factory=dict[int, tuple[int, float, str]]
+    )
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: list[threading.Thread] = field(default_factory=list[threading.Thread])
@@ -96,4 +98,4 @@ class Traffic:
             scores = next(iter(outputs_of(body).values()))[0]
             odds = np.exp(scores - scores.max())
             best = int(scores.argmax())
-            self.answers[row] = (best, float(odds[best] / odds.sum()))
+            self.answers[row] = (best, float(odds[best] / odds.sum()), version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 import uuid
@@ -124,6 +125,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         target_ongoing_requests=4,
         upscale_delay_s=2,
         downscale_delay_s=30,
+        metrics_interval_s=1,
         look_back_period_s=2,
     )
     deployment = serve.deployment(
@@ -207,6 +209,7 @@ def _bounds(replicas: object) -> tuple[int, int]:
 
 
 def _start_serve(port: int | None) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if _client() is not None:
         return
     chosen = port or (PORT if _is_free(PORT) else 0) or _free_port()

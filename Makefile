@@ -1,0 +1,38 @@
+# Everything a person or CI does with this repository. `make demo` and `make test` set up all they need.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
+
+.PHONY: demo test check bench clean chromium
+
+demo: $(STAMP)                    ## the whole loop on real data
+	$(BIN)/lepton demo $(ARGS)
+
+test: $(STAMP)-dev chromium       ## every test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)-dev               ## format, lint, types, layers, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q tests/unit
+
+clean:                            ## forget the environment and what the demo wrote
+	rm -rf $(VENV) lepton-demo
+
+chromium:                         # the report's test opens it in a real browser
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) \
+	  || echo "install chromium: a test opens the demo's report in it" >&2
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(VENV)/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(STAMP)-dev: $(VENV)/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(STAMP)
