@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: it failed, with the reason on standard error. 2: wrong usage. 130: interrupted.
     """
     arguments = _parser().parse_args(argv)
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a late call must not start a Ray anew
     signal.signal(signal.SIGTERM, _as_interrupt)
     console = Console()
     try:
@@ -204,8 +205,9 @@ def _models(arguments: argparse.Namespace, console: Console) -> None:
         state = registry.state(model)
         roles = {state.pointer.champion: "champion", state.pointer.canary: "canary"}
         for number, entry in sorted(state.versions.items()):
-            metrics = ", ".join(f"{k} {v:.4f}" for k, v in entry.metrics.items())
-            source = f"{entry.lineage.get('table')}@{entry.lineage.get('table_version')}"
+            metrics = "\n".join(f"{k} {v:.4f}" for k, v in entry.metrics.items())
+            table = str(entry.lineage.get("table")).rsplit("/", 1)[-1]
+            source = f"{table}@{entry.lineage.get('table_version')}"
             created = entry.created.strftime("%Y-%m-%d %H:%M")
             shown.add_row(model, str(number), roles.get(number, ""), metrics, source, created)
     console.print(shown)

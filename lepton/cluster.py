@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,6 +83,7 @@ def hold(folder: Path) -> subprocess.Popen[str]:
         LeptonError: it did not come up.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _require_token(folder / "ray.token")
     with (folder / "ray.log").open("w") as log:
         holder = subprocess.Popen(
             [sys.executable, "-m", "lepton.cluster"],
@@ -97,6 +99,19 @@ def hold(folder: Path) -> subprocess.Popen[str]:
         raise LeptonError(f"a local Ray did not start: see {folder / 'ray.log'}")
     _HELD.append(address)
     return holder
+
+
+def _require_token(path: Path) -> None:
+    """Make a token that only this user can read, and use it here and in child processes."""
+    if os.environ.get("RAY_AUTH_MODE"):
+        return
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as f:
+        f.write(secrets.token_hex(32))
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+    if "ray" in sys.modules:  # it has read the environment already; have it look again
+        from ray._raylet import Config
+
+        Config.initialize("")
 
 
 def _hold() -> None:

@@ -31,6 +31,7 @@ from lepton.preprocess import Preparation
 from lepton.promotion import CanaryRule, promote
 from lepton.registry import ModelVersion, Registry
 from lepton.serving import App
+from lepton.serving.app import leave
 from lepton.serving.protocol import request_of
 from lepton.stream import Stream
 from lepton.telemetry import Carrier
@@ -99,6 +100,7 @@ def demo(
         finished = True
     finally:
         telemetry.flush()
+        leave()
         cluster.disconnect()
         if holder is not None and not finished:
             holder.terminate()

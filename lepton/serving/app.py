@@ -190,6 +190,13 @@ def attach(model: str) -> App:
     return App(model, f"{_base_url()}/{model}")
 
 
+def leave() -> None:
+    """Let go of the running Serve before this process leaves Ray; the applications run on."""
+    client = _client() if ray.is_initialized() else None
+    if client is not None:
+        client.shutdown_cached_handles()
+
+
 def _app_name(model: str) -> str:
     return f"lepton-{model}"
 
@@ -246,4 +253,4 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-__all__ = ["App", "attach", "build", "outputs_of", "start"]
+__all__ = ["App", "attach", "build", "leave", "outputs_of", "start"]
