@@ -27,8 +27,10 @@ class CanaryRule:
     patience_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.bake_s < 0 or self.patience_s < self.bake_s:
+        if not 0 <= self.bake_s <= self.patience_s:  # refuses NaN too
             raise ValueError("bake_s must be at least 0 and patience_s at least bake_s")
+        if self.max_latency_ratio is not None and not self.max_latency_ratio > 0:
+            raise ValueError("max_latency_ratio must be above 0, or None")
         if self.min_requests < 1 or not 0 <= self.max_error_rate <= 1:
             raise ValueError("min_requests must be at least 1, max_error_rate in [0, 1]")
 
@@ -53,8 +55,10 @@ class Decision:
 def decide(rule: CanaryRule, canary: Observed, champion: Observed, elapsed_s: float) -> Decision:
     """Judge a canary.
 
-    It is given up at once when its failures already exceed what ``max_error_rate`` allows of
-    ``min_requests``; so a handful of requests cannot condemn it, nor can it hide behind few.
+    It is given up at once when its failures exceed what ``max_error_rate`` allows of the requests
+    seen, or of ``min_requests`` while fewer were seen: it would fail then even if every request
+    still to come succeeded. So one failure condemns it where ``max_error_rate * min_requests`` is
+    below 1, as it is by default; raise either to bear some.
     """
     allowed = rule.max_error_rate * max(canary.requests, rule.min_requests)
     if canary.errors > allowed:

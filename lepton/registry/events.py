@@ -74,6 +74,7 @@ class Event:
         reason: why, for ``aborted`` and ``rolled_back``.
         gate: results of the gates that were checked.
         registered: the version, for ``registered``.
+        id: random, so that a writer knows its own event again.
     """
 
     model: str
@@ -87,6 +88,7 @@ class Event:
     registered: ModelVersion | None = None
     actor: str = ""
     trace_id: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,9 +115,10 @@ def apply(state: ModelState, event: Event) -> ModelState:
         RegistryError: the event is not the next one, or not possible in this state.
     """
     pointer = state.pointer
-    if event.seq != pointer.seq + 1:
+    if event.model != state.model or event.seq != pointer.seq + 1:
         raise RegistryError(
-            f"event {event.seq} of model {state.model!r} does not follow event {pointer.seq}"
+            f"event {event.seq} of model {event.model!r} does not follow event {pointer.seq} of "
+            f"model {state.model!r}"
         )
     if event.kind == "registered":
         return _registered(state, event)
@@ -140,7 +143,8 @@ def apply(state: ModelState, event: Event) -> ModelState:
 
 def _registered(state: ModelState, event: Event) -> ModelState:
     entry = event.registered
-    if entry is None or entry.version != max(state.versions, default=0) + 1:
+    following = max(state.versions, default=0) + 1
+    if entry is None or (entry.model, entry.version) != (state.model, following):
         raise RegistryError(f"event {event.seq} of {state.model!r} registers no next version")
     versions = {**state.versions, entry.version: entry}
     return replace(state, versions=versions, pointer=replace(state.pointer, seq=event.seq))
@@ -174,13 +178,14 @@ def check_name(model: str) -> None:
         )
 
 
-def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+def check_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return metrics as floats.
 
     Raises:
         ValueError: one is not a finite number.
     """
     for name, value in metrics.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
             raise ValueError(f"metric {name!r} must be a finite number, not {value!r}")
     return {name: float(value) for name, value in metrics.items()}

@@ -2,9 +2,12 @@
 
 Columns: ``model`` string, ``seq`` int64, ``time`` timestamp, ``kind`` string, ``version`` int64,
 ``share`` double, ``actor`` string, ``trace_id`` string, ``reason`` string, ``checkpoint`` string,
-``payload`` string (JSON: lineage, metrics, signature, tags, gate results). Event n of a model
-carries the Delta transaction (``lepton-registry/<model>``, n): two writers of the same n conflict
-in the log itself, so that one of them loses.
+``payload`` string (JSON: lineage, metrics, signature, tags, gate results, the event's random id).
+Event n of a model carries the Delta transaction (``lepton-registry/<model>``, n): two writers of
+the same n conflict in the log itself, so that one of them loses.
+
+Delta compares a transaction only with commits newer than the writer's table handle. So a decision
+and its commit hold the lock: nothing moves the handle past the state that was decided on.
 """
 
 from __future__ import annotations
@@ -12,18 +15,22 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+from pyarrow.fs import PyFileSystem
 
 from lepton.errors import ConflictError, RegistryError
 from lepton.registry.events import (
@@ -42,13 +49,13 @@ SCHEMA = pa.schema(
         pa.field("seq", pa.int64(), nullable=False),
         pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
-        ("version", pa.int64()),
-        ("share", pa.float64()),
-        ("actor", pa.string()),
-        ("trace_id", pa.string()),
-        ("reason", pa.string()),
-        ("checkpoint", pa.string()),
-        ("payload", pa.string()),
+        pa.field("version", pa.int64()),
+        pa.field("share", pa.float64()),
+        pa.field("actor", pa.string()),
+        pa.field("trace_id", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("checkpoint", pa.string()),
+        pa.field("payload", pa.string()),
     ]
 )
 RETRIES = 50
@@ -109,12 +116,20 @@ class Registry:
 
     def history(self, model: str) -> list[Event]:
         """Return a model's events, oldest first."""
-        self.state(model)
-        return list(self._events.get(model, []))
+        check_name(model)
+        with self._lock:
+            self._refresh()
+            return list(self._events.get(model, []))
 
     def at(self, model: str, time: datetime) -> ModelState:
-        """Return the state as it was at a time (with a time zone)."""
-        return state_of(model, [e for e in self.history(model) if e.time <= time])
+        """Return the state as it was at a time.
+
+        Raises:
+            ValueError: the time has no time zone.
+        """
+        if time.tzinfo is None:
+            raise ValueError(f"time {time} has no time zone: say datetime(..., tzinfo=UTC)")
+        return state_of(model, takewhile(lambda e: e.time <= time, self.history(model)))
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -131,106 +146,139 @@ class Registry:
         """Record the next version of a model, whatever number that is by then.
 
         Args:
-            described: lineage, signature, size and tags of :class:`ModelVersion`.
+            model: its name.
+            checkpoint: uri of the checkpoint's manifest.
+            manifest_sha256: hash of that manifest.
+            metrics: finite figures to gate on.
+            trace_id: the trace under which it is registered.
+            described: lineage, signature, size and tags of :class:`ModelVersion`; JSON only.
+
+        Raises:
+            ValueError: no name for a model, or a metric that is not finite.
+            RegistryError: the table cannot be read or written.
         """
         check_name(model)
         figures = check_metrics(metrics or {})
         for _ in range(RETRIES):
-            state = self.state(model)
-            entry = ModelVersion(
-                model=model,
-                version=max(state.versions, default=0) + 1,
-                checkpoint=checkpoint,
-                manifest_sha256=manifest_sha256,
-                metrics=figures,
-                parent=state.pointer.champion,
-                created=_now(),
-                actor=_actor(),
-                trace_id=trace_id,
-                **described,
-            )
-            try:
-                self._commit(state, "registered", version=entry.version, registered=entry)
-            except ConflictError:
-                continue
-            return entry
+            with self._lock:
+                state = self.state(model)
+                entry = ModelVersion(
+                    model=model,
+                    version=max(state.versions, default=0) + 1,
+                    checkpoint=checkpoint,
+                    manifest_sha256=manifest_sha256,
+                    metrics=figures,
+                    parent=state.pointer.champion,
+                    created=_now(),
+                    actor=_actor(),
+                    trace_id=trace_id,
+                    **described,
+                )
+                if self._commit(state, "registered", version=entry.version, registered=entry):
+                    return entry
         raise ConflictError(f"could not register a version of {model!r}: too many writers at once")
 
     def start_canary(
-        self, model: str, version: int, share: float, *, expect: int | None, gate: Sequence[Any] = ()
+        self,
+        model: str,
+        version: int,
+        share: float,
+        *,
+        expect: int | None,
+        gate: Sequence[Any] = (),
+        trace_id: str = "",
     ) -> ModelState:
         """Give a version a share of requests beside the champion.
 
         Args:
+            model: its name.
+            version: the canary's number.
+            share: of requests, in (0, 1].
             expect: the pointer's ``seq`` that the caller saw; None acts on the newest.
             gate: results of the gates that it passed.
+            trace_id: the trace under which this happens.
 
         Raises:
             ConflictError: the model has moved on since ``expect``.
             RegistryError: not possible in this state.
         """
-        return self._move(model, expect, "canary", version=version, share=share, gate=_plain(gate))
+        fields = {"version": version, "share": share, "gate": _plain(gate), "trace_id": trace_id}
+        return self._move(model, expect, "canary", **fields)
 
     def promote(
-        self, model: str, version: int, *, expect: int | None, gate: Sequence[Any] = ()
+        self,
+        model: str,
+        version: int,
+        *,
+        expect: int | None,
+        gate: Sequence[Any] = (),
+        trace_id: str = "",
     ) -> ModelState:
         """Make a version the champion; raises as :meth:`start_canary`."""
-        return self._move(model, expect, "promoted", version=version, gate=_plain(gate))
+        fields = {"version": version, "gate": _plain(gate), "trace_id": trace_id}
+        return self._move(model, expect, "promoted", **fields)
 
-    def abort_canary(self, model: str, *, expect: int | None, reason: str) -> ModelState:
+    def abort_canary(
+        self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
+    ) -> ModelState:
         """Take the canary's share away; raises as :meth:`start_canary`."""
-        return self._move(model, expect, "aborted", reason=reason)
+        return self._move(model, expect, "aborted", reason=reason, trace_id=trace_id)
 
-    def rollback(self, model: str, *, expect: int | None, reason: str) -> ModelState:
+    def rollback(
+        self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
+    ) -> ModelState:
         """Make the former champion the champion; raises as :meth:`start_canary`."""
-        return self._move(model, expect, "rolled_back", reason=reason)
+        return self._move(model, expect, "rolled_back", reason=reason, trace_id=trace_id)
 
     def _move(self, model: str, expect: int | None, kind: str, **fields: Any) -> ModelState:
         for _ in range(RETRIES):
-            state = self.state(model)
-            if expect is not None and state.pointer.seq != expect:
-                raise ConflictError(
-                    f"model {model!r} moved to event {state.pointer.seq} since event {expect} was "
-                    "read: look at its state and decide again"
-                )
-            try:
-                return self._commit(state, kind, **fields)
-            except ConflictError:
-                if expect is not None:
-                    raise
+            with self._lock:
+                state = self.state(model)
+                if expect is not None and state.pointer.seq != expect:
+                    raise ConflictError(
+                        f"model {model!r} is at event {state.pointer.seq}, not at event {expect} "
+                        "that was read: look at its state and decide again"
+                    )
+                after = self._commit(state, kind, **fields)
+                if after is not None:
+                    return after
         raise ConflictError(f"could not move {model!r}: too many writers at once")
 
-    def _commit(self, state: ModelState, kind: str, **fields: Any) -> ModelState:
+    def _commit(self, state: ModelState, kind: str, **fields: Any) -> ModelState | None:
+        """Commit the event after ``state``; None if another commit came between. Needs the lock."""
+        former = self._events.get(state.model, [])
         event = Event(
             model=state.model,
             seq=state.pointer.seq + 1,
-            time=_now(),
+            # clocks of machines differ; a model's time never runs backwards
+            time=max([_now(), *(e.time for e in former[-1:])]),
             kind=kind,
             actor=_actor(),
+            id=secrets.token_hex(8),
             **fields,
         )
         after = apply(state, event)  # refuses what is not possible, before anything is written
-        transaction = Transaction(f"lepton-registry/{event.model}", event.seq)
-        with self._lock:
-            try:
-                write_deltalake(
-                    self._table if self._table is not None else self.uri,
-                    pa.Table.from_pylist([_row(event)], schema=SCHEMA),
-                    mode="append" if self._table is not None else "error",
-                    storage_options=self._options,
-                    commit_properties=CommitProperties(
-                        app_transactions=[transaction], max_commit_retries=0
-                    ),
-                )
-            except (CommitFailedError, DeltaError, OSError) as e:
-                self._table = None
-                self._refresh()
-                if self._states.get(event.model, ModelState(model="")).pointer.seq >= event.seq:
-                    raise ConflictError(f"somebody else moved {event.model!r} first") from e
-                if isinstance(e, CommitFailedError) or "already exists" in str(e):
-                    raise ConflictError(f"the registry {self.uri} was busy") from e
-                raise RegistryError(f"cannot write to the registry {self.uri}: {e}") from e
+        try:
+            self._write(event)
+        except (DeltaError, OSError) as e:
+            self._table = None
+            self._refresh()
+            if any(e.id == event.id for e in self._events.get(event.model, [])):
+                return after  # what failed came after the commit, such as Delta's own checkpoint
+            if isinstance(e, CommitFailedError) or "already exists" in str(e):
+                return None
+            raise RegistryError(f"cannot write to the registry {self.uri}: {e}") from e
         return after
+
+    def _write(self, event: Event) -> None:
+        transaction = Transaction(f"lepton-registry/{event.model}", event.seq)
+        write_deltalake(
+            self._table if self._table is not None else self.uri,
+            pa.Table.from_pylist([_row(event)], schema=SCHEMA),
+            mode="append" if self._table is not None else "error",
+            storage_options=self._options,
+            commit_properties=CommitProperties(app_transactions=[transaction]),
+        )
 
     def _refresh(self) -> None:
         """Fold in what was committed since the last look."""
@@ -239,44 +287,42 @@ class Registry:
                 self._table = DeltaTable(self.uri, storage_options=self._options)
             else:
                 self._table.update_incremental()
+            if self._table.version() != self._folded:
+                self._fold(self._table)
         except TableNotFoundError:
             return
-        except (DeltaError, OSError) as e:
-            raise RegistryError(f"cannot read the registry {self.uri}: {e}") from e
-        if self._table.version() != self._folded:
-            self._fold(self._table)
+        except (DeltaError, OSError, ValueError, KeyError) as e:
+            raise RegistryError(f"cannot read the registry {self.uri}: {e!r}") from e
 
     def _fold(self, opened: DeltaTable) -> None:
         files = set(opened.file_uris())
-        if self._files - files:  # somebody compacted the table: read it anew
-            self._files, self._events, self._states = set(), {}, {}
-        fresh = sorted(files - self._files)
-        rows: list[dict[str, Any]] = []
-        for uri in fresh:
-            rows += self._read(uri)
+        kept = self._files <= files  # if not, somebody compacted the table: read it anew
+        rows = [r for f in files - (self._files if kept else set()) for r in self._read(f)]
+        states = dict(self._states) if kept else {}
+        fresh: dict[str, list[Event]] = {}
         for row in sorted(rows, key=lambda r: (r["model"], r["seq"])):
             event = _event(row)
-            state = self._states.get(event.model, ModelState(model=event.model))
-            self._states[event.model] = apply(state, event)
-            self._events.setdefault(event.model, []).append(event)
-        self._files |= set(fresh)
-        self._folded = opened.version()
+            states[event.model] = apply(
+                states.get(event.model, ModelState(model=event.model)), event
+            )
+            fresh.setdefault(event.model, []).append(event)
+        former = self._events if kept else {}
+        # nothing above changed the registry: a file that cannot be read is tried again next time
+        self._events = {**former, **{m: [*former.get(m, []), *new] for m, new in fresh.items()}}
+        self._states, self._files, self._folded = states, files, opened.version()
 
     def _read(self, uri: str) -> list[dict[str, Any]]:
         if "://" not in uri:
             return pq.ParquetFile(Path(uri)).read().to_pylist()
-        from deltalake.fs import DeltaStorageHandler
-        from pyarrow.fs import PyFileSystem
-
         inside = uri.removeprefix(self.uri.rstrip("/") + "/")
-        handler = PyFileSystem(DeltaStorageHandler(self.uri, self._options))
-        with handler.open_input_file(inside) as source:
+        files = PyFileSystem(cast("Any", DeltaStorageHandler)(self.uri, self._options))
+        with files.open_input_file(inside) as source:
             return pq.ParquetFile(source).read().to_pylist()
 
 
 def _row(event: Event) -> dict[str, Any]:
     entry = event.registered
-    payload: dict[str, Any] = {"gate": list(event.gate)}
+    payload: dict[str, Any] = {"id": event.id, "gate": list(event.gate)}
     if entry is not None:
         payload["version"] = {**asdict(entry), "created": entry.created.isoformat()}
     return {
@@ -295,10 +341,12 @@ def _row(event: Event) -> dict[str, Any]:
 
 
 def _event(row: Mapping[str, Any]) -> Event:
-    payload = json.loads(row["payload"])
-    entry = payload.get("version")
-    if entry is not None:
-        entry = ModelVersion(**{**entry, "created": datetime.fromisoformat(entry["created"])})
+    payload: dict[str, Any] = json.loads(row["payload"])
+    stored: dict[str, Any] | None = payload.get("version")
+    entry: ModelVersion | None = None
+    if stored is not None:
+        created = datetime.fromisoformat(stored.pop("created"))
+        entry = ModelVersion(**stored, created=created)
     return Event(
         model=row["model"],
         seq=row["seq"],
@@ -311,11 +359,12 @@ def _event(row: Mapping[str, Any]) -> Event:
         registered=entry,
         actor=row["actor"] or "",
         trace_id=row["trace_id"] or "",
+        id=payload.get("id", ""),
     )
 
 
 def _plain(gate: Sequence[Any]) -> tuple[dict[str, Any], ...]:
-    return tuple(g if isinstance(g, dict) else asdict(g) for g in gate)
+    return tuple(asdict(g) if is_dataclass(g) else dict(g) for g in gate)
 
 
 def _now() -> datetime:
@@ -324,5 +373,3 @@ def _now() -> datetime:
 
 def _actor() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
-
-

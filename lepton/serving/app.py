@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import socket
 import time
@@ -20,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 
 from lepton import cluster
 from lepton.errors import ServingError
-from lepton.serving.protocol import request_of
+from lepton.serving.protocol import dtype_of, request_of
 from lepton.serving.replica import Replica
 from lepton.telemetry import Carrier
 
@@ -108,7 +109,10 @@ def outputs_of(response: Mapping[str, Any]) -> dict[str, Any]:
     """Return the outputs of an inference response as NumPy arrays."""
     import numpy as np
 
-    return {t["name"]: np.array(t["data"]).reshape(t["shape"]) for t in response["outputs"]}
+    return {
+        t["name"]: np.array(t["data"], dtype_of(t["datatype"])).reshape(t["shape"])
+        for t in response["outputs"]
+    }
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -216,6 +220,8 @@ def _bounds(replicas: object) -> tuple[int, int]:
 
 
 def _start_serve(port: int | None) -> None:
+    atexit.unregister(leave)
+    atexit.register(leave)  # Serve's threads would call a Ray that is gone, and so start a new one
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if _client() is not None:
         return

@@ -204,3 +204,12 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
         return "BOOL"
     prefix = {"f": "FP", "i": "INT", "u": "UINT"}[dtype.kind]
     return f"{prefix}{dtype.itemsize * 8}"
+
+
+def dtype_of(datatype: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of a protocol datatype."""
+    if datatype == "BOOL":
+        return np.dtype(np.bool_)
+    kind = datatype.rstrip("0123456789")
+    letter = {"FP": "f", "INT": "i", "UINT": "u"}[kind]
+    return np.dtype(f"{letter}{int(datatype.removeprefix(kind)) // 8}")

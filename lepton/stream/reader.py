@@ -5,6 +5,7 @@ Both engines read with :func:`read_unit`; they differ in where it runs.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from lepton import telemetry
 from lepton.errors import LakeError, StreamError
 from lepton.lake import Snapshot
 from lepton.lake.read import POSITION
 from lepton.stream.order import Ints, Order, Unit, row_ids
+from lepton.telemetry import Carrier
 
 ROW = "__row__"
 """Name of the int64 column that carries each row's identity from the file to the ledger."""
@@ -32,6 +35,7 @@ class Source:
 
     snapshot: Snapshot
     transform: Transform | None
+    carrier: Carrier | None = None
 
     def live(self, order: Order, chunk: int) -> pa.Table:
         """Return the live rows of a chunk in stored order, with their identities."""
@@ -54,12 +58,17 @@ def read_unit(source: Source, order: Order, unit: Unit) -> pa.Table:
     Raises:
         StreamError: a file of the table cannot be read.
     """
+    began = time.time_ns()
     try:
         chunks = [source.live(order, int(c)) for c in order.window_chunks(unit.window)]
     except LakeError as e:
         raise StreamError(f"the stream stops in epoch {unit.epoch}: {e}") from e
     wanted = order.window_rows(unit.window)[unit.low : unit.high]
-    return pa.concat_tables(chunks).take(pa.array(wanted))
+    rows = pa.concat_tables(chunks).take(pa.array(wanted))
+    if source.carrier is not None:
+        attributes = {"lepton.epoch": unit.epoch, "lepton.lane": unit.lane, "lepton.rows": unit.rows}
+        telemetry.record("lepton.read", source.carrier, began, attributes=attributes)
+    return rows
 
 
 def transformed(rows: pa.Table, transform: Transform | None) -> pa.Table:

@@ -18,6 +18,7 @@ from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.order import Digest, Layout, Order, Unit, digest_of, lanes_of, layout_of
 from lepton.stream.reader import ROW, Source, Transform, expected_rows, read_here, transformed
 from lepton.stream.shard import Format, Shard
+from lepton.telemetry import Carrier
 
 if TYPE_CHECKING:
     import ray.data
@@ -68,6 +69,7 @@ class Stream:
         engine: who reads: ``worker`` (each rank, in threads), ``ray_data`` (Ray Data's tasks), or
             ``auto``. The order is the same.
         transform: a Preparation, or any function from an Arrow table to one with the same rows.
+        trace: the span under which reads are recorded; set by :func:`lepton.train`.
 
     Memory per rank: about (lanes owned + 3) windows of 4 × 65,536 rows at most.
     """
@@ -80,6 +82,7 @@ class Stream:
     lanes: int | None = None
     engine: Engine = "auto"
     transform: Transform | None = None
+    trace: Carrier | None = None
     _cache: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     def __post_init__(self) -> None:
@@ -174,7 +177,7 @@ class Stream:
     @property
     def source(self) -> Source:
         """What a reader needs."""
-        return Source(snapshot=self.snapshot, transform=self.transform)
+        return Source(snapshot=self.snapshot, transform=self.transform, carrier=self.trace)
 
     @property
     def empty(self) -> pa.Table:

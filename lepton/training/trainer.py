@@ -86,6 +86,7 @@ def train(
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
         _write_run(folder, name, stream, span.carrier)
+        stream = replace(stream, trace=span.carrier)
         if workers == 1:
             _train_here(loop, stream, plan)
         else:

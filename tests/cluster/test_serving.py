@@ -1,0 +1,234 @@
+"""Promotion and serving with a real Ray Serve and real HTTP clients."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import lepton
+from lepton.errors import CheckpointError, ConflictError, GateError, ServingError
+from lepton.lake import Snapshot
+from lepton.monitoring import count_answers
+from lepton.preprocess import Preparation
+from lepton.promotion import CanaryRule
+from lepton.registry import Registry
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def loop(worker: Any) -> None:
+    torch.manual_seed(worker.step_number)
+    net = torch.nn.Linear(3, 2)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    worker.attach(net=net, opt=opt)
+    for batch in worker.batches():
+        scores = net(batch["x"])
+        worker.step(torch.nn.functional.cross_entropy(scores, batch["y"], reduction="sum"))
+
+
+class World:
+    """A table, three registered versions and the home they live in."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = str(home)
+        x = np.random.default_rng(0).normal(5, 2, (600, 3)).astype("float32")
+        y = (x.sum(1) > 15).astype("int64")
+        rows = pa.table({"x": list(x), "y": y})
+        self.table: Snapshot = lepton.write(rows, home / "lake" / "t")
+        prepare = Preparation.fit(self.table, standard=["x"])
+        self.versions = []
+        for seed in range(4):
+            stream = self.table.stream(batch_size=50, epochs=2, seed=seed, transform=prepare)
+            run = lepton.train(loop, stream, name=f"r{seed}", home=self.home)
+            found = lepton.evaluate(run, self.table, label="y", home=self.home)
+            self.versions.append(
+                lepton.register(run, "m", metrics=found.metrics, home=self.home)
+            )
+        self.registry = Registry(f"{self.home}/registry")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> World:
+    found = World(tmp_path_factory.mktemp("serving"))
+    app = lepton.promote(found.versions[0], home=found.home, replicas=(1, 2))
+    found.app = app  # type: ignore[attr-defined]
+    return found
+
+
+def post(app: Any, body: str | bytes) -> httpx.Response:
+    return httpx.post(app.infer_url, content=body, timeout=30)
+
+
+def test_answers_are_those_of_the_checkpoint_and_are_logged(world: World) -> None:
+    rows = world.table.head(7)
+    before = count_answers("m", world.home)
+    served = world.app.predict(rows)["output"]
+
+    from lepton import checkpoints
+    from lepton.export.restore import Predictor
+
+    manifest = checkpoints.load(world.versions[0].checkpoint)
+    assert np.array_equal(served, Predictor(manifest)(rows)["output"].numpy())
+    wait_until(lambda: count_answers("m", world.home) == before + 1)
+    log = lepton.table(f"{world.home}/answers/m").to_arrow().to_pandas()
+    assert len(log[log["row"] == 6]) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "no json",
+        "[]",
+        "{}",
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}',
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, "a"]}]}',
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, NaN]}]}',
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, null]}]}',
+        '{"inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 3], "data": [1, 2, 3]}]}',
+        '{"inputs": [{"name": "q", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}',
+    ],
+)
+def test_a_wrong_request_is_told_what_was_expected(world: World, body: str) -> None:
+    reply = post(world.app, body)
+
+    assert reply.status_code == 400
+    assert "error" in reply.json()
+
+
+def test_a_canary_takes_over_under_load_and_no_request_fails(world: World) -> None:
+    with Load(world) as load:
+        lepton.promote(
+            world.versions[1],
+            canary=0.3,
+            rule=CanaryRule(bake_s=1, min_requests=10),
+            gate="accuracy >= 0",
+            home=world.home,
+        )
+        load.more(20)
+
+    assert load.failed == []
+    assert set(load.versions) == {"1", "2"}
+    assert load.versions[-10:] == ["2"] * 10
+    assert world.registry.state("m").pointer.champion == 2
+
+
+def test_a_broken_checkpoint_harms_no_request(world: World) -> None:
+    broken = world.versions[2]
+    from lepton import checkpoints
+
+    manifest = checkpoints.load(broken.checkpoint)
+    state = manifest.path(checkpoints.STATE)
+    whole = state.read_bytes()
+    before = world.registry.state("m").pointer
+    with Load(world) as load:
+        state.write_bytes(whole[:-8])
+        with pytest.raises(CheckpointError, match="does not match its hash"):
+            lepton.promote(broken, home=world.home)
+        # somebody else's promotion went past that check: the replicas must refuse by themselves
+        moved = world.registry.promote("m", broken.version, expect=before.seq)
+        with pytest.raises(ServingError, match="does not match its hash"):
+            world.app.wait_for(moved.pointer.seq)
+        load.more(20)
+    state.write_bytes(whole)
+    back = world.registry.rollback("m", expect=moved.pointer.seq, reason="broken")
+    world.app.wait_for(back.pointer.seq)
+
+    assert load.failed == []
+    assert set(load.versions) == {str(before.champion)}
+
+
+def test_a_failing_canary_is_rolled_back_by_itself(world: World) -> None:
+    champion = world.registry.state("m").pointer.champion
+    rule = CanaryRule(bake_s=30, min_requests=5, max_error_rate=0, max_latency_ratio=1e-9)
+    with Load(world) as load, pytest.raises(ServingError, match="was rolled back: p99 latency"):
+        lepton.promote(world.versions[3], canary=0.5, rule=rule, home=world.home)
+
+    pointer = world.registry.state("m").pointer
+    assert (pointer.champion, pointer.canary) == (champion, None)
+    assert world.registry.history("m")[-1].kind == "aborted"
+    assert load.failed == []
+
+
+def test_rollback_brings_the_former_champion_back(world: World) -> None:
+    before = world.registry.state("m").pointer
+    lepton.promote(world.versions[3], home=world.home)
+    state = lepton.rollback("m", home=world.home)
+
+    assert state.pointer.champion == before.champion
+    reply = post(world.app, request(world))
+    assert reply.json()["model_version"] == str(before.champion)
+
+
+def test_a_gate_that_fails_changes_nothing(world: World) -> None:
+    before = world.registry.state("m").pointer
+    with pytest.raises(GateError, match="did not pass"):
+        lepton.promote(world.versions[3], gate="accuracy > 1.5", home=world.home)
+    with pytest.raises(ConflictError):
+        world.registry.promote("m", 4, expect=before.seq - 1)
+
+    assert world.registry.state("m").pointer == before
+
+
+def test_a_request_continues_the_callers_trace(world: World) -> None:
+    header = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    reply = httpx.post(
+        world.app.infer_url, content=request(world), headers={"traceparent": header}, timeout=30
+    )
+
+    assert reply.headers["traceparent"].split("-")[1] == "ab" * 16
+
+
+def request(world: World) -> bytes:
+    from lepton.serving.protocol import request_of
+
+    rows = world.table.select(["x"]).head(1)
+    return request_of(rows, [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}])
+
+
+def wait_until(condition: Any) -> None:
+    done = threading.Event()
+    for _ in range(300):
+        if condition():
+            return
+        done.wait(0.1)
+    raise AssertionError("waited 30 s in vain")
+
+
+class Load:
+    """A client that keeps asking from another thread and notes every answer."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self.versions: list[str] = []
+        self.failed: list[str] = []
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def more(self, requests: int) -> None:
+        until = len(self.versions) + requests
+        wait_until(lambda: len(self.versions) >= until or self.failed)
+
+    def _ask(self) -> None:
+        body = request(self._world)
+        with httpx.Client(timeout=30) as http:
+            while not self._stop.is_set():
+                reply = http.post(self._world.app.infer_url, content=body)
+                if reply.status_code == 200:
+                    self.versions.append(reply.json()["model_version"])
+                else:
+                    self.failed.append(reply.text)
