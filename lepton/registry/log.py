@@ -19,7 +19,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
@@ -364,7 +364,8 @@ def _event(row: Mapping[str, Any]) -> Event:
 
 
 def _plain(gate: Sequence[Any]) -> tuple[dict[str, Any], ...]:
-    return tuple(asdict(g) if is_dataclass(g) else dict(g) for g in gate)
+    results: list[dict[str, Any]] = [g if isinstance(g, dict) else asdict(g) for g in gate]
+    return tuple(results)
 
 
 def _now() -> datetime:

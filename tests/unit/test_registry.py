@@ -1,0 +1,419 @@
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton.errors import ConflictError, RegistryError
+from lepton.promotion.gates import check_all
+from lepton.registry import Event, ModelState, ModelVersion, Pointer, Registry, log
+from lepton.registry.events import apply, state_of
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def event(seq, kind, model="m", **fields):
+    return Event(model=model, seq=seq, time=START + timedelta(seconds=seq), kind=kind, **fields)
+
+
+def registered(seq, version, model="m"):
+    entry = ModelVersion(
+        model=model, version=version, checkpoint="c", manifest_sha256="s", created=START
+    )
+    return event(seq, "registered", version=version, registered=entry)
+
+
+def put(registry, model="m", **fields):
+    return registry.register(model, checkpoint="c.json", manifest_sha256="s", **fields)
+
+
+# -- the fold -----------------------------------------------------------------------------------
+
+attempts = st.lists(
+    st.tuples(
+        st.sampled_from(["registered", "canary", "promoted", "aborted", "rolled_back"]),
+        st.integers(1, 4),
+        st.sampled_from([0.1, 1.0, 0.0, 1.5]),
+    ),
+    max_size=30,
+)
+
+
+def legal(tries):
+    """Events that the fold accepts, with the state after each."""
+    state, accepted = ModelState(model="m"), []
+    for kind, version, share in tries:
+        seq = state.pointer.seq + 1
+        tried = event(seq, kind, version=version, share=share)
+        if kind == "registered":
+            tried = registered(seq, len(state.versions) + 1)
+        try:
+            state = apply(state, tried)
+        except RegistryError:
+            continue
+        accepted.append((tried, state))
+    return accepted
+
+
+@settings(max_examples=150, deadline=None)
+@given(attempts)
+def test_every_prefix_has_a_well_defined_pointer(tries):
+    champions = [None]
+    for number, (tried, state) in enumerate(legal(tries), start=1):
+        pointer = state.pointer
+        assert pointer.seq == tried.seq == number
+        assert list(state.versions) == list(range(1, len(state.versions) + 1))
+        named = [v for v in (pointer.champion, pointer.previous, pointer.canary) if v is not None]
+        assert set(named) <= set(state.versions)
+        assert pointer.champion not in (pointer.previous, pointer.canary) or not named
+        assert (pointer.canary is not None) == (0 < pointer.share <= 1)
+        assert pointer.champion is not None or not named
+        moved = tried.kind in ("promoted", "rolled_back")
+        assert moved == (pointer.champion != champions[-1])
+        if tried.kind == "rolled_back":
+            assert pointer.champion == champions[-2]
+        if moved:
+            champions = (
+                champions[:-1] if tried.kind == "rolled_back" else [champions[-1], pointer.champion]
+            )
+
+
+@settings(max_examples=100, deadline=None)
+@given(attempts, st.integers(0, 30))
+def test_folding_in_two_parts_is_folding_at_once(tries, at):
+    events = [e for e, _ in legal(tries)]
+    state = state_of("m", events[:at])
+    for late in events[at:]:
+        state = apply(state, late)
+    assert state == state_of("m", events)
+
+
+BEGUN = state_of("m", [registered(1, 1), registered(2, 2)])
+LIVE = apply(BEGUN, event(3, "promoted", version=1))
+
+
+@pytest.mark.parametrize(
+    ("state", "illegal", "message"),
+    [
+        (BEGUN, event(2, "promoted", version=1), "event 2 .* does not follow event 2"),
+        (BEGUN, event(4, "promoted", version=1), "event 4 .* does not follow event 2"),
+        (BEGUN, event(3, "promoted", model="n", version=1), "of model 'n' does not follow"),
+        (BEGUN, event(3, "promoted", version=3), r"no version 3; it has: \[1, 2\]"),
+        (BEGUN, event(3, "promoted"), "no version None"),
+        (BEGUN, event(3, "canary", version=1, share=0.1), "no champion beside which"),
+        (BEGUN, event(3, "aborted"), "no canary"),
+        (BEGUN, event(3, "rolled_back"), "no former champion"),
+        (BEGUN, event(3, "crowned", version=1), "unknown kind 'crowned'"),
+        (BEGUN, event(3, "registered", version=3), "registers no next version"),
+        (BEGUN, registered(3, 4), "registers no next version"),
+        (BEGUN, replace(registered(3, 3, model="n"), model="m"), "registers no next version"),
+        (LIVE, event(4, "promoted", version=1), "champion already"),
+        (LIVE, event(4, "canary", version=1, share=0.1), "champion already"),
+        (LIVE, event(4, "canary", version=9, share=0.1), "no version 9"),
+        (LIVE, event(4, "canary", version=2, share=0.0), "share"),
+        (LIVE, event(4, "canary", version=2, share=1.1), "share"),
+        (LIVE, event(4, "canary", version=2, share=float("nan")), "share"),
+        (LIVE, event(4, "canary", version=2), "share"),
+        (LIVE, event(4, "rolled_back"), "no former champion"),
+    ],
+)
+def test_refuses_what_is_not_possible(state, illegal, message):
+    with pytest.raises(RegistryError, match=message):
+        apply(state, illegal)
+
+
+# -- the log ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return Registry(tmp_path / "home" / "registry")
+
+
+def test_an_unwritten_registry_is_empty(registry, tmp_path):
+    assert registry.models() == []
+    assert registry.state("m") == ModelState(model="m")
+    assert registry.history("m") == []
+    with pytest.raises(RegistryError, match=r"no model 'm' .* it has: \[\]"):
+        registry.version("m", 1)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_version_reads_back_as_it_was_registered(registry):
+    entry = put(
+        registry,
+        metrics={"accuracy": 0.981, "count": 3},
+        lineage={"table": "lake/digits", "table_version": 12, "cursor": {"rows": [1, 2]}},
+        signature={"inputs": [{"name": "pixels", "shape": [-1, 64]}]},
+        tags={"owner": "ä"},
+        size=77,
+        trace_id="ab" * 16,
+    )
+    other = Registry(registry.uri)
+    assert other.version("m", 1) == registry.version("m", 1) == entry
+    assert (entry.version, entry.parent, entry.metrics["count"]) == (1, None, 3.0)
+    row = DeltaTable(registry.uri).to_pyarrow_table().to_pylist()[0]
+    assert (row["kind"], row["checkpoint"], row["trace_id"]) == ("registered", "c.json", "ab" * 16)
+    assert other.history("m")[0].trace_id == "ab" * 16
+    assert "@" in row["actor"]
+
+
+def test_a_life_of_promotions(registry):
+    for _ in range(3):
+        put(registry)
+    gate = check_all(["accuracy > 0.9"], {"accuracy": 0.95})
+    state = registry.promote("m", 1, expect=3, gate=gate, trace_id="t1")
+    state = registry.start_canary("m", 2, 0.1, expect=state.pointer.seq, gate=[{"by": "hand"}])
+    assert state.pointer == Pointer(champion=1, canary=2, share=0.1, seq=5)
+    state = registry.abort_canary("m", expect=5, reason="slow")
+    assert state.pointer == Pointer(champion=1, seq=6)
+    registry.start_canary("m", 3, 1.0, expect=None)
+    state = registry.promote("m", 3, expect=None)
+    assert state.pointer == Pointer(champion=3, previous=1, seq=8)
+    assert put(registry).parent == 3
+    assert registry.version("m", "champion").version == 3
+    assert registry.version("m", "previous").version == 1
+    state = registry.rollback("m", expect=9, reason="worse")
+    assert state.pointer == Pointer(champion=1, seq=10)
+    other = Registry(registry.uri)
+    assert other.state("m") == registry.state("m") == state
+    history = other.history("m")
+    assert [e.seq for e in history] == list(range(1, 11))
+    assert history[3].gate[0]["details"] == ["accuracy = 0.95 > 0.9: passed"]
+    assert (history[3].trace_id, history[5].reason, history[9].reason) == ("t1", "slow", "worse")
+    for seen in history:
+        assert other.at("m", seen.time).pointer.seq >= seen.seq
+    assert other.at("m", history[0].time - timedelta(1)) == ModelState(model="m")
+
+
+def test_refusals_leave_no_trace(registry):
+    put(registry)
+    registry.promote("m", 1, expect=1)
+    version = DeltaTable(registry.uri).version()
+    with pytest.raises(RegistryError, match=r"no version 7; it has: \[1\]"):
+        registry.promote("m", 7, expect=2)
+    with pytest.raises(RegistryError, match=r"no version 'canary'; it has: \[1\]"):
+        registry.version("m", "canary")
+    with pytest.raises(RegistryError, match="not champion, previous or canary"):
+        registry.version("m", "newest")
+    with pytest.raises(RegistryError, match=r"no model 'n' .* it has: \['m'\]"):
+        registry.version("n", 1)
+    with pytest.raises(ConflictError, match="at event 2, not at event 1"):
+        registry.rollback("m", expect=1, reason="")
+    with pytest.raises(ValueError, match="no time zone"):
+        registry.at("m", datetime(2026, 1, 1))
+    for name in ("", "a/b", "../m", ".m", "m" * 129, "m\n"):
+        with pytest.raises(ValueError, match="model name"):
+            put(registry, name)
+    for wrong in (float("nan"), float("inf"), True, "0.9", None):
+        with pytest.raises(ValueError, match="metric 'accuracy' must be a finite"):
+            put(registry, metrics={"accuracy": wrong})
+    with pytest.raises(TypeError):
+        put(registry, lineage={"seed": object()})
+    with pytest.raises(ValueError, match="JSON"):
+        put(registry, lineage={"loss": float("nan")})
+    assert DeltaTable(registry.uri).version() == version
+
+
+def test_polling_reads_only_what_is_new(registry, monkeypatch):
+    put(registry)
+    reader, read = Registry(registry.uri), []
+    monkeypatch.setattr(
+        reader, "_read", lambda uri, inner=reader._read: read.append(uri) or inner(uri)
+    )
+    first = reader.state("m")
+    assert reader.state("m") is first
+    put(registry)
+    assert sorted(reader.state("m").versions) == [1, 2]
+    assert len(read) == len(set(read)) == 2
+
+
+def test_a_compacted_or_checkpointed_table_reads_the_same(registry):
+    for model in ("m", "n", "m"):
+        put(registry, model)
+    reader = Registry(registry.uri)
+    before = reader.state("m")
+    opened = DeltaTable(registry.uri)
+    opened.optimize.compact()
+    opened.create_checkpoint()
+    put(registry, "n")
+    assert reader.models() == ["m", "n"]
+    assert reader.state("m") == Registry(registry.uri).state("m") == before
+    assert len(reader.history("n")) == 2
+
+
+def test_another_models_commits_do_not_disturb_an_expectation(registry, monkeypatch):
+    put(registry)
+    busy = Registry(registry.uri)
+    write = registry._write
+    monkeypatch.setattr(registry, "_write", lambda e: (put(busy, "other"), write(e)))
+    assert registry.promote("m", 1, expect=1).pointer.champion == 1
+    assert put(registry).version == 2
+
+
+def test_the_log_itself_stops_a_writer_that_decided_on_an_old_state(registry, monkeypatch):
+    put(registry)
+    put(registry)
+    rival = Registry(registry.uri)
+    write = registry._write
+
+    def late(chosen):
+        monkeypatch.setattr(registry, "_write", write)
+        rival.promote("m", 2, expect=2)
+        write(chosen)
+
+    monkeypatch.setattr(registry, "_write", late)
+    with pytest.raises(ConflictError, match="at event 3, not at event 2"):
+        registry.promote("m", 1, expect=2)
+    assert registry.state("m").pointer == Pointer(champion=2, seq=3)
+    monkeypatch.setattr(registry, "_write", late)
+    rival.promote = lambda *_, **__: put(rival)
+    assert put(registry).version == 4
+
+
+def test_a_commit_that_fails_after_it_was_made_counts_once(registry, monkeypatch):
+    put(registry)
+    write = registry._write
+
+    def made_yet_failed(chosen):
+        write(chosen)
+        raise OSError("the checkpoint could not be written")
+
+    monkeypatch.setattr(registry, "_write", made_yet_failed)
+    assert registry.promote("m", 1, expect=1).pointer.champion == 1
+    assert put(registry).version == 2
+    assert [e.kind for e in registry.history("m")] == ["registered", "promoted", "registered"]
+
+
+def test_time_never_runs_backwards(registry, monkeypatch):
+    put(registry)
+    monkeypatch.setattr(log, "_now", lambda: START)
+    registry.promote("m", 1, expect=1)
+    one, two = registry.history("m")
+    assert one.time == two.time
+    assert registry.at("m", one.time).pointer.champion == 1
+
+
+def test_endless_conflicts_end(registry, monkeypatch):
+    put(registry)
+    monkeypatch.setattr(registry, "_commit", lambda *_, **__: None)
+    with pytest.raises(ConflictError, match="too many writers"):
+        put(registry)
+    with pytest.raises(ConflictError, match="too many writers"):
+        registry.promote("m", 1, expect=None)
+
+
+def test_what_cannot_be_read_or_written_is_an_error_that_names_the_registry(tmp_path):
+    write_deltalake(tmp_path / "other", pa.table({"x": [1]}))
+    with pytest.raises(RegistryError, match=r"cannot read the registry .*other"):
+        Registry(tmp_path / "other").models()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RegistryError, match=r"registry .*file"):
+        put(Registry(tmp_path / "file"))
+
+
+def test_a_file_that_is_late_is_read_at_the_next_look(registry, monkeypatch):
+    put(registry)
+    reader = Registry(registry.uri)
+    read = reader._read
+
+    def fails(uri):
+        raise FileNotFoundError(uri)
+
+    monkeypatch.setattr(reader, "_read", fails)
+    with pytest.raises(RegistryError, match="cannot read the registry"):
+        reader.models()
+    monkeypatch.setattr(reader, "_read", read)
+    assert reader.models() == ["m"]
+
+
+def test_reads_through_an_object_store(registry):
+    put(registry)
+    stored = f"file://{registry.uri}"
+    (path,) = DeltaTable(registry.uri).file_uris()
+    assert Registry(stored)._read(f"file://{path}") == registry._read(path)
+    assert Registry(stored).models() == ["m"]
+
+
+def test_threads_may_share_a_registry(registry):
+    def work():
+        for _ in range(3):
+            put(registry)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    history = Registry(registry.uri).history("m")
+    assert [(e.seq, e.version) for e in history] == [(n, n) for n in range(1, 13)]
+
+
+RACER = """
+import json, sys
+from lepton.errors import ConflictError
+from lepton.registry import Registry
+
+registry = Registry(sys.argv[1])
+
+def turn(say):
+    print(json.dumps(say), flush=True)
+    return json.loads(sys.stdin.readline())
+
+turn("ready")
+mine = [registry.register("m", checkpoint="c", manifest_sha256="s").version for _ in range(2)]
+expect = turn(mine)
+try:
+    won = registry.promote("m", mine[0], expect=expect).pointer.seq
+except ConflictError:
+    won = None
+turn(won)
+turn(registry.promote("m", mine[1], expect=None).pointer.seq)
+"""
+
+
+def test_six_processes_race_and_every_event_has_one_winner(registry):
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", RACER, registry.uri],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+
+    def hear():
+        return [json.loads(r.stdout.readline()) for r in racers]
+
+    def say(word):
+        for r in racers:
+            r.stdin.write(json.dumps(word) + "\n")
+            r.stdin.flush()
+
+    try:
+        assert hear() == ["ready"] * 6  # no table yet: making it is part of the race
+        say("register")
+        versions = hear()
+        say(12)
+        won = hear()
+        say("promote")
+        promoted = hear()
+        say("end")
+    finally:
+        for r in racers:
+            r.communicate()
+    assert [r.returncode for r in racers] == [0] * 6
+    assert sorted(v for pair in versions for v in pair) == list(range(1, 13))
+    assert [w for w in won if w is not None] == [13]  # five got a ConflictError
+    assert sorted(promoted) == list(range(14, 20))
+    rows = DeltaTable(registry.uri).to_pyarrow_table().to_pylist()
+    assert sorted(r["seq"] for r in rows) == list(range(1, 20))
+    assert registry.state("m").pointer.champion == versions[promoted.index(19)][1]
