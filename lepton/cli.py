@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    demo = add("demo", _demo, "the whole loop on handwritten digits, with a worker killed on the way")
+    demo = add(
+        "demo", _demo, "the whole loop on handwritten digits, with a worker killed on the way"
+    )
     demo.add_argument("--out", default="lepton-demo", help="where everything goes")
     demo.add_argument("--keep", action="store_true", help="leave the service running")
 
@@ -151,7 +153,7 @@ def _function(path: str, name: str) -> Any:
         sys.path.insert(0, "")
         found = getattr(importlib.import_module(path), name, None)
     if not callable(found):
-        raise ValueError(f"{path} has no function {name!r}")
+        raise LeptonError(f"{path} has no function {name!r}")
     return found
 
 
@@ -225,7 +227,9 @@ def _runs(arguments: argparse.Namespace, console: Console) -> None:
         losses = run.losses
         source = str(json.loads(path.read_text())["table"])
         loss = f"{losses[-1]:.4f}" if losses else ""
-        shown.add_row(run.name, str(len(losses)), str(len(run.attempts)), str(run.replayed), loss, source)
+        shown.add_row(
+            run.name, str(len(losses)), str(len(run.attempts)), str(run.replayed), loss, source
+        )
     console.print(shown)
 
 

@@ -7,7 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,25 @@ _CHATTY = ("ray._private.authentication.authentication_token_setup",)
 """Loggers that say at every start what is as it should be (token authentication is on)."""
 
 _HELD: list[str] = []
+
+
+def bounds_of(what: str, given: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (fewest, most) for a number or a pair of how many workers or replicas to run.
+
+    Raises:
+        ValueError: it is neither, or not 1 <= fewest <= most.
+    """
+    pair: tuple[Any, ...] = (given, given) if isinstance(given, int) else tuple(given)
+    if (
+        len(pair) != 2
+        or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
+        or not 1 <= pair[0] <= pair[1]
+    ):
+        raise ValueError(
+            f"{what}={given!r} must be a number of at least 1, or (fewest, most) with "
+            "1 <= fewest <= most"
+        )
+    return pair[0], pair[1]
 
 
 def connect(**options: Any) -> None:
@@ -45,7 +64,7 @@ def connect(**options: Any) -> None:
     if address:
         ray.init(address=address, **quiet)
         return
-    local = {
+    local: dict[str, Any] = {
         "num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1),
         "include_dashboard": False,
         "logging_config": ray.LoggingConfig(encoding="TEXT", log_level="WARNING"),
@@ -61,16 +80,18 @@ def disconnect() -> None:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def hushed() -> Generator[None]:
     """Print nothing that Ray's nodes say while the block runs: for deaths that are meant."""
-    import ray._private.worker as printer
+    import ray._private.worker
 
-    before = printer._worker_logs_enabled  # noqa: SLF001 - Ray has no public switch
-    printer._worker_logs_enabled = False  # noqa: SLF001
+    printer: Any = ray._private.worker  # pyright: ignore[reportPrivateUsage] - Ray has no public switch
+
+    before = printer._worker_logs_enabled
+    printer._worker_logs_enabled = False
     try:
         yield
     finally:
-        printer._worker_logs_enabled = before  # noqa: SLF001
+        printer._worker_logs_enabled = before
 
 
 def hold(folder: Path) -> subprocess.Popen[str]:
@@ -109,9 +130,9 @@ def _require_token(path: Path) -> None:
         f.write(secrets.token_hex(32))
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
     if "ray" in sys.modules:  # it has read the environment already; have it look again
-        from ray._raylet import Config
+        from importlib import import_module
 
-        Config.initialize("")
+        import_module("ray._raylet").Config.initialize("")
 
 
 def _hold() -> None:
@@ -127,7 +148,7 @@ def _hold() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
     connect()
-    sys.stdout.write(ray.get_runtime_context().gcs_address + "\n")
+    sys.stdout.write(f"{ray.get_runtime_context().gcs_address}\n")
     sys.stdout.flush()
     while True:
         signal.pause()

@@ -124,7 +124,7 @@ def token(env: Mapping[str, str]) -> Check:
 
 
 def ray_base(env: Mapping[str, str]) -> str:
-    """Return the folder above Ray's, by Ray's own rule (ray._common.utils.get_default_system_temp_dir)."""
+    """Return the folder above Ray's, as ray._common.utils.get_default_system_temp_dir does."""
     linux = env.get("TMPDIR") if sys.platform.startswith("linux") else None
     return env.get("RAY_TMPDIR") or linux or "/tmp"  # noqa: S108 - Ray's choice, not ours
 

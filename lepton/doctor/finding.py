@@ -26,12 +26,12 @@ class Check:
 
     @property
     def ok(self) -> bool:
-    """Return a finding that asks for nothing."""
         """Whether there is nothing to do."""
         return self.level == "ok"
 
 
 def ok(name: str, detail: str) -> Check:
+    """Return a finding that asks for nothing."""
     return Check(name=name, level="ok", detail=detail)
 
 

@@ -49,7 +49,9 @@ def feedback(
     added = [c for c in given.schema.names if c not in log.schema.names]
     if not added:
         raise LakeError(f"the labels {given} add no column to the inference log of {model!r}")
-    answered = log.where("status = 200").to_arrow().drop_columns(["status", "variant", "latency_ms"])
+    answered = (
+        log.where("status = 200").to_arrow().drop_columns(["status", "variant", "latency_ms"])
+    )
     known = _newest(given.select([*on, *added]).to_arrow(), on)
     matched = _inner(answered, known, on)
     if not len(matched):

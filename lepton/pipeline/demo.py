@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,12 +122,11 @@ def _run(shown: Demo, trace: Carrier, keep: bool) -> None:
     with _stage(shown, "register"):
         earlier, candidate = _register(shown, run, weak, judged, found, trace)
     with _stage(shown, "promote"):
-        first = promote(
-            earlier, replicas=(1, 4), port=None, home=home, trace=trace
-        )
-        with telemetry.span("lepton.use", trace) as using, Traffic(
-            first, _test(data).to_arrow(), using.carrier
-        ) as traffic:
+        first = promote(earlier, replicas=(1, 4), port=None, home=home, trace=trace)
+        with (
+            telemetry.span("lepton.use", trace) as using,
+            Traffic(first, _test(data).to_arrow(), using.carrier) as traffic,
+        ):
             app = _promote(shown, candidate, trace)
             with _stage(shown, "use", spin=False):
                 traffic.wait_for(max(REQUESTS, traffic.sent + REQUESTS // 3))
@@ -147,8 +146,8 @@ def _table(shown: Demo, trace: Carrier) -> Snapshot:
         span.set(lepton_table=str(data), lepton_rows=train_rows + test_rows)
     shown.say(
         "table",
-        f"{_short(Path(data.uri))}@{data.version}: {train_rows + test_rows} digits, {train_rows} to "
-        f"train and {test_rows} to test, split by a hash of the id",
+        f"{_short(Path(data.uri))}@{data.version}: {train_rows + test_rows} digits, {train_rows} "
+        f"to train and {test_rows} to test, split by a hash of the id",
         table=f"{MODEL}@{data.version}",
         train=str(train_rows),
         test=str(test_rows),
@@ -197,7 +196,8 @@ def _tell_training(shown: Demo, run: Run, stream: Stream, kill: Kill) -> None:
     shown.say(
         "",
         f"rows lost {used.lost}, repeated {used.repeated} of {used.rows}; order hash "
-        f"{used.order_hash[:12]} {'=' if used.exact else '≠'} the plan's; steps replayed {run.replayed}",
+        f"{used.order_hash[:12]} {'=' if used.exact else '≠'} the plan's; "
+        f"steps replayed {run.replayed}",
     )
     shown.figures["train"] |= {
         "rows lost": str(used.lost),
@@ -230,7 +230,8 @@ def _evaluate(
     shown.say(
         "evaluate",
         f"accuracy {m['accuracy']:.4f}, precision {m['precision']:.4f}, recall {m['recall']:.4f}, "
-        f"F1 {m['f1']:.4f} on {judged.rows} rows (step {weak.step}: {early.metrics['accuracy']:.4f})",
+        f"F1 {m['f1']:.4f} on {judged.rows} rows "
+        f"(step {weak.step}: {early.metrics['accuracy']:.4f})",
         **{name: f"{value:.4f}" for name, value in m.items()},
     )
     return weak, judged, early
@@ -256,8 +257,8 @@ def _register(
     candidate = register(run, MODEL, metrics=judged.metrics, home=home, trace=trace)
     shown.say(
         "register",
-        f"{MODEL} version {candidate.version} from {_short(Path(candidate.checkpoint))}; the earlier "
-        f"champion is version {earlier.version}",
+        f"{MODEL} version {candidate.version} from {_short(Path(candidate.checkpoint))}; the "
+        f"earlier champion is version {earlier.version}",
         version=str(candidate.version),
         earlier=str(earlier.version),
     )
@@ -366,7 +367,7 @@ def _short(path: Path) -> str:
 
 
 @contextmanager
-def _stage(shown: Demo, name: str, *, spin: bool = True) -> Iterator[None]:
+def _stage(shown: Demo, name: str, *, spin: bool = True) -> Generator[None]:
     """Name the stage in whatever goes wrong inside it, and show that it is under way."""
     status = shown.console.status(f"{name} …") if spin else None
     if status is not None:

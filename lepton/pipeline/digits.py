@@ -20,17 +20,16 @@ CLASSES = 10
 
 def digits() -> pa.Table:
     """Return the 1,797 digits: id, pixels (64 numbers from 0 to 16), label, split."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
 
     data: Any = load_digits()
-    pixels = pa.array(list(data.data.astype(np.float32)), pa.list_(pa.float32()))
-    rows = pa.table(
-        {
-            "id": pa.array(np.arange(len(data.target))),
-            "pixels": pixels,
-            "label": pa.array(data.target.astype(np.int64)),
-        }
-    )
+    pixels: Any = pa.array(list(np.asarray(data.data, np.float32)), pa.list_(pa.float32()))
+    columns: dict[str, Any] = {
+        "id": np.arange(len(data.target)),
+        "pixels": pixels,
+        "label": np.asarray(data.target, np.int64),
+    }
+    rows = pa.table(columns)
     return assign_split(rows, key="id", train=0.8)
 
 

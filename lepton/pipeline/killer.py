@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class Kill:
 
 
 @contextmanager
-def kill_one_worker(folder: Path, *, after_step: int, rank: int = 1) -> Iterator[Kill]:
+def kill_one_worker(folder: Path, *, after_step: int, rank: int = 1) -> Generator[Kill]:
     """While the block runs, kill a worker once, as soon as ``after_step`` steps were made.
 
     Works for workers on this machine.

@@ -62,9 +62,7 @@ def _spans(shown: Demo) -> list[Span]:
 
 def _losses(run: Run) -> list[LossPoint]:
     return [
-        LossPoint(
-            step=n, loss=parts[0].loss, world_size=attempt.world_size, attempt=attempt.number
-        )
+        LossPoint(step=n, loss=parts[0].loss, world_size=attempt.world_size, attempt=attempt.number)
         for attempt, steps in run.attempts
         for n, parts in sorted(steps.items())
     ]

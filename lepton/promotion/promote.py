@@ -17,7 +17,7 @@ from lepton.errors import CheckpointError, GateError, RegistryError, ServingErro
 from lepton.lake import home_of
 from lepton.monitoring import observed
 from lepton.promotion.canary import CanaryRule, Observed, decide
-from lepton.promotion.gates import GateResult, check_all, parse
+from lepton.promotion.gates import Gate, GateResult, check_all, parse
 from lepton.registry import ModelState, ModelVersion, Registry
 from lepton.serving import App, start
 from lepton.serving.app import attach
@@ -70,7 +70,7 @@ def promote(
     registry = Registry(f"{root}/registry")
     chosen = _chosen(registry, model, version)
     parent = trace or Carrier("", f"{root}/traces")
-    tell = on_change or (lambda _: None)
+    tell = on_change or _nobody
     attributes = {"lepton.model": chosen.model, "lepton.version": chosen.version}
     links = [str(chosen.lineage.get("traceparent", ""))]
     with telemetry.span("lepton.promote", parent, attributes=attributes, links=links) as span:
@@ -97,7 +97,9 @@ def promote(
             tell(f"version {chosen.version} at {canary:.0%}")
             with telemetry.span("lepton.canary", span.carrier, attributes=attributes):
                 _bake(app, registry, state, rule or CanaryRule(), root)
-        state = registry.promote(chosen.model, chosen.version, expect=state.pointer.seq, gate=results)
+        state = registry.promote(
+            chosen.model, chosen.version, expect=state.pointer.seq, gate=results
+        )
         _take_up(app, registry, state)
         tell(f"version {chosen.version} at 100 %")
     return app
@@ -134,6 +136,10 @@ def rollback(
     return state
 
 
+def _nobody(_: str) -> None:
+    """Tell nobody."""
+
+
 def _chosen(registry: Registry, model: ModelVersion | str, version: int | None) -> ModelVersion:
     if isinstance(model, ModelVersion):
         return registry.version(model.model, model.version)
@@ -149,15 +155,15 @@ def _champion(registry: Registry, state: ModelState) -> ModelVersion | None:
 
 
 def _pass_gates(
-    gates: Sequence[object], chosen: ModelVersion, champion: ModelVersion | None
+    gates: Sequence[Gate], chosen: ModelVersion, champion: ModelVersion | None
 ) -> list[GateResult]:
     results = check_all(gates, chosen.metrics, champion.metrics if champion else None)
     failed = [r for r in results if not r.passed]
     if failed:
         details = "; ".join(d for r in failed for d in r.details)
         raise GateError(
-            f"{chosen.model} version {chosen.version} did not pass its gate: {details}. Nothing has "
-            "changed; train it further, or change the gate"
+            f"{chosen.model} version {chosen.version} did not pass its gate: {details}. Nothing "
+            "has changed; train it further, or change the gate"
         )
     return results
 

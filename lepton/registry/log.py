@@ -7,7 +7,8 @@ Event n of a model carries the Delta transaction (``lepton-registry/<model>``, n
 the same n conflict in the log itself, so that one of them loses.
 
 Delta compares a transaction only with commits newer than the writer's table handle. So a decision
-and its commit hold the lock: nothing moves the handle past the state that was decided on.
+and its commit hold the lock: nothing moves the handle past the state that was decided on. A
+commit that makes a table has no handle to compare with, so the table is made empty first.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ class Registry:
         raise ConflictError(f"could not move {model!r}: too many writers at once")
 
     def _commit(self, state: ModelState, kind: str, **fields: Any) -> ModelState | None:
-        """Commit the event after ``state``; None if another commit came between. Needs the lock."""
+        """Commit the event after ``state``; None to look again. Needs the lock."""
         former = self._events.get(state.model, [])
         event = Event(
             model=state.model,
@@ -258,25 +259,38 @@ class Registry:
             **fields,
         )
         after = apply(state, event)  # refuses what is not possible, before anything is written
+        if self._table is None:
+            self._make()
+            return None
         try:
-            self._write(event)
+            self._write(self._table, event)
         except (DeltaError, OSError) as e:
             self._table = None
             self._refresh()
             if any(e.id == event.id for e in self._events.get(event.model, [])):
                 return after  # what failed came after the commit, such as Delta's own checkpoint
-            if isinstance(e, CommitFailedError) or "already exists" in str(e):
+            if isinstance(e, CommitFailedError):
                 return None
             raise RegistryError(f"cannot write to the registry {self.uri}: {e}") from e
         return after
 
-    def _write(self, event: Event) -> None:
+    def _make(self) -> None:
+        """Make the table, unless another process does."""
+        once = CommitProperties(max_commit_retries=0)
+        try:
+            DeltaTable.create(
+                self.uri, SCHEMA, storage_options=self._options, commit_properties=once
+            )
+        except (DeltaError, OSError) as e:
+            if not DeltaTable.is_deltatable(self.uri, self._options):
+                raise RegistryError(f"cannot make the registry {self.uri}: {e}") from e
+
+    def _write(self, opened: DeltaTable, event: Event) -> None:
         transaction = Transaction(f"lepton-registry/{event.model}", event.seq)
         write_deltalake(
-            self._table if self._table is not None else self.uri,
+            opened,
             pa.Table.from_pylist([_row(event)], schema=SCHEMA),
-            mode="append" if self._table is not None else "error",
-            storage_options=self._options,
+            mode="append",
             commit_properties=CommitProperties(app_transactions=[transaction]),
         )
 

@@ -81,12 +81,14 @@ def _grid(scale: _Scale, last: int, x: Callable[[float], float]) -> str:
         f'<text class="tick" x="{x(s):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{s}</text>'
         for s in range(0, last + 1, every)
     ]
-    parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">step</text>')
+    parts.append(
+        f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">step</text>'
+    )
     return "".join(parts)
 
 
 def _round_up(value: float) -> int:
-    """Return the next of 1, 2, 5, 10, 20, 50, …"""
+    """Return the next number at or above ``value`` that is 1, 2 or 5 times a power of ten."""
     for exponent in range(12):
         for base in (1, 2, 5):
             if base * 10**exponent >= value:

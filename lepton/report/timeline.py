@@ -1,4 +1,4 @@
-"""The trace as a timeline: spans nested by parent; many siblings of one name become one row. Pure."""
+"""The trace as a timeline: spans nested by parent; many siblings of a name share a row. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Row:
         times = sorted((s.end_ns - s.start_ns) / 1e6 for s in self.spans)
         if len(times) == 1:
             return duration(times[0])
-        return f"{len(times)} × p50 {duration(quantile(times, 0.5))}, p99 {duration(quantile(times, 0.99))}"
+        return f"{len(times)} spans, p50 {duration(quantile(times, 0.5))}, p99 {duration(quantile(times, 0.99))}"
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
@@ -57,7 +57,9 @@ def rows_of(spans: Sequence[Span]) -> list[Row]:
     known = {s.span_id for s in spans}
     children: dict[str | None, list[Span]] = {}
     for span in sorted(spans, key=lambda s: (s.start_ns, s.span_id)):
-        parent = span.parent_id if span.parent_id in known and span.parent_id != span.span_id else None
+        parent = (
+            span.parent_id if span.parent_id in known and span.parent_id != span.span_id else None
+        )
         children.setdefault(parent, []).append(span)
     rows: list[Row] = []
     seen: set[str] = set()
@@ -103,9 +105,12 @@ def timeline(spans: Sequence[Span]) -> str:
     total = max(1, max(s.end_ns for s in spans) - begin)
     body = "".join(_row(row, begin, total) for row in rows_of(spans))
     ticks = "".join(
-        f'<span style="left:{100 * i / 8:.2f}%">{duration(total / 1e6 * i / 8)}</span>' for i in range(8)
+        f'<span style="left:{100 * i / 8:.2f}%">{duration(total / 1e6 * i / 8)}</span>'
+        for i in range(8)
     )
-    return f'<div class="trace"><div class="axis"><i></i><div>{ticks}</div><i></i></div>{body}</div>'
+    return (
+        f'<div class="trace"><div class="axis"><i></i><div>{ticks}</div><i></i></div>{body}</div>'
+    )
 
 
 def _row(row: Row, begin: int, total: int) -> str:

@@ -65,7 +65,9 @@ class AnswerLog:
             self._waiting.append(answer)
             if len(self._waiting) > MAX_WAITING:
                 del self._waiting[0]
-                log.warning("inference log of %s: dropped an answer, the lake is behind", self._model)
+                log.warning(
+                    "inference log of %s: dropped an answer, the lake is behind", self._model
+                )
 
     def flush(self) -> None:
         """Commit everything that waits."""

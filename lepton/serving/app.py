@@ -16,10 +16,12 @@ import orjson
 import pyarrow as pa
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.exceptions import RayServeException
 
 from lepton import cluster
+from lepton.cluster import bounds_of
 from lepton.errors import ServingError
 from lepton.serving.protocol import dtype_of, request_of
 from lepton.serving.replica import Replica
@@ -62,7 +64,9 @@ class App:
             described = httpx.get(f"{self.url}/v2/models/{self.model}", timeout=30).json()
             missing = [i["name"] for i in described["inputs"] if i["name"] not in rows.column_names]
             if missing:
-                raise ServingError(f"model {self.model!r} takes columns {missing}, which are not given")
+                raise ServingError(
+                    f"model {self.model!r} takes columns {missing}, which are not given"
+                )
             body = request_of(rows, described["inputs"], uuid.uuid4().hex)
             reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=30)
         except (httpx.HTTPError, ValueError, KeyError) as e:
@@ -80,7 +84,7 @@ class App:
         try:
             handle = serve.get_app_handle(_app_name(self.model))
             return list(handle.broadcast("follow").results(timeout_s=WAIT_S))
-        except (RayServeException, TimeoutError, ray.exceptions.RayError) as e:
+        except (RayServeException, TimeoutError, RayError) as e:
             raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
 
     def wait_for(self, seq: int, timeout_s: float = WAIT_S) -> None:
@@ -121,7 +125,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     Args:
         args: ``model`` and ``home``; ``replicas`` as (fewest, most) or a number.
     """
-    fewest, most = _bounds(args.get("replicas", 1))
+    fewest, most = bounds_of("replicas", args.get("replicas", 1))
     scaling = AutoscalingConfig(
         min_replicas=fewest,
         max_replicas=most,
@@ -132,8 +136,9 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         metrics_interval_s=1,
         look_back_period_s=2,
     )
-    deployment = serve.deployment(
-        serve.ingress()(Replica),
+    ingress: Any = serve.ingress()(Replica)
+    deployment: Any = serve.deployment(
+        ingress,
         name="replica",
         autoscaling_config=scaling,
         max_ongoing_requests=64,
@@ -156,7 +161,8 @@ def start(
     The registry must have a champion for it. Replicas autoscale between the bounds.
 
     Args:
-        model: the registered name. home: where the registry is.
+        model: the registered name.
+        home: where the registry is.
         replicas: (fewest, most), or a number.
         port: for HTTP, when Serve is not running yet; default 8000, or a free one if it is taken.
         trace: the span whose directory keeps the replicas' spans.
@@ -164,7 +170,7 @@ def start(
     Raises:
         ServingError: it did not come up; the message says why.
     """
-    _bounds(replicas)
+    bounds_of("replicas", replicas)
     cluster.connect()
     _start_serve(port)
     name = _app_name(model)
@@ -205,20 +211,6 @@ def _app_name(model: str) -> str:
     return f"lepton-{model}"
 
 
-def _bounds(replicas: object) -> tuple[int, int]:
-    pair = (replicas, replicas) if isinstance(replicas, int) else replicas
-    if (
-        not isinstance(pair, tuple | list)
-        or len(pair) != 2
-        or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
-        or not 1 <= pair[0] <= pair[1]
-    ):
-        raise ValueError(
-            f"replicas={replicas!r} must be a number of at least 1 or (fewest, most), fewest <= most"
-        )
-    return int(pair[0]), int(pair[1])
-
-
 def _start_serve(port: int | None) -> None:
     atexit.unregister(leave)
     atexit.register(leave)  # Serve's threads would call a Ray that is gone, and so start a new one
@@ -234,10 +226,11 @@ def _start_serve(port: int | None) -> None:
 
 def _client() -> Any:
     """The client of a running Serve, or None. Serve has no public way to ask for its port."""
-    from ray.serve.context import _get_global_client
+    from ray.serve import context
 
+    get: Any = context._get_global_client  # pyright: ignore[reportPrivateUsage]
     try:
-        return _get_global_client(raise_if_no_controller_running=False)
+        return get(raise_if_no_controller_running=False)
     except RayServeException:
         return None
 

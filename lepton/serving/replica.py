@@ -73,7 +73,7 @@ class Replica:
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
         self._task: asyncio.Task[None] | None = None
 
-    def __serve_build_asgi_app__(self) -> Starlette:  # noqa: PLW3201 - Ray Serve's hook
+    def __serve_build_asgi_app__(self) -> Starlette:
         base = f"/v2/models/{self._model}"
         return Starlette(
             routes=[
@@ -119,8 +119,12 @@ class Replica:
                     self._error = ""
                 except LeptonError as e:
                     self._failed_seq, self._error = pointer.seq, str(e)
-                    log.warning("replica of %s keeps version %s: %s", self._model,
-                                self._serving.champion.version, e)
+                    log.warning(
+                        "replica of %s keeps version %s: %s",
+                        self._model,
+                        self._serving.champion.version,
+                        e,
+                    )
         except LeptonError as e:
             log.warning("replica of %s cannot read the registry: %s", self._model, e)
 
@@ -196,7 +200,9 @@ class Replica:
         if now.canary is not None and random.random() < now.share:  # noqa: S311 - a coin, no secret
             chosen, variant = now.canary, "canary"
         parent = carrier_of(
-            request.headers.get("traceparent"), self._trace.directory, Carrier("", self._trace.directory)
+            request.headers.get("traceparent"),
+            self._trace.directory,
+            Carrier("", self._trace.directory),
         )
         body = await request.body()
         rows: pa.Table | None = None
@@ -207,7 +213,7 @@ class Replica:
             outputs = await asyncio.to_thread(_answer, chosen.predictor, rows)
         except BadRequest as e:
             status, error = 400, str(e)
-        except Exception as e:  # noqa: BLE001 - a failed answer is an answer, logged and counted
+        except Exception as e:
             status, error = 500, f"{type(e).__name__}: {e}"
             log.exception("replica of %s failed a request", self._model)
         identity = identity or uuid.uuid4().hex

@@ -6,4 +6,13 @@ from lepton.training.run import Consumption, Run, load_run
 from lepton.training.trainer import train
 from lepton.training.worker import Worker
 
-__all__ = ["Consumption", "Evaluation", "Run", "Worker", "evaluate", "load_run", "register", "train"]
+__all__ = [
+    "Consumption",
+    "Evaluation",
+    "Run",
+    "Worker",
+    "evaluate",
+    "load_run",
+    "register",
+    "train",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ POLL_S = 0.2
 
 
 @contextmanager
-def watch(folder: Path, steps: int, *, show: bool) -> Iterator[None]:
+def watch(folder: Path, steps: int, *, show: bool) -> Generator[None]:
     """Show a bar on standard error while the block runs; nothing is left behind."""
     console = Console(stderr=True)
     if not show or not console.is_terminal:

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +112,7 @@ def _on_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     name_process(f"train worker {rank}")
-    shard = ray.train.get_dataset_shard("train")
+    shard: Any = ray.train.get_dataset_shard("train")  # a Shard: see stream/ray_dataset.py
     worker = Worker(config["plan"], shard, rank=rank, world_size=world_size)
     config["loop"](worker)
     worker.finish()
@@ -121,9 +121,7 @@ def _on_worker(config: dict[str, Any]) -> None:
 class _EndOnOwnErrors(UserCallback):
     """Ends the run at once when the loop itself is at fault; runs in Ray Train's controller."""
 
-    def after_exception(
-        self, run_context: Any, worker_exceptions: dict[int, Exception]
-    ) -> None:
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise what restarting cannot mend."""
         rank = fatal_rank({r: _names(e) for r, e in worker_exceptions.items()})
         if rank is None:
@@ -158,7 +156,7 @@ def _first_line(error: object) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible() -> Generator[None]:
     """Turn Ray Train's answer to Ctrl-C (abort, then exit 0) into a KeyboardInterrupt."""
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT) if main else None

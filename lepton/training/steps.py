@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def effective(attempts: Sequence[tuple[Attempt, dict[int, list[Step]]]]) -> dict
 def replayed(attempts: Sequence[tuple[Attempt, dict[int, list[Step]]]]) -> int:
     """Return how many steps had to be made again after restarts."""
     total = 0
-    for (_, before), (attempt, _) in zip(attempts, attempts[1:], strict=False):
+    for (_, before), (attempt, _) in pairwise(attempts):
         reached = max(before, default=attempt.step)
         total += max(0, reached - attempt.step)
     return total

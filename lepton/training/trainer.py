@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lepton import checkpoints, telemetry
+from lepton.cluster import bounds_of
 from lepton.errors import StreamError, TrainingError
 from lepton.stream import Stream
 from lepton.telemetry import Carrier
@@ -67,7 +68,7 @@ def train(
         ValueError: workers, checkpoint_every or the name are impossible; the lanes do not fit.
         TrainingError: the loop failed, or the name belongs to another run.
     """
-    fewest, most = _bounds(workers)
+    fewest, most = bounds_of("workers", workers)
     if not callable(loop):
         raise TypeError("loop must be a function of one argument, the worker")
     if not _NAME.fullmatch(name):
@@ -92,27 +93,10 @@ def train(
         else:
             from lepton.training.ray_trainer import train_on_ray
 
-            train_on_ray(
-                loop, stream, plan, (fewest, most), max_failures, resources, show=progress
-            )
+            train_on_ray(loop, stream, plan, (fewest, most), max_failures, resources, show=progress)
         run = load_run(name, home)
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)
     return run
-
-
-def _bounds(workers: object) -> tuple[int, int]:
-    pair = (workers, workers) if isinstance(workers, int) else workers
-    if (
-        not isinstance(pair, tuple)
-        or len(pair) != 2
-        or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
-        or not 1 <= pair[0] <= pair[1]
-    ):
-        raise ValueError(
-            f"workers={workers!r} must be a number of at least 1 or (fewest, most) with "
-            "1 <= fewest <= most"
-        )
-    return pair[0], pair[1]
 
 
 def _refuse_other(folder: Path, name: str, stream: Stream) -> None:
@@ -161,7 +145,7 @@ def _lineage(stream: Stream) -> dict[str, Any]:
         "table": snapshot.uri,
         "table_version": snapshot.version,
         "columns": list(snapshot.schema.names),
-        "types": {f.name: str(getattr(f.type, "value_type", f.type)) for f in snapshot.schema},
+        "types": _types(snapshot.schema),
         "filter": None if snapshot.predicate is None else str(snapshot.predicate),
         "seed": stream.seed,
         "epochs": stream.epochs,
@@ -171,6 +155,11 @@ def _lineage(stream: Stream) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "packages": {p: _version(p) for p in _PACKAGES},
     }
+
+
+def _types(schema: Any) -> dict[str, str]:
+    """Arrow type of each column's elements, by name."""
+    return {f.name: str(getattr(f.type, "value_type", f.type)) for f in schema}
 
 
 def _code_version() -> str:

@@ -186,7 +186,7 @@ class Worker:
         part = self._part
         if part is None:
             raise TrainingError("worker.step(loss) needs a batch from worker.batches() before it")
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        if getattr(loss, "numel", lambda: 0)() != 1:
             raise TrainingError(
                 "worker.step(loss) takes the summed loss of the batch, a scalar tensor: use "
                 "reduction='sum' in the loss function"
@@ -239,7 +239,7 @@ class Worker:
             self._former = next(iter(reversed(attempts_of(root / "steps"))), None)
             facts[0] = self._former.number + 1 if self._former else 0
             facts[1] = newest.step if newest else 0
-        self._collect(lambda: dist.broadcast(facts, 0))
+        self._collect(dist.broadcast, facts, 0)
         number, step = (int(x) for x in facts)
         if step:
             self._saved = checkpoints.load(root / "checkpoints" / f"step-{step:08d}.json")
@@ -254,7 +254,7 @@ class Worker:
         mine = (os.getpid(), socket.gethostname())
         everyone: list[Any] = [mine] * self.world_size
         if self.world_size > 1:
-            self._collect(lambda: dist.all_gather_object(everyone, mine))
+            self._collect(dist.all_gather_object, everyone, mine)
         if self.rank == 0:
             write_attempt(
                 root / "steps",
@@ -290,7 +290,7 @@ class Worker:
     def _broadcast(self) -> None:
         for net in self._nets().values():
             for tensor in net.state_dict().values():
-                self._collect(lambda t=tensor: dist.broadcast(t, 0))
+                self._collect(dist.broadcast, tensor, 0)
 
     # -- a step ---------------------------------------------------------------------------------
 
@@ -306,7 +306,7 @@ class Worker:
         groups.setdefault(torch.float32, []).append(total)
         for gradients in groups.values():
             flat = torch.cat([g.reshape(-1) for g in gradients])
-            self._collect(lambda f=flat: dist.all_reduce(f))
+            self._collect(dist.all_reduce, flat)
             flat /= rows
             at = 0
             for g in gradients:
@@ -314,11 +314,11 @@ class Worker:
                 at += g.numel()
         return float(total)
 
-    def _collect(self, collective: Any) -> None:
+    def _collect(self, collective: Any, *arguments: Any) -> None:
         if self.world_size == 1:
             return
         try:
-            collective()
+            collective(*arguments)
         except RuntimeError as e:
             raise PeerLost(f"rank {self.rank} lost a peer: {e}") from e
 

@@ -170,7 +170,8 @@ def test_ctrl_c_leaves_nothing_behind_and_names_the_stage(tmp_path: Path) -> Non
     )
     end = time.monotonic() + 120
     while not list((out / "runs").glob("*/steps/*.jsonl")):  # the workers are training
-        assert process.poll() is None and time.monotonic() < end
+        assert process.poll() is None
+        assert time.monotonic() < end
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)

@@ -48,9 +48,7 @@ class World:
             stream = self.table.stream(batch_size=50, epochs=2, seed=seed, transform=prepare)
             run = lepton.train(loop, stream, name=f"r{seed}", home=self.home)
             found = lepton.evaluate(run, self.table, label="y", home=self.home)
-            self.versions.append(
-                lepton.register(run, "m", metrics=found.metrics, home=self.home)
-            )
+            self.versions.append(lepton.register(run, "m", metrics=found.metrics, home=self.home))
         self.registry = Registry(f"{self.home}/registry")
 
 

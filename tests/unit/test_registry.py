@@ -65,24 +65,26 @@ def legal(tries):
 @settings(max_examples=150, deadline=None)
 @given(attempts)
 def test_every_prefix_has_a_well_defined_pointer(tries):
-    champions = [None]
+    before = Pointer()
     for number, (tried, state) in enumerate(legal(tries), start=1):
         pointer = state.pointer
         assert pointer.seq == tried.seq == number
         assert list(state.versions) == list(range(1, len(state.versions) + 1))
-        named = [v for v in (pointer.champion, pointer.previous, pointer.canary) if v is not None]
-        assert set(named) <= set(state.versions)
-        assert pointer.champion not in (pointer.previous, pointer.canary) or not named
+        others = {pointer.previous, pointer.canary} - {None}
+        assert others <= set(state.versions)
         assert (pointer.canary is not None) == (0 < pointer.share <= 1)
-        assert pointer.champion is not None or not named
-        moved = tried.kind in ("promoted", "rolled_back")
-        assert moved == (pointer.champion != champions[-1])
-        if tried.kind == "rolled_back":
-            assert pointer.champion == champions[-2]
-        if moved:
-            champions = (
-                champions[:-1] if tried.kind == "rolled_back" else [champions[-1], pointer.champion]
-            )
+        if pointer.champion is None:
+            assert not others
+            assert before.champion is None  # once there is a champion there always is one
+        else:
+            assert pointer.champion in set(state.versions) - others
+        if tried.kind == "promoted":
+            assert (pointer.champion, pointer.previous) == (tried.version, before.champion)
+        elif tried.kind == "rolled_back":
+            assert (pointer.champion, pointer.previous) == (before.previous, None)
+        else:
+            assert (pointer.champion, pointer.previous) == (before.champion, before.previous)
+        before = pointer
 
 
 @settings(max_examples=100, deadline=None)
@@ -253,7 +255,7 @@ def test_another_models_commits_do_not_disturb_an_expectation(registry, monkeypa
     put(registry)
     busy = Registry(registry.uri)
     write = registry._write
-    monkeypatch.setattr(registry, "_write", lambda e: (put(busy, "other"), write(e)))
+    monkeypatch.setattr(registry, "_write", lambda *a: (put(busy, "other"), write(*a)))
     assert registry.promote("m", 1, expect=1).pointer.champion == 1
     assert put(registry).version == 2
 
@@ -264,10 +266,10 @@ def test_the_log_itself_stops_a_writer_that_decided_on_an_old_state(registry, mo
     rival = Registry(registry.uri)
     write = registry._write
 
-    def late(chosen):
+    def late(opened, chosen):
         monkeypatch.setattr(registry, "_write", write)
         rival.promote("m", 2, expect=2)
-        write(chosen)
+        write(opened, chosen)
 
     monkeypatch.setattr(registry, "_write", late)
     with pytest.raises(ConflictError, match="at event 3, not at event 2"):
@@ -278,12 +280,28 @@ def test_the_log_itself_stops_a_writer_that_decided_on_an_old_state(registry, mo
     assert put(registry).version == 4
 
 
+def test_who_finds_the_table_made_meanwhile_reads_it_first(registry, monkeypatch):
+    rival = Registry(registry.uri)
+    make = registry._make
+    monkeypatch.setattr(registry, "_make", lambda: (put(rival), make()))
+    assert put(registry).version == 2
+    assert [e.seq for e in Registry(registry.uri).history("m")] == [1, 2]
+
+
+def test_a_write_that_fails_changes_nothing(registry, monkeypatch):
+    put(registry)
+    monkeypatch.setattr(log, "SCHEMA", log.SCHEMA.append(pa.field("new", pa.int64())))
+    with pytest.raises(RegistryError, match="cannot write to the registry"):
+        registry.promote("m", 1, expect=1)
+    assert registry.state("m").pointer == Pointer(seq=1)
+
+
 def test_a_commit_that_fails_after_it_was_made_counts_once(registry, monkeypatch):
     put(registry)
     write = registry._write
 
-    def made_yet_failed(chosen):
-        write(chosen)
+    def made_yet_failed(opened, chosen):
+        write(opened, chosen)
         raise OSError("the checkpoint could not be written")
 
     monkeypatch.setattr(registry, "_write", made_yet_failed)
@@ -317,6 +335,8 @@ def test_what_cannot_be_read_or_written_is_an_error_that_names_the_registry(tmp_
     (tmp_path / "file").write_text("")
     with pytest.raises(RegistryError, match=r"registry .*file"):
         put(Registry(tmp_path / "file"))
+    with pytest.raises(RegistryError, match=r"cannot make the registry .*nosuch"):
+        put(Registry("nosuch-scheme://bucket/registry"))
 
 
 def test_a_file_that_is_late_is_read_at_the_next_look(registry, monkeypatch):
@@ -368,14 +388,14 @@ def turn(say):
     return json.loads(sys.stdin.readline())
 
 turn("ready")
-mine = [registry.register("m", checkpoint="c", manifest_sha256="s").version for _ in range(2)]
+mine = registry.register("m", checkpoint="c", manifest_sha256="s").version
 expect = turn(mine)
 try:
-    won = registry.promote("m", mine[0], expect=expect).pointer.seq
+    won = registry.promote("m", mine, expect=expect).pointer.seq
 except ConflictError:
     won = None
 turn(won)
-turn(registry.promote("m", mine[1], expect=None).pointer.seq)
+turn(won or registry.promote("m", mine, expect=None).pointer.seq)
 """
 
 
@@ -402,7 +422,7 @@ def test_six_processes_race_and_every_event_has_one_winner(registry):
         assert hear() == ["ready"] * 6  # no table yet: making it is part of the race
         say("register")
         versions = hear()
-        say(12)
+        say(6)
         won = hear()
         say("promote")
         promoted = hear()
@@ -411,9 +431,11 @@ def test_six_processes_race_and_every_event_has_one_winner(registry):
         for r in racers:
             r.communicate()
     assert [r.returncode for r in racers] == [0] * 6
-    assert sorted(v for pair in versions for v in pair) == list(range(1, 13))
-    assert [w for w in won if w is not None] == [13]  # five got a ConflictError
-    assert sorted(promoted) == list(range(14, 20))
+    assert sorted(versions) == [1, 2, 3, 4, 5, 6]
+    assert [w for w in won if w is not None] == [7]  # the other five got a ConflictError
+    assert sorted(promoted) == [7, 8, 9, 10, 11, 12]
     rows = DeltaTable(registry.uri).to_pyarrow_table().to_pylist()
-    assert sorted(r["seq"] for r in rows) == list(range(1, 20))
-    assert registry.state("m").pointer.champion == versions[promoted.index(19)][1]
+    assert sorted(r["seq"] for r in rows) == list(range(1, 13))
+    history = registry.history("m")
+    assert {e.seq: e.version for e in history[6:]} == dict(zip(promoted, versions, strict=True))
+    assert registry.state("m").pointer.champion == history[-1].version
