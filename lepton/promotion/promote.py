@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from lepton import checkpoints, telemetry
 from lepton.errors import CheckpointError, GateError, RegistryError, ServingError
@@ -70,39 +71,64 @@ def promote(
     registry = Registry(f"{root}/registry")
     chosen = _chosen(registry, model, version)
     parent = trace or Carrier("", f"{root}/traces")
-    tell = on_change or _nobody
     attributes = {"lepton.model": chosen.model, "lepton.version": chosen.version}
     links = [str(chosen.lineage.get("traceparent", ""))]
     with telemetry.span("lepton.promote", parent, attributes=attributes, links=links) as span:
         state = registry.state(chosen.model)
-        with telemetry.span("lepton.gate", span.carrier) as gating:
+        with telemetry.span("lepton.gate", span.carrier, attributes=attributes) as gating:
             results = _pass_gates(gates, chosen, _champion(registry, state))
             gating.set(lepton_gate=[r.expression for r in results])
         _verify(chosen)
+        move = _Move(registry, chosen, results, span.carrier, on_change or _nobody)
         if state.pointer.champion is None:
-            state = registry.promote(
-                chosen.model, chosen.version, expect=state.pointer.seq, gate=results
-            )
+            state = move.to_champion(state)
             app = start(chosen.model, root, replicas=replicas, port=port, trace=span.carrier)
             app.wait_for(state.pointer.seq)
-            tell(f"version {chosen.version} at 100 %")
             return app
         app = start(chosen.model, root, replicas=replicas, port=port, trace=span.carrier)
-        if state.pointer.champion == chosen.version:
-            return app
-        if canary is not None:
-            state = registry.start_canary(
-                chosen.model, chosen.version, canary, expect=state.pointer.seq, gate=results
-            )
-            tell(f"version {chosen.version} at {canary:.0%}")
-            with telemetry.span("lepton.canary", span.carrier, attributes=attributes):
-                _bake(app, registry, state, rule or CanaryRule(), root)
-        state = registry.promote(
-            chosen.model, chosen.version, expect=state.pointer.seq, gate=results
-        )
-        _take_up(app, registry, state)
-        tell(f"version {chosen.version} at 100 %")
+        if state.pointer.champion != chosen.version:
+            if canary is not None:
+                state = move.to_canary(state, canary, app, rule or CanaryRule(), root)
+            _take_up(app, registry, move.to_champion(state))
     return app
+
+
+@dataclass(frozen=True)
+class _Move:
+    """One version on its way; each step is one commit."""
+
+    registry: Registry
+    chosen: ModelVersion
+    results: Sequence[GateResult]
+    carrier: Carrier
+    tell: Callable[[str], None]
+
+    def to_champion(self, state: ModelState) -> ModelState:
+        moved = self.registry.promote(
+            self.chosen.model,
+            self.chosen.version,
+            expect=state.pointer.seq,
+            gate=self.results,
+            trace_id=self.carrier.trace_id,
+        )
+        self.tell(f"version {self.chosen.version} at 100 %")
+        return moved
+
+    def to_canary(
+        self, state: ModelState, share: float, app: App, rule: CanaryRule, root: str
+    ) -> ModelState:
+        moved = self.registry.start_canary(
+            self.chosen.model,
+            self.chosen.version,
+            share,
+            expect=state.pointer.seq,
+            gate=self.results,
+            trace_id=self.carrier.trace_id,
+        )
+        self.tell(f"version {self.chosen.version} at {share:.0%}")
+        with telemetry.span("lepton.canary", self.carrier, attributes={"lepton.share": share}):
+            _bake(app, self.registry, moved, rule, root)
+        return moved
 
 
 def rollback(

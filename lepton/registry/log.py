@@ -163,15 +163,11 @@ class Registry:
         for _ in range(RETRIES):
             with self._lock:
                 state = self.state(model)
-                entry = ModelVersion(
-                    model=model,
-                    version=max(state.versions, default=0) + 1,
+                entry = _following(
+                    state,
                     checkpoint=checkpoint,
                     manifest_sha256=manifest_sha256,
                     metrics=figures,
-                    parent=state.pointer.champion,
-                    created=_now(),
-                    actor=_actor(),
                     trace_id=trace_id,
                     **described,
                 )
@@ -332,6 +328,17 @@ class Registry:
         files = PyFileSystem(cast("Any", DeltaStorageHandler)(self.uri, self._options))
         with files.open_input_file(inside) as source:
             return pq.ParquetFile(source).read().to_pylist()
+
+
+def _following(state: ModelState, **fields: Any) -> ModelVersion:
+    return ModelVersion(
+        model=state.model,
+        version=max(state.versions, default=0) + 1,
+        parent=state.pointer.champion,
+        created=_now(),
+        actor=_actor(),
+        **fields,
+    )
 
 
 def _row(event: Event) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,9 @@ class App:
         """
         try:
             handle = serve.get_app_handle(_app_name(self.model))
-            return list(handle.broadcast("follow").results(timeout_s=WAIT_S))
+            with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
+                asked = thread.submit(lambda: handle.broadcast("follow").results(timeout_s=WAIT_S))
+                return list(asked.result())
         except (RayServeException, TimeoutError, RayError) as e:
             raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
 

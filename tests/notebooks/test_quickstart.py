@@ -1,0 +1,89 @@
+"""The quickstart as a script, as a notebook, and as a job on a cluster of two nodes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import lepton
+from lepton.registry import Registry
+from tests.cluster.two_nodes import two_node_cluster
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "notebooks" / "quickstart.py"
+NOTEBOOK = SCRIPT.with_suffix(".ipynb")
+
+
+def assert_closed_the_loop(home: Path) -> None:
+    champion = Registry(home / "registry").version("machines", "champion")
+    feedback = lepton.table(home / "feedback" / "machines")
+
+    assert champion.metrics["accuracy"] >= 0.9
+    assert champion.lineage["table"] == str(home / "lake" / "machines")
+    assert feedback.count_rows() == 5
+    assert {"temperature", "vibration", "site", "fault", "version"} <= set(feedback.schema.names)
+
+
+def test_the_notebook_is_the_script_and_carries_no_output() -> None:
+    script, notebook = jupytext.read(SCRIPT), nbformat.read(NOTEBOOK, as_version=4)
+
+    assert [(c.cell_type, c.source) for c in script.cells] == [
+        (c.cell_type, c.source) for c in notebook.cells
+    ]
+    assert all(not c.get("outputs") for c in notebook.cells)
+
+
+def test_runs_as_a_script(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        cwd=tmp_path,
+        env={**os.environ, "LEPTON_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) == 4
+    assert_closed_the_loop(tmp_path / "home")
+
+
+def test_runs_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEPTON_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+
+    NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+
+    assert_closed_the_loop(tmp_path / "home")
+
+
+def test_runs_as_a_job_on_two_nodes(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with two_node_cluster(tmp_path / "cluster", cpus=4) as cluster:
+        done = cluster.run(
+            "ray",
+            "job",
+            "submit",
+            f"--working-dir={ROOT / 'notebooks'}",
+            f'--runtime-env-json={{"env_vars": {{"LEPTON_HOME": "{home}"}}}}',
+            "--",
+            "python",
+            "quickstart.py",
+        )
+
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "succeeded" in done.stdout + done.stderr
+    assert_closed_the_loop(home)
