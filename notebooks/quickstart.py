@@ -13,9 +13,9 @@
 # %% [markdown]
 # # From your own table to your own served model
 #
-# Machines report their temperature, vibration and site; some faulted. We write the reports to a Delta
-# table, train our own torch loop on two elastic workers, serve the model behind a gate, ask it, and
-# turn its answers and the labels that arrive later into the next training table.
+# Machines report their temperature, vibration and site; some faulted. We write the reports to a
+# Delta table, train our own torch loop on two elastic workers, serve the model behind a gate, ask
+# it, and turn its answers and the labels that arrive later into the next training table.
 #
 # This file is a script (`python notebooks/quickstart.py`), a job
 # (`ray job submit --working-dir . -- python notebooks/quickstart.py`) and, as `quickstart.ipynb`, a
@@ -118,7 +118,8 @@ evaluation = lepton.evaluate(run, test, label="fault")
 model = lepton.register(run, "machines", metrics=evaluation.metrics)
 app = lepton.promote(model, gate=["accuracy >= 0.9", "f1 >= champion - 0.05"], replicas=(1, 2))
 print(
-    f"{run.steps} steps, accuracy {evaluation.metrics['accuracy']:.3f}, version {model.version} at {app.url}"
+    f"{run.steps} steps, accuracy {evaluation.metrics['accuracy']:.3f}, "
+    f"version {model.version} at {app.url}"
 )
 
 # %% [markdown]
@@ -130,8 +131,8 @@ print(f"answers {answers.tolist()}, labels {test.head(5)['fault'].to_pylist()}")
 
 # %% [markdown]
 # ## Close the loop
-# Each answer is a row of the inference log. Labels arrive later, keyed by request; joined, they are the
-# next training table.
+# Each answer is a row of the inference log. Labels arrive later, keyed by request; joined, they
+# are the next training table.
 
 # %%
 from lepton.monitoring import count_answers

@@ -138,7 +138,9 @@ def export_net(
         with torch.inference_mode():
             found = still(*arguments)
     except Exception as e:
-        raise CheckpointError(f"torch.export cannot express the net: {type(e).__name__}: {e}") from e
+        raise CheckpointError(
+            f"torch.export cannot express the net: {type(e).__name__}: {e}"
+        ) from e
     outputs = {"output": found} if isinstance(found, torch.Tensor) else _named(found)
     return Signature(
         inputs=tuple(_spec(n, t) for n, t in zip(inputs, example, strict=True)),

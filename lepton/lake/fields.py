@@ -120,7 +120,8 @@ def _type_of(kind: Any, mode: str) -> tuple[pa.DataType, tuple[Field, ...]]:
         value = _field(
             "value", spec["valueType"], mode, nullable=bool(spec.get("valueContainsNull", True))
         )
-        return pa.map_(key.arrow(), value.arrow()), (key, value)
+        make_map: Any = pa.map_  # the stubs know types, not fields
+        return make_map(key.arrow(), value.arrow()), (key, value)
     raise LakeError(f"the table has a column of type {spec['type']!r}, which lepton cannot read")
 
 
@@ -133,20 +134,20 @@ def _primitive(kind: str) -> pa.DataType:
     raise LakeError(f"the table has a column of type {kind!r}, which lepton cannot read")
 
 
-def locate(field: Field, stored: pa.Schema | pa.StructType) -> int | None:
+def locate(field: Field, stored: Any) -> int | None:
     """Return the position of ``field`` among the stored fields, or None where it is absent."""
-    members = [stored.field(i) for i in range(_width(stored))]
+    members: list[Any] = [stored.field(i) for i in range(_width(stored))]
     if field.id is not None:
         for i, member in enumerate(members):
             metadata = member.metadata or {}
             if metadata.get(b"PARQUET:field_id") == str(field.id).encode():
                 return i
         return None
-    names = [m.name for m in members]
+    names: list[str] = [m.name for m in members]
     return names.index(field.physical) if field.physical in names else None
 
 
-def _width(stored: pa.Schema | pa.StructType) -> int:
+def _width(stored: Any) -> int:
     return len(stored.names) if isinstance(stored, pa.Schema) else stored.num_fields
 
 
@@ -173,29 +174,31 @@ def _convert_primitive(array: pa.Array[Any], field: Field) -> pa.Array[Any]:
 
 
 def _convert_struct(array: pa.StructArray, field: Field) -> pa.Array[Any]:
-    stored = cast(pa.StructType, array.type)
-    members: list[pa.Array[Any]] = []
+    stored: Any = array.type
+    members: list[Any] = []
     for child in field.children:
         at = locate(child, stored)
         if at is None:
-            members.append(pa.nulls(len(array), child.type))
+            members.append(nulls(len(array), child.type))
         else:
-            members.append(convert(array.field(at), child))
-    return pa.StructArray.from_arrays(
-        members, fields=[c.arrow() for c in field.children], mask=pc.is_null(array)
-    )
+            inner: Any = array.field(at)
+            members.append(convert(inner, child))
+    make: Any = pa.StructArray.from_arrays
+    return make(members, fields=[c.arrow() for c in field.children], mask=pc.is_null(array))
 
 
 def _convert_list(array: Any, field: Field) -> pa.Array[Any]:
     whole = _compact(array)
     values = convert(whole.values, field.children[0])
-    return pa.ListArray.from_arrays(whole.offsets, values, type=field.type, mask=_mask(whole))
+    make: Any = pa.ListArray.from_arrays
+    return make(whole.offsets, values, type=field.type, mask=_mask(whole))
 
 
 def _convert_map(array: Any, field: Field) -> pa.Array[Any]:
     whole = _compact(array)
     key, value = field.children
-    return pa.MapArray.from_arrays(
+    make: Any = pa.MapArray.from_arrays
+    return make(
         whole.offsets,
         convert(whole.keys, key),
         convert(whole.items, value),
@@ -207,6 +210,12 @@ def _convert_map(array: Any, field: Field) -> pa.Array[Any]:
 def _compact(array: Any) -> Any:
     """Return an array that starts at its own buffers' beginning: what from_arrays needs."""
     return pa.concat_arrays([array, array.slice(0, 0)]) if array.offset else array
+
+
+def nulls(count: int, kind: pa.DataType) -> Any:
+    """Return ``count`` nulls of a type."""
+    make: Any = pa.nulls  # the stubs know extension types only
+    return make(count, kind)
 
 
 def _mask(array: pa.Array[Any]) -> pa.Array[Any] | None:

@@ -8,7 +8,7 @@ path.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -162,7 +162,8 @@ def _files(opened: DeltaTable, uri: str) -> tuple[DataFile, ...]:
         )
     if keeps:
         raise LakeError(
-            f"table {uri!r} has deletion vectors for files that its log does not list: {list(keeps)[:3]}"
+            f"table {uri!r} has deletion vectors for files that its log does not list: "
+            f"{list(keeps)[:3]}"
         )
     return tuple(sorted(files, key=lambda f: f.path))
 
@@ -178,8 +179,9 @@ def _deletions(opened: DeltaTable) -> dict[str, bytes]:
         return {}
     masks: dict[str, bytes] = {}
     for batch in pa.RecordBatchReader.from_stream(opened.deletion_vectors()):
-        paths: Sequence[str] = batch.column("filepath").to_pylist()
-        for path, mask in zip(paths, batch.column("selection_vector"), strict=True):
+        paths: Any = batch.column("filepath").to_pylist()
+        vectors: Any = batch.column("selection_vector")
+        for path, mask in zip(paths, vectors, strict=True):
             bits = np.asarray(mask.values, dtype=bool)
             whole = np.concatenate([bits, np.ones(-len(bits) % 8, bool)])
             packed = np.packbits(whole, bitorder="little").tobytes()

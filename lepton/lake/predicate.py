@@ -21,7 +21,7 @@ def expression_of(condition: pc.Expression | str, schema: pa.Schema) -> pc.Expre
     Raises:
         LakeError: it does not parse, uses something unsupported, or names an unknown column.
     """
-    expression = _parse(condition) if isinstance(condition, str) else condition
+    expression: Any = _parse(condition) if isinstance(condition, str) else condition
     if not isinstance(expression, pc.Expression):
         raise TypeError(
             "where() takes a SQL-like string or a pyarrow.compute expression, "

@@ -34,7 +34,7 @@ class _SnapshotSource(Datasource):
             ReadTask(
                 _reader(snapshot, file),
                 BlockMetadata(
-                    num_rows=None, size_bytes=None, input_files=[file.path], exec_stats=None
+                    num_rows=None, size_bytes=None, input_files=(file.path,), exec_stats=None
                 ),
                 schema=snapshot.schema,
             )

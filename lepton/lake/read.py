@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
-from lepton.lake.fields import Field, convert, locate
+from lepton.lake.fields import Field, convert, locate, nulls
 from lepton.lake.log import DataFile, Version, path_of
 
 POSITION = "__position__"
@@ -68,7 +68,7 @@ def _filesystem(
         return pafs.LocalFileSystem(use_mmap=True), full
     from deltalake.fs import DeltaStorageHandler
 
-    handler = DeltaStorageHandler(uri, dict(options) if options else None)
+    handler: Any = DeltaStorageHandler(uri, dict(options) if options else None)
     return pafs.PyFileSystem(handler), full.removeprefix(uri.rstrip("/") + "/")
 
 
@@ -117,15 +117,18 @@ def _column(
     rows: int,
 ) -> pa.ChunkedArray[Any]:
     if field.name in file.partition:
-        value = pa.scalar(file.partition[field.name])
-        filled = pa.nulls(rows, field.type) if not value.is_valid else _repeat(value, field, rows)
-        return pa.chunked_array([filled])
+        return pa.chunked_array([_repeat(file.partition[field.name], field, rows)])
     if at is None:
-        return pa.chunked_array([pa.nulls(rows, field.type)])
+        return pa.chunked_array([nulls(rows, field.type)])
     chunks = raw.column(stored.field(at).name).chunks
-    return pa.chunked_array([convert(c, field) for c in chunks], type=field.type)
+    make: Any = pa.chunked_array
+    return make([convert(c, field) for c in chunks], type=field.type)
 
 
-def _repeat(value: pa.Scalar[Any], field: Field, rows: int) -> pa.Array[Any]:
-    typed = pc.cast(value, field.type) if value.type != field.type else value
-    return pa.repeat(typed, rows)
+def _repeat(value: Any, field: Field, rows: int) -> Any:
+    """A partition value, in its column's type, for every row."""
+    if value is None:
+        return nulls(rows, field.type)
+    typed: Any = pa.scalar(value)
+    cast: Any = pc.cast
+    return pa.repeat(cast(typed, field.type) if typed.type != field.type else typed, rows)

@@ -80,7 +80,7 @@ class Snapshot:
     @property
     def schema(self) -> pa.Schema:
         """The Arrow schema of the selected columns."""
-        whole = self.load().schema
+        whole: Any = self.load().schema
         return whole if self.columns is None else pa.schema([whole.field(c) for c in self.columns])
 
     def select(self, columns: Sequence[str]) -> Snapshot:
@@ -93,8 +93,8 @@ class Snapshot:
         unknown = [c for c in columns if c not in known]
         if unknown or not columns:
             raise LakeError(
-                f"table {self.uri!r}@{self.version} has no column {', '.join(unknown) or '(none)'}; "
-                f"it has: {', '.join(known)}"
+                f"table {self.uri!r}@{self.version} has no column "
+                f"{', '.join(unknown) or '(none)'}; it has: {', '.join(known)}"
             )
         return replace(self, columns=tuple(columns))
 
@@ -116,14 +116,14 @@ class Snapshot:
         version = self.load()
         if self.predicate is None or not self._by_partition():
             return version.files
-        schema = pa.schema([version.schema.field(c) for c in version.partition_columns])
-        rows = [[f.partition.get(c) for f in version.files] for c in schema.names]
-        values = pa.table(
-            [pa.array(r, type=f.type) for r, f in zip(rows, schema, strict=True)], schema=schema
-        ).append_column("__file__", pa.array(range(len(version.files)), pa.int64()))
-        return tuple(
-            version.files[i] for i in values.filter(self.predicate)["__file__"].to_pylist()
-        )
+        whole: Any = version.schema
+        columns: dict[str, Any] = {
+            c: pa.array([f.partition.get(c) for f in version.files], type=whole.field(c).type)
+            for c in version.partition_columns
+        }
+        columns["__file__"] = pa.array(range(len(version.files)), pa.int64())
+        kept: Any = pa.table(columns).filter(self.predicate)
+        return tuple(version.files[i] for i in kept["__file__"].to_pylist())
 
     def read_file(self, file: DataFile, *, start: int = 0, stop: int | None = None) -> pa.Table:
         """Return this snapshot's rows of one file, stored positions [start, stop), in order.
@@ -218,13 +218,13 @@ class Snapshot:
     def stream(self, **options: Any) -> Stream:
         """Return a deterministic row stream; see :class:`lepton.stream.Stream` for the options.
 
-        Keyword Args:
-            batch_size: rows in a global batch, over all workers together.
-            seed: decides the order, with the epoch. epochs: passes over the rows.
-            columns: which columns to deliver; default those of this snapshot.
-            shuffle: False keeps file order. lanes: most workers that can share the stream.
-            engine: ``auto``, ``worker`` or ``ray_data``. transform: a Preparation, or a function
-                from an Arrow table to one with as many rows.
+        Args:
+            options: ``batch_size``, rows in a global batch, over all workers together; ``seed``
+                decides the order, with the epoch; ``epochs``, passes over the rows; ``columns`` to
+                deliver, default those of this snapshot; ``shuffle``, False keeps file order;
+                ``lanes``, the most workers that can share the stream; ``engine``, ``auto``,
+                ``worker`` or ``ray_data``; ``transform``, a Preparation, or a function from an
+                Arrow table to one with as many rows.
         """
         from lepton.stream import stream_of
 

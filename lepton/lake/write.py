@@ -56,7 +56,8 @@ def write(
         if mode == "merge" and DeltaTable.is_deltatable(path, options):
             _merge(reader, path, key, options, properties)
         else:
-            write_deltalake(
+            commit: Any = write_deltalake  # its overloads tie predicate to one mode
+            commit(
                 path,
                 reader,
                 mode="append" if mode in ("append", "merge") else "overwrite",
@@ -102,7 +103,8 @@ def _reader(data: Any) -> pa.RecordBatchReader:
     if hasattr(data, "to_numpy"):  # a pandas frame
         return pa.Table.from_pandas(data, preserve_index=False).to_reader()
     raise TypeError(
-        f"cannot write a {type(data).__name__}: give an Arrow table, a pandas frame or a Ray Dataset"
+        f"cannot write a {type(data).__name__}: give an Arrow table, a pandas frame or a "
+        "Ray Dataset"
     )
 
 

@@ -210,7 +210,7 @@ class Order:
 
 
 def lanes_of(rank: int, world_size: int, lanes: int) -> range:
-    """Return the lanes that a rank owns: rank, rank + world size, …"""
+    """Return the lanes that a rank owns: every ``world_size``-th from ``rank`` on."""
     return range(rank, lanes, world_size)
 
 

@@ -88,7 +88,7 @@ def _task(plan: Any, epoch: int, first: int, last: int) -> Callable[[], Iterable
     def read() -> Iterable[pa.Table]:
         from dataclasses import replace
 
-        stream: Stream = ray.get(plan)
+        stream: Any = ray.get(plan)
         here = replace(stream, engine="worker")
         shard = here.shard(0, 1, Cursor(epoch, first * stream.batch_size))
         return [shard.next_part().rows for _ in range(first, last)]

@@ -86,8 +86,12 @@ def pipeline(source: Source, order: Order, units: list[Unit]) -> ray.data.Datase
     )
     if source.transform is not None:
         plan = ray.put((source, order))
+
+        def transform(rows: Any) -> Any:
+            return transformed(rows, _plan(plan)[0].transform)
+
         dataset = dataset.map_batches(
-            lambda rows: transformed(rows, _plan(plan)[0].transform),
+            transform,
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -106,9 +110,7 @@ def quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def _blocks(
-    stream: Stream, pieces: Iterator[tuple[Order, Unit]]
-) -> Iterator[tuple[Unit, Any]]:
+def _blocks(stream: Stream, pieces: Iterator[tuple[Order, Unit]]) -> Iterator[tuple[Unit, Any]]:
     """Run one pipeline an epoch; yield each block's reference with the unit it belongs to."""
     for _, group in groupby(pieces, key=lambda piece: piece[1].epoch):
         plans = list(group)
@@ -207,7 +209,7 @@ class Coordinator:
 def _stream_error(error: Exception) -> StreamError:
     if isinstance(error, StreamError):
         return error
-    cause: BaseException = error
+    cause: Any = error
     if isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
         cause = error.cause
     while cause.__cause__ is not None and not isinstance(cause, StreamError):
@@ -240,6 +242,10 @@ class CoordinatedFeed:
         self._actor = actor
         self._rank = rank
 
+    def _next(self, asked: Any) -> tuple[Unit, list[Any]] | None:
+        found: Any = ray.get(asked)
+        return found
+
     def __call__(self, cursor: Cursor) -> Iterator[tuple[Unit, pa.Table]]:
         """Yield units and rows from a cursor on.
 
@@ -249,7 +255,7 @@ class CoordinatedFeed:
         try:
             ray.get(self._actor.begin.remote(cursor))
             following = self._actor.next.remote(self._rank)
-            while (found := ray.get(following)) is not None:
+            while (found := self._next(following)) is not None:
                 following = self._actor.next.remote(self._rank)
                 unit, (ref,) = found
                 yield unit, ray.get(ref)

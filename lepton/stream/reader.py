@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,9 +65,14 @@ def read_unit(source: Source, order: Order, unit: Unit) -> pa.Table:
     except LakeError as e:
         raise StreamError(f"the stream stops in epoch {unit.epoch}: {e}") from e
     wanted = order.window_rows(unit.window)[unit.low : unit.high]
-    rows = pa.concat_tables(chunks).take(pa.array(wanted))
+    picked: Any = pa.array(wanted)
+    rows = pa.concat_tables(chunks).take(picked)
     if source.carrier is not None:
-        attributes = {"lepton.epoch": unit.epoch, "lepton.lane": unit.lane, "lepton.rows": unit.rows}
+        attributes = {
+            "lepton.epoch": unit.epoch,
+            "lepton.lane": unit.lane,
+            "lepton.rows": unit.rows,
+        }
         telemetry.record("lepton.read", source.carrier, began, attributes=attributes)
     return rows
 
@@ -79,7 +85,7 @@ def transformed(rows: pa.Table, transform: Transform | None) -> pa.Table:
     """
     if transform is None:
         return rows
-    result: object = transform(rows.drop_columns(ROW))
+    result: Any = transform(rows.drop_columns(ROW))
     if not isinstance(result, pa.Table) or len(result) != len(rows):
         what = f"{len(result)} rows" if isinstance(result, pa.Table) else type(result).__name__
         raise StreamError(
@@ -94,12 +100,12 @@ def expected_rows(source: Source, order: Order, unit: Unit) -> Ints:
 
     Only a table with deletion vectors or a row filter has to be read for this.
     """
-    chunks = order.window_chunks(unit.window)
+    chunks: list[int] = order.window_chunks(unit.window).tolist()
     layout = order.layout
     ids: list[Ints] = []
     for c in chunks:
         if layout.live[c] == layout.stop[c] - layout.start[c]:
-            positions = np.arange(layout.start[c], layout.stop[c], dtype=np.int64)
+            positions = np.arange(int(layout.start[c]), int(layout.stop[c]), dtype=np.int64)
             ids.append(row_ids(int(layout.file[c]), positions))
         else:
             ids.append(source.live(order, int(c))[ROW].to_numpy())

@@ -146,9 +146,7 @@ class Shard:
                 taken = [lane.take(order.lane_consumed(lane.number, end)) for lane in lanes]
                 yield _part(order, step, taken, self._stream.empty, end - begin)
 
-    def _fill(
-        self, lanes: list[_Lane], feed: Iterator[tuple[Unit, pa.Table]], end: int
-    ) -> None:
+    def _fill(self, lanes: list[_Lane], feed: Iterator[tuple[Unit, pa.Table]], end: int) -> None:
         """Read on until every lane has its rows of the first ``end`` of the epoch."""
         by_number = {lane.number: lane for lane in lanes}
         while any(lane.filled < lane.order.lane_consumed(lane.number, end) for lane in lanes):

@@ -71,7 +71,7 @@ class Stream:
         transform: a Preparation, or any function from an Arrow table to one with the same rows.
         trace: the span under which reads are recorded; set by :func:`lepton.train`.
 
-    Memory per rank: about (lanes owned + 3) windows of 4 × 65,536 rows at most.
+    Memory per rank: about (lanes owned + 3) windows of at most 262,144 rows.
     """
 
     snapshot: Snapshot
@@ -148,7 +148,9 @@ class Stream:
         """Return the order of an epoch."""
         key = f"order {epoch}"
         if key not in self._cache:
-            for old in [k for k in self._cache if k.startswith("order ") and k != f"order {epoch - 1}"]:
+            for old in [
+                k for k in self._cache if k.startswith("order ") and k != f"order {epoch - 1}"
+            ]:
                 del self._cache[old]
             self._cache[key] = Order(
                 layout=self.layout,

@@ -67,16 +67,16 @@ def _rectangle(name: str, array: Any) -> Any:
     """The values of equally long lists, shape (rows, length)."""
     if pa.types.is_fixed_size_list(array.type):
         return _numbers(array.flatten()).reshape(len(array), array.type.list_size)
-    lengths = pc.min_max(pc.list_value_length(array))
+    lengths: Any = pc.min_max(pc.list_value_length(array))
+    flat: Any = array.flatten()
     low, high = lengths["min"].as_py() or 0, lengths["max"].as_py() or 0
     if low != high:
         raise StreamError(
             f"column {name!r} holds lists of {low} to {high} values, which no tensor can: give "
             "them one length with transform=, or take the batches as Arrow"
         )
-    values = array.flatten()
-    _refuse_nulls(name, values)
-    return _numbers(values).reshape(len(array), high)
+    _refuse_nulls(name, flat)
+    return _numbers(flat).reshape(len(array), high)
 
 
 def _numbers(array: Any) -> Any:

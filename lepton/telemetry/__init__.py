@@ -10,4 +10,14 @@ process that outlives the work, so that a killed worker leaves no orphan.
 from lepton.telemetry.spans import Carrier, Span, carrier_of, flush, name_process, record, span
 from lepton.telemetry.store import SpanRecord, spans_of
 
-__all__ = ["Carrier", "Span", "SpanRecord", "carrier_of", "flush", "name_process", "record", "span", "spans_of"]
+__all__ = [
+    "Carrier",
+    "Span",
+    "SpanRecord",
+    "carrier_of",
+    "flush",
+    "name_process",
+    "record",
+    "span",
+    "spans_of",
+]

@@ -6,13 +6,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
@@ -77,7 +78,7 @@ def span(
     kind: str = "internal",
     links: Sequence[str] = (),
     attributes: Mapping[str, Any] | None = None,
-) -> Iterator[Span]:
+) -> Generator[Span]:
     """Run a block under a span; an exception marks it as failed and goes on.
 
     Args:
@@ -139,6 +140,7 @@ def flush(timeout_ms: int = 2000) -> None:
 
 
 _PROVIDERS: list[TracerProvider] = []
+_named: dict[int, str] = {}
 
 
 @lru_cache(maxsize=16)
@@ -165,21 +167,17 @@ def _process_name() -> str:
     title = sys.argv[0].rsplit("/", 1)[-1] if sys.argv else "python"
     if title != "default_worker.py":
         return title or "python"
-    return _PROCESS_NAME or "ray worker"
-
-
-_PROCESS_NAME = ""
+    return _named.get(os.getpid(), "ray worker")
 
 
 def name_process(name: str) -> None:
     """Give this process the name that its spans carry; call it before the first span."""
-    global _PROCESS_NAME  # noqa: PLW0603 - a process has one name
-    _PROCESS_NAME = name
+    _named[os.getpid()] = name
 
 
 def _context(parent: Carrier) -> Any:
     found = _span_context(parent.traceparent)
-    return trace.set_span_in_context(NonRecordingSpan(found)) if found else trace.Context()
+    return trace.set_span_in_context(NonRecordingSpan(found), Context()) if found else Context()
 
 
 def _span_context(traceparent: str) -> SpanContext | None:

@@ -55,7 +55,9 @@ class FileExporter(SpanExporter):
 
 def _record(ended: ReadableSpan) -> SpanRecord:
     context = ended.get_span_context()
-    assert context is not None and ended.start_time is not None and ended.end_time is not None  # noqa: S101 - the SDK sets all three before it exports
+    assert context is not None  # noqa: S101 - the SDK sets all three before it exports
+    assert ended.start_time is not None  # noqa: S101
+    assert ended.end_time is not None  # noqa: S101
     resource = ended.resource.attributes
     return SpanRecord(
         name=ended.name,
