@@ -82,6 +82,7 @@ def _rows(
 ) -> pa.Table:
     total = parquet.metadata.num_rows
     stop = total if stop is None else min(stop, total)
+    start = min(start, stop)
     groups, first = _groups(parquet, start, stop)
     stored = parquet.schema_arrow
     fields = [f for f in version.fields if f.name in set(columns)]
@@ -131,4 +132,5 @@ def _repeat(value: Any, field: Field, rows: int) -> Any:
         return nulls(rows, field.type)
     typed: Any = pa.scalar(value)
     cast: Any = pc.cast
-    return pa.repeat(cast(typed, field.type) if typed.type != field.type else typed, rows)
+    repeat: Any = pa.repeat
+    return repeat(cast(typed, field.type) if typed.type != field.type else typed, rows)

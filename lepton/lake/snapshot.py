@@ -122,8 +122,10 @@ class Snapshot:
             for c in version.partition_columns
         }
         columns["__file__"] = pa.array(range(len(version.files)), pa.int64())
-        kept: Any = pa.table(columns).filter(self.predicate)
-        return tuple(version.files[i] for i in kept["__file__"].to_pylist())
+        make: Any = pa.table
+        kept: Any = make(columns).filter(self.predicate)
+        numbers: list[int] = kept["__file__"].to_pylist()
+        return tuple(version.files[i] for i in numbers)
 
     def read_file(self, file: DataFile, *, start: int = 0, stop: int | None = None) -> pa.Table:
         """Return this snapshot's rows of one file, stored positions [start, stop), in order.

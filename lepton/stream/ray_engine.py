@@ -206,17 +206,16 @@ class Coordinator:
         self._stop.set()
 
 
-def _stream_error(error: Exception) -> StreamError:
-    if isinstance(error, StreamError):
-        return error
-    cause: Any = error
-    if isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
-        cause = error.cause
-    while cause.__cause__ is not None and not isinstance(cause, StreamError):
-        cause = cause.__cause__
-    if isinstance(cause, StreamError):
-        return cause
-    return StreamError(f"Ray Data could not deliver the stream: {type(cause).__name__}: {cause}")
+def _stream_error(error: BaseException) -> StreamError:
+    """Find lepton's own error inside Ray's wrappers, or say what Ray said."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, StreamError):
+            return inner
+        last, inner = inner, getattr(inner, "cause", None) or inner.__cause__
+        if inner is None:
+            error = last
+    return StreamError(f"Ray Data could not deliver the stream: {type(error).__name__}: {error}")
 
 
 def coordinated_shards(stream: Stream, world_size: int) -> list[Shard]:

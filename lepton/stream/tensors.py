@@ -67,7 +67,8 @@ def _rectangle(name: str, array: Any) -> Any:
     """The values of equally long lists, shape (rows, length)."""
     if pa.types.is_fixed_size_list(array.type):
         return _numbers(array.flatten()).reshape(len(array), array.type.list_size)
-    lengths: Any = pc.min_max(pc.list_value_length(array))
+    count: Any = pc.list_value_length
+    lengths: Any = pc.min_max(count(array))
     flat: Any = array.flatten()
     low, high = lengths["min"].as_py() or 0, lengths["max"].as_py() or 0
     if low != high:

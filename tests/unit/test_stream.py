@@ -1,0 +1,206 @@
+"""Streams over real tables: one order at any world size, resumable anywhere, errors that help."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import lepton
+from lepton.errors import StreamError
+from lepton.lake import Snapshot
+from lepton.preprocess import Preparation
+from lepton.stream import Cursor, Digest, Part, Shard
+from lepton.stream.tensors import batch_of
+
+TABLES = Path(__file__).parents[1] / "data" / "delta-tables"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    uri = tmp_path_factory.mktemp("lake") / "t"
+    for first, last in ((0, 300), (300, 700), (700, 1003)):
+        ids = np.arange(first, last)
+        rows = {
+            "id": ids,
+            "x": list(ids[:, None] * np.ones(3)),
+            "split": np.where(ids % 5, "a", "b"),
+        }
+        lepton.write(pa.table(rows), uri, partition_by=["split"])
+    return lepton.table(uri)
+
+
+def parts(shard: Shard) -> Iterator[Part]:
+    while True:
+        try:
+            yield shard.next_part()
+        except StopIteration:
+            return
+
+
+FILTERS = [None, "split = 'a'", "id > 100", "split = 'a' AND id < 900"]
+
+
+@pytest.mark.parametrize("condition", FILTERS)
+def test_the_batches_are_the_same_at_any_world_size(table: Snapshot, condition: str | None) -> None:
+    rows = table if condition is None else table.where(condition)
+    stream = rows.stream(batch_size=64, seed=3, epochs=2, lanes=16)
+    expected = [stream.expected(0), stream.expected(1)]
+    seen: set[str] = set()
+    for n in (1, 2, 3, 4, 5, 6, 7, 8, 16):
+        found, batches = [Digest(), Digest()], []
+        shards = [parts(s) for s in (stream.shard(r, n, format="arrow") for r in range(n))]
+        for step in zip(*shards, strict=True):
+            for part in step:
+                found[part.epoch] += part.digest
+            batches.append(sorted(i for p in step for i in p.rows["id"].to_pylist()))
+            assert sum(len(p.rows) for p in step) == step[0].global_rows
+        assert found == expected
+        assert len(batches) == stream.steps
+        seen.add(repr(batches))
+    assert len(seen) == 1
+    assert expected[0].rows == rows.count_rows()
+    assert expected[0] != expected[1]
+
+
+def test_resuming_from_any_row_at_another_world_size_gives_the_rest(table: Snapshot) -> None:
+    stream = table.stream(batch_size=50, epochs=1, lanes=4)
+    whole = {
+        int(s): int(i)
+        for p in parts(stream.shard(0, 1))
+        for s, i in zip(p.slots, p.ids, strict=True)
+    }
+    for rows in (1, 49, 50, 51, 333, 1002):
+        shards = [stream.shard(r, 3, Cursor(0, rows)) for r in range(3)]
+        lengths = {len(s) for s in shards}
+        got = [list(parts(s)) for s in shards]
+        rest = {
+            int(s): int(i) for ps in got for p in ps for s, i in zip(p.slots, p.ids, strict=True)
+        }
+
+        assert rest == {s: i for s, i in whole.items() if s >= rows}
+        assert lengths == {len(ps) for ps in got}
+
+
+def test_a_state_is_equal_on_every_rank_and_taken_up_at_any_size(table: Snapshot) -> None:
+    stream = table.stream(batch_size=100, epochs=2, lanes=4)
+    two = [stream.shard(r, 2) for r in range(2)]
+    for _ in range(13):
+        for shard in two:
+            next(shard)
+    states = [s.state_dict() for s in two]
+    one = stream.shard(0, 1)
+    one.load_state_dict(states[0])
+
+    assert states[0] == states[1]
+    assert states[0]["epoch"] == 1
+    assert len(list(one)) == stream.steps - 13
+    with pytest.raises(StreamError, match="another order"):
+        table.stream(batch_size=100, seed=9, epochs=2, lanes=4).shard(0, 1, states[0])
+
+
+def test_a_table_with_deletion_vectors_streams_its_live_rows() -> None:
+    rows = lepton.table(TABLES / "dv-partitioned-with-checkpoint" / "table")
+    stream = rows.stream(batch_size=8, lanes=3)
+    found = Digest()
+    for rank in range(3):
+        for part in parts(stream.shard(rank, 3)):
+            found += part.digest
+
+    assert found == stream.expected(0)
+    assert found.rows == 35
+
+
+def test_without_shuffle_one_lane_keeps_the_order_of_the_files(table: Snapshot) -> None:
+    stream = table.stream(batch_size=64, lanes=1, shuffle=False)
+    ids = [i for batch in stream.shard(0, 1, format="arrow") for i in batch["id"].to_pylist()]
+
+    assert ids == table.to_arrow()["id"].to_pylist()
+
+
+def test_transforms_see_rows_not_bookkeeping_and_keep_the_count(table: Snapshot) -> None:
+    prepare = Preparation.fit(table, standard=["id"])
+    stream = table.stream(batch_size=100, columns=["id"], transform=prepare)
+    batch = next(stream.shard(0, 1))
+    short = table.stream(batch_size=100, columns=["id"], transform=lambda t: t.slice(1))
+
+    assert list(batch) == ["id"]
+    assert batch["id"].dtype == torch.float32
+    with pytest.raises(StreamError, match="must return an Arrow table with the same rows"):
+        next(short.shard(0, 1))
+
+
+def test_a_short_tail_leaves_some_ranks_without_rows_but_not_without_a_step(tmp_path: Path) -> None:
+    rows = lepton.write(pa.table({"x": np.arange(9.0), "s": list("abcdefghi")}), tmp_path / "t")
+    stream = rows.stream(batch_size=8, lanes=4)
+    last = [list(stream.shard(r, 4))[-1] for r in range(4)]
+
+    assert [len(b["x"]) for b in last] == [1, 0, 0, 0]
+    assert all(list(b) == ["x", "s"] for b in last)
+
+
+def test_one_epoch_at_a_time_as_ray_data_does(table: Snapshot) -> None:
+    shard = table.stream(batch_size=100, epochs=2).shard(0, 1)
+
+    assert sum(len(b["id"]) for b in shard.iter_torch_batches()) == 1003
+    assert sum(len(b["id"]) for b in shard.iter_torch_batches(batch_size=100)) == 1003
+    assert list(shard.iter_torch_batches()) == []
+    with pytest.raises(ValueError, match="global batch size is 100"):
+        next(iter(shard.iter_torch_batches(batch_size=7)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"batch_size": 4, "lanes": 8}, "smaller than lanes"),
+        ({"batch_size": 4, "epochs": 0}, "epochs must be"),
+        ({"batch_size": 4, "engine": "magic"}, "engine 'magic'"),
+        ({"batch_size": True}, "batch_size must be a whole number"),
+    ],
+)
+def test_options_that_cannot_be(table: Snapshot, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        table.stream(**options)
+
+
+def test_more_ranks_than_lanes_and_unknown_columns_are_refused(table: Snapshot) -> None:
+    with pytest.raises(ValueError, match="pass lanes=9"):
+        table.stream(batch_size=16).shard(0, 9)
+    with pytest.raises(lepton.LeptonError, match="has no column nope"):
+        table.stream(batch_size=16, columns=["nope"])
+
+
+def test_a_vanished_file_stops_the_stream_by_name(tmp_path: Path) -> None:
+    rows = lepton.write(pa.table({"x": np.arange(9.0)}), tmp_path / "t")
+    (tmp_path / "t" / rows.files()[0].path).unlink()
+
+    with pytest.raises(StreamError, match=rf"epoch 0.*{rows.files()[0].path}.*@0"):
+        list(rows.stream(batch_size=3, lanes=1).shard(0, 1))
+
+
+def test_arrow_columns_become_tensors_of_their_shape() -> None:
+    grid = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(12.0).reshape(2, 3, 2))
+    batch = batch_of(
+        pa.table(
+            {
+                "n": pa.array([1, 2], pa.int16()),
+                "b": pa.array([True, False]),
+                "l": pa.array([[1.0, 2.0], [3.0, 4.0]]),
+                "g": grid,
+                "s": ["x", "y"],
+            }
+        )
+    )
+
+    assert batch["n"].dtype == torch.int16
+    assert batch["b"].tolist() == [True, False]
+    assert batch["l"].shape == (2, 2)
+    assert batch["g"].shape == (2, 3, 2)
+    assert batch["s"].to_pylist() == ["x", "y"]
+    for wrong in ([1.0, None], [[1.0], [1.0, 2.0]], [[1.0], None]):
+        with pytest.raises(StreamError, match="column 'w'"):
+            batch_of(pa.table({"w": wrong}))
