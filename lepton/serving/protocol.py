@@ -85,7 +85,7 @@ def rows_of(body: bytes, inputs: Sequence[Input]) -> tuple[pa.Table, str]:
         isinstance(t, dict) for t in cast("list[Any]", given)
     ):
         raise BadRequest(f"the body has no list 'inputs'; {_expected(inputs)}")
-    tensors = {t.get("name"): t for t in cast("list[dict[str, Any]]", given)}
+    tensors = {str(t.get("name")): t for t in cast("list[dict[str, Any]]", given)}
     known = {i.name for i in inputs}
     if tensors.keys() != known or len(tensors) != len(cast("list[Any]", given)):
         raise BadRequest(f"inputs are {list(tensors)}; {_expected(inputs)}")

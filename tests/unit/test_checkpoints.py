@@ -102,7 +102,7 @@ while True:
 
 
 def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
-    for life in range(3):
+    for life in range(2):
         before = checkpoints.latest(tmp_path)
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path), str(before.step if before else 0)],

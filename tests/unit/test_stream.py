@@ -50,7 +50,7 @@ def test_the_batches_are_the_same_at_any_world_size(table: Snapshot, condition: 
     stream = rows.stream(batch_size=64, seed=3, epochs=2, lanes=16)
     expected = [stream.expected(0), stream.expected(1)]
     seen: set[str] = set()
-    for n in (1, 2, 3, 4, 5, 6, 7, 8, 16):
+    for n in (1, 2, 3, 4, 5, 6, 7, 8, 16) if condition is None else (1, 3, 16):
         found, batches = [Digest(), Digest()], []
         shards = [parts(s) for s in (stream.shard(r, n, format="arrow") for r in range(n))]
         for step in zip(*shards, strict=True):

@@ -1,0 +1,109 @@
+"""Spans: one trace across processes, kept after a kill, sent by OTLP."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from lepton import telemetry
+from lepton.telemetry import Carrier, carrier_of
+
+CHILD = """
+import sys
+from lepton import telemetry
+parent = telemetry.Carrier(sys.argv[1], sys.argv[2] or None)
+with telemetry.span("child", parent, attributes={"n": 1}):
+    pass
+telemetry.flush()
+print("ended", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_trace_goes_through_processes_and_survives_a_kill(tmp_path: Path) -> None:
+    with telemetry.span("parent", Carrier("", str(tmp_path))) as parent:
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, parent.carrier.traceparent, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ended\n"
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate()
+
+    found = {s.name: s for s in telemetry.spans_of(str(tmp_path), parent.carrier.trace_id)}
+    assert found["child"].parent_id == found["parent"].span_id
+    assert found["child"].process != found["parent"].process
+    assert found["child"].attributes == {"n": 1}
+
+
+def test_errors_and_links_are_recorded_without_payloads(tmp_path: Path) -> None:
+    other = telemetry.record("other", Carrier("", str(tmp_path)), 1, 2)
+    with (
+        pytest.raises(KeyError),
+        telemetry.span("failing", Carrier("", str(tmp_path)), links=[other.traceparent, "junk"]),
+    ):
+        raise KeyError("a secret")
+
+    failing = next(s for s in telemetry.spans_of(str(tmp_path)) if s.name == "failing")
+    assert failing.status == "error"
+    assert failing.attributes == {"error.type": "KeyError"}
+    assert failing.links == [":".join(other.traceparent.split("-")[1:3])]
+
+
+def test_a_malformed_header_starts_a_new_trace() -> None:
+    good = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    fallback = Carrier("", "d")
+
+    assert carrier_of(good, "d").trace_id == "ab" * 16
+    assert carrier_of("00-xyz", "d", fallback) is fallback
+    assert carrier_of(None, "d", fallback) is fallback
+
+
+def test_spans_reach_an_otlp_receiver(tmp_path: Path) -> None:
+    received: list[ExportTraceServiceRequest] = []
+    arrived = threading.Event()
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                import gzip
+
+                body = gzip.decompress(body)
+            received.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.end_headers()
+            arrived.set()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
+        subprocess.run(
+            [sys.executable, "-c", CHILD, parent, ""],
+            env={
+                **os.environ,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            },
+            stdin=subprocess.DEVNULL,
+            check=True,
+            timeout=60,
+        )
+        assert arrived.wait(10)
+        server.shutdown()
+
+    spans = [
+        s for r in received for rs in r.resource_spans for ss in rs.scope_spans for s in ss.spans
+    ]
+    assert [(s.name, s.trace_id.hex()) for s in spans] == [("child", "ab" * 16)]

@@ -1,0 +1,222 @@
+"""Training in this process: resuming, refusals, evaluation, registration. No Ray."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from sklearn.metrics import precision_recall_fscore_support
+from torch.nn import functional
+
+import lepton
+from lepton import checkpoints
+from lepton.errors import CheckpointError, GateError, TrainingError
+from lepton.export.restore import Predictor
+from lepton.lake import Snapshot
+from lepton.training.recovery import fatal_rank
+from lepton.training.steps import Attempt, Step, effective, replayed
+
+
+def make_loop(*, fail_at: int | None = None, width: int = 4) -> Callable[[Any], None]:
+    def loop(worker: Any) -> None:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(
+            torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 3)
+        )
+        opt = torch.optim.Adam(net.parameters(), lr=0.02)
+        worker.attach(net=net, opt=opt)
+        for batch in worker.batches():
+            if worker.step_number == fail_at:
+                raise RuntimeError("the power went out")
+            worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+
+    return loop
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    x = np.random.default_rng(0).normal(size=(330, 3)).astype("float32")
+    rows = pa.table({"x": list(x), "y": x.argmax(1).astype("int64")})
+    return lepton.write(rows, tmp_path_factory.mktemp("lake") / "t")
+
+
+def weights(run: lepton.Run) -> dict[str, torch.Tensor]:
+    return checkpoints.restore(run.checkpoint)["net"]
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
+    table: Snapshot, tmp_path: Path
+) -> None:
+    stream = table.stream(batch_size=50, epochs=3, lanes=1)
+    options: dict[str, Any] = {"home": str(tmp_path), "checkpoint_every": 4, "audit": True}
+    whole = lepton.train(make_loop(), stream, name="whole", **options)
+    with pytest.raises(RuntimeError, match="power"):
+        lepton.train(make_loop(fail_at=10), stream, name="broken", **options)
+    mended = lepton.train(make_loop(), stream, name="broken", **options)
+
+    assert [a.step for a, _ in mended.attempts] == [0, 8]
+    assert mended.replayed == 2
+    assert mended.losses == whole.losses
+    assert all(torch.equal(a, weights(mended)[k]) for k, a in weights(whole).items())
+    assert mended.consumption(stream).exact
+    assert mended.consumption(stream).rows == 3 * 330
+
+
+def test_a_finished_run_is_returned_and_more_epochs_go_on(table: Snapshot, tmp_path: Path) -> None:
+    def never(_: Any) -> None:
+        raise AssertionError("a finished run must not train")
+
+    first = table.stream(batch_size=50, epochs=1, lanes=1)
+    run = lepton.train(make_loop(), first, name="r", home=str(tmp_path))
+    again = lepton.train(never, first, name="r", home=str(tmp_path))
+    assert again.steps == run.steps == 7
+    longer = table.stream(batch_size=50, epochs=2, lanes=1)
+    more = lepton.train(make_loop(), longer, name="r", home=str(tmp_path))
+
+    assert more.steps == 14
+    other = table.stream(batch_size=25, lanes=1)
+    with pytest.raises(TrainingError, match="another row order"):
+        lepton.train(never, other, name="r", home=str(tmp_path))
+
+
+def no_step(worker: Any) -> None:
+    worker.attach(net=torch.nn.Linear(3, 3))
+    for _ in worker.batches():
+        pass
+
+
+def no_batches(worker: Any) -> None:
+    worker.attach(net=torch.nn.Linear(3, 3))
+
+
+def vector_loss(worker: Any) -> None:
+    net = torch.nn.Linear(3, 3)
+    worker.attach(net=net)
+    for batch in worker.batches():
+        worker.step(net(batch["x"]))
+
+
+def attach_nothing(worker: Any) -> None:
+    next(worker.batches())
+
+
+def attach_twice(worker: Any) -> None:
+    worker.attach(net=torch.nn.Linear(3, 3))
+    worker.attach(net=torch.nn.Linear(3, 3))
+
+
+def attach_a_number(worker: Any) -> None:
+    worker.attach(rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("loop", "message"),
+    [
+        (no_step, "without worker.step"),
+        (no_batches, "the loop made no step"),
+        (vector_loss, "a scalar tensor"),
+        (attach_nothing, "call worker.attach"),
+        (attach_twice, "is called once"),
+        (attach_a_number, "cannot attach 'rate'"),
+    ],
+)
+def test_a_loop_that_cannot_work_is_told_why(
+    table: Snapshot, tmp_path: Path, loop: Callable[[Any], None], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        lepton.train(loop, table.stream(batch_size=50, lanes=1), name="r", home=str(tmp_path))
+
+
+def test_a_checkpoint_of_another_model_is_refused(table: Snapshot, tmp_path: Path) -> None:
+    short = table.stream(batch_size=50, lanes=1)
+    lepton.train(make_loop(width=4), short, name="r", home=str(tmp_path))
+    longer = table.stream(batch_size=50, epochs=2, lanes=1)
+    with pytest.raises(CheckpointError, match="of another model; use another run name"):
+        lepton.train(make_loop(width=5), longer, name="r", home=str(tmp_path))
+
+
+@pytest.mark.parametrize("workers", [0, (0, 0), (4, 2), (1, 2, 3), -1, True])
+def test_numbers_of_workers_that_cannot_be(table: Snapshot, tmp_path: Path, workers: Any) -> None:
+    if workers is True:
+        return
+    with pytest.raises(ValueError, match="workers="):
+        lepton.train(
+            no_step, table.stream(batch_size=8), name="r", workers=workers, home=str(tmp_path)
+        )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_smaller_than_the_workers_is_refused(table: Snapshot, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="smaller than lanes"):
+        lepton.train(
+            no_step, table.stream(batch_size=2), name="r", workers=(1, 4), home=str(tmp_path)
+        )
+
+
+def test_evaluation_counts_exactly_and_is_kept(table: Snapshot, tmp_path: Path) -> None:
+    home = str(tmp_path)
+    run = lepton.train(make_loop(), table.stream(batch_size=50, lanes=1), name="r", home=home)
+    found = lepton.evaluate(run, table, label="y", home=home)
+    rows = table.to_arrow()
+    answers = Predictor(run.checkpoint)(rows)["output"].argmax(1).numpy()
+    labels = rows["y"].to_numpy()
+    p, r, f, _ = precision_recall_fscore_support(labels, answers, average="macro", zero_division=0)
+
+    assert found.metrics == pytest.approx(
+        {"accuracy": (answers == labels).mean(), "precision": p, "recall": r, "f1": f}
+    )
+    kept = lepton.table(tmp_path / "evaluations").to_arrow().to_pylist()
+    assert [(k["rows"], k["f1"], k["table"]) for k in kept] == [
+        (330, found.metrics["f1"], str(table))
+    ]
+
+
+def test_registering_and_gating_need_no_ray(table: Snapshot, tmp_path: Path) -> None:
+    home = str(tmp_path)
+    stream = table.stream(batch_size=50, lanes=1)
+    one = lepton.train(make_loop(), stream, name="one", home=home)
+    two = lepton.train(make_loop(), stream, name="two", home=home)
+    model = lepton.register(one, "m", metrics={"accuracy": 0.5}, home=home)
+
+    assert model.lineage["table_version"] == table.version
+    assert model.lineage["cursor"]["epoch"] == 1
+    with pytest.raises(CheckpointError, match="is of run 'one', not of 'two'"):
+        lepton.register(two, "m", checkpoint=one.checkpoint, home=home)
+    for gate in ("accuracy >= 0.9", "recall > 0.1", "accuracy >", "accuracy"):
+        with pytest.raises(GateError):
+            lepton.promote(model, gate=gate, home=home)
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+def step(number: int, loss: float = 0.0) -> list[Step]:
+    return [
+        Step(step=number, epoch=0, batch=number - 1, rows=1, loss=loss, high=0, low=0, time_ns=0)
+    ]
+
+
+def attempt(number: int, began: int) -> Attempt:
+    return Attempt(
+        number=number, session="s", step=began, world_size=1, pids=(1,), hosts=("h",), time_ns=0
+    )
+
+
+def test_a_step_counts_in_the_attempt_that_made_it_last() -> None:
+    lives = [
+        (attempt(0, 0), {n: step(n, 0.0) for n in range(1, 8)}),
+        (attempt(1, 4), {n: step(n, 1.0) for n in (5, 6)}),
+        (attempt(2, 4), {n: step(n, 2.0) for n in (5,)}),
+    ]
+
+    assert {n: s[0].loss for n, s in effective(lives).items()} == {1: 0, 2: 0, 3: 0, 4: 0, 5: 2}
+    assert replayed(lives) == 3 + 2
+
+
+def test_only_the_persons_own_errors_end_a_run() -> None:
+    assert fatal_rank({1: ["RayActorError"], 0: ["PeerLost", "RuntimeError"]}) is None
+    assert fatal_rank({0: ["PeerLost", "RuntimeError"]}) is None
+    assert fatal_rank({0: ["PeerLost"], 1: ["ZeroDivisionError"]}) == 1
+    assert fatal_rank({1: ["RayActorError"], 0: ["ZeroDivisionError"]}) is None
