@@ -46,12 +46,14 @@ class DataFile:
         rows: stored rows, or None when the log does not say.
         partition: logical column name to typed value.
         keep: packed bits, one per stored row, 0 for rows deleted by a deletion vector.
+        modified_ms: when it was written, Unix milliseconds, as the log says.
     """
 
     path: str
     rows: int | None
     partition: Mapping[str, Any] = field(default_factory=dict[str, Any])
     keep: bytes | None = None
+    modified_ms: int = 0
 
     def kept(self, rows: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
         """Return a boolean per stored row (a short vector keeps the rest), or None for all."""
@@ -148,6 +150,7 @@ def _files(opened: DeltaTable, uri: str) -> tuple[DataFile, ...]:
     names = set(actions.column_names)
     counts = actions["num_records"].to_pylist() if "num_records" in names else None
     parts = actions["partition"].to_pylist() if "partition" in names else None
+    times: Any = actions["modification_time"].to_pylist()
     keeps = _deletions(opened)
     files: list[DataFile] = []
     for i, encoded in enumerate(actions["path"].to_pylist()):
@@ -158,6 +161,7 @@ def _files(opened: DeltaTable, uri: str) -> tuple[DataFile, ...]:
                 rows=counts[i] if counts else None,
                 partition=_values(parts[i]) if parts else {},
                 keep=keeps.pop(path_of(uri, path), None),
+                modified_ms=int(times[i]),
             )
         )
     if keeps:

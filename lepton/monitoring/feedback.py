@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from lepton.errors import LakeError
 from lepton.lake import Snapshot, home_of, table, write
+from lepton.lake.read import POSITION
 from lepton.monitoring.answers import answers_of
 
 KEY = ("request_id", "row")
@@ -52,7 +53,7 @@ def feedback(
     answered = (
         log.where("status = 200").to_arrow().drop_columns(["status", "variant", "latency_ms"])
     )
-    known = _newest(given.select([*on, *added]).to_arrow(), on)
+    known = _newest(_by_age(given.select([*on, *added])), on)
     matched = _inner(answered, known, on)
     if not len(matched):
         raise LakeError(f"no answer of {model!r} matches a label of {given} by {', '.join(on)}")
@@ -70,6 +71,12 @@ def _key(key: str | Sequence[str] | None, labels: Snapshot) -> list[str]:
             f"they have: {', '.join(labels.schema.names)}; name the join columns with key="
         )
     return names
+
+
+def _by_age(labels: Snapshot) -> pa.Table:
+    """The labels, those written first coming first."""
+    files = sorted(labels.files(), key=lambda f: (f.modified_ms, f.path))
+    return pa.concat_tables([labels.read_file(f).drop_columns(POSITION) for f in files])
 
 
 def _newest(labels: pa.Table, on: list[str]) -> pa.Table:
