@@ -1,0 +1,156 @@
+"""The stream under Ray Data and Ray Train, with and without lepton's trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import lepton
+from lepton.errors import StreamError, TrainingError
+from lepton.preprocess import Preparation
+from lepton.stream import Digest, Stream
+from lepton.training import load_run
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
+    uri = tmp_path_factory.mktemp("lake") / "t"
+    for first in (0, 400):
+        ids = np.arange(first, first + 401)
+        lepton.write(pa.table({"id": ids, "x": ids * 0.5, "y": ids % 2}), uri)
+    table = lepton.table(uri).where("id <> 7")
+    prepare = Preparation.fit(table, standard=["x"])
+    return table.stream(batch_size=64, seed=5, epochs=2, lanes=4, transform=prepare)
+
+
+def consumed(shard: Any) -> list[Digest]:
+    found = [Digest(), Digest()]
+    while True:
+        try:
+            part = shard.next_part()
+        except StopIteration:
+            return found
+        found[part.epoch] += part.digest
+
+
+def test_both_engines_deliver_the_same_order(stream: Stream) -> None:
+    by_ray = replace(stream, engine="ray_data")
+    plain = replace(by_ray, transform=None)
+    expected = [stream.expected(0), stream.expected(1)]
+
+    assert consumed(by_ray.shard(0, 1)) == expected
+    assert consumed(plain.shard(0, 1)) == expected
+    assert expected[0].rows == 801
+
+
+def test_the_dataset_has_the_rows_in_global_order(stream: Stream) -> None:
+    one = replace(stream, engine="worker")
+    wanted = [i for batch in one.shard(0, 1, format="arrow") for i in batch["id"].to_pylist()]
+    batches = stream.as_ray_dataset().iter_batches(batch_format="pyarrow", batch_size=100)
+
+    assert [i for batch in batches for i in batch["id"].to_pylist()] == wanted
+
+
+def own_loop(config: dict[str, Any]) -> None:
+    """A Ray Train loop that knows nothing of lepton but the shard it is given."""
+    import ray.train
+
+    shard = ray.train.get_dataset_shard("train")
+    rank = ray.train.get_context().get_world_rank()
+    if config["state"]:
+        shard.load_state_dict(config["state"])
+    assert len(shard) == config["steps"]
+    found = [Digest(), Digest()]
+    for _ in range(config["steps"]):
+        part = shard.next_part()
+        found[part.epoch] += part.digest
+    record = {"state": shard.state_dict(), "found": [[d.high, d.low, d.rows] for d in found]}
+    Path(config["out"], f"{rank}.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("engine", ["worker", "ray_data"])
+@pytest.mark.parametrize("given", ["stream", "dataset"])
+def test_a_plain_trainer_gets_exact_shards(
+    stream: Stream, tmp_path: Path, engine: Any, given: str
+) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    chosen = replace(stream, engine=engine)
+    half = stream.shard(0, 1)
+    state = None
+    skipped = Digest()
+    if given == "dataset":  # resume in mid-epoch, at another world size
+        for _ in range(5):
+            skipped += half.next_part().digest
+        state = half.state_dict()
+    steps = stream.steps - (5 if state else 0)
+    TorchTrainer(
+        own_loop,
+        train_loop_config={"out": str(tmp_path), "state": state, "steps": steps},
+        datasets={"train": chosen if given == "stream" else chosen.as_ray_dataset()},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(tmp_path / "ray")),
+    ).fit()
+    ranks = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)]
+    totals = [Digest(), Digest()]
+    for rank in ranks:
+        for epoch in (0, 1):
+            totals[epoch] += Digest(*rank["found"][epoch])
+
+    assert totals[0] + skipped == stream.expected(0)
+    assert totals[1] == stream.expected(1)
+    assert ranks[0]["state"] == ranks[1]["state"]
+
+
+def test_a_missing_file_stops_the_cluster_engine_by_name(tmp_path: Path) -> None:
+    rows = lepton.write(pa.table({"x": np.arange(90.0)}), tmp_path / "t")
+    stream = rows.stream(batch_size=30, lanes=2, engine="ray_data")
+    name = rows.files()[0].path
+    (tmp_path / "t" / name).unlink()
+
+    with pytest.raises(StreamError, match=rf"{name}.*@0"):
+        next(stream.shard(0, 1))
+
+
+def train_loop(fail_on: int | None) -> Callable[[Any], None]:
+    def loop(worker: Any) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        net = torch.nn.Linear(1, 2)
+        worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+        for batch in worker.batches():
+            if worker.rank == fail_on:
+                raise ZeroDivisionError("the person's own mistake")
+            scores = net(batch["x"][:, None].float())
+            worker.step(torch.nn.functional.cross_entropy(scores, batch["y"], reduction="sum"))
+
+    return loop
+
+
+def test_the_world_size_does_not_change_what_is_learnt(stream: Stream, tmp_path: Path) -> None:
+    home = str(tmp_path)
+    one = lepton.train(train_loop(None), stream, name="one", home=home)
+    two = lepton.train(train_loop(None), stream, name="two", workers=(1, 2), home=home, audit=True)
+
+    assert two.attempts[0][0].world_size == 2
+    assert two.consumption(stream).exact
+    assert len(one.losses) == stream.steps
+    assert two.losses == pytest.approx(one.losses, rel=1e-4)
+
+
+def test_a_persons_own_error_ends_the_run_at_once(stream: Stream, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="raised ZeroDivisionError on rank 1: the person's own"):
+        lepton.train(train_loop(1), stream, name="r", workers=2, home=str(tmp_path))
+
+    assert len(load_run("r", str(tmp_path)).attempts) == 1
