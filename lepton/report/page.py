@@ -25,7 +25,7 @@ code{font:13px ui-monospace,monospace;color:var(--soft);overflow-wrap:anywhere}
 section{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:20px;
 margin-top:20px;break-inside:avoid}
 small{color:var(--soft);font-size:12px}
-.loop{display:grid;grid-template-columns:repeat(auto-fit,minmax(145px,1fr));gap:26px;list-style:none;
+.loop{display:grid;grid-template-columns:repeat(auto-fit,minmax(122px,1fr));gap:24px;list-style:none;
 margin:0;padding:0;counter-reset:n}
 .loop li{position:relative;border-top:3px solid var(--blue);padding-top:8px}
 .loop li:not(:last-child)::after{content:"→";position:absolute;right:-20px;top:2px;color:var(--soft)}

@@ -1,0 +1,66 @@
+"""The command line over a small home; usage errors and failures have their exit codes."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import lepton
+from lepton.cli import main
+from lepton.training import load_run
+
+LOOP = """
+import torch
+
+def loop(worker):
+    net = torch.nn.Linear(2, 2)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        scores = net(batch["x"])
+        worker.step(torch.nn.functional.cross_entropy(scores, batch["y"], reduction="sum"))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    x = np.random.default_rng(0).normal(size=(60, 2)).astype("float32")
+    lepton.write(pa.table({"x": list(x), "y": x.argmax(1)}), folder / "lake")
+    (folder / "own.py").write_text(LOOP)
+    train = ["train", f"{folder}/own.py:loop", "--table", f"{folder}/lake", "--name", "mine"]
+    assert main([*train, "--batch-size", "20", "--epochs", "2", "--home", str(folder)]) == 0
+    lepton.register(load_run("mine", str(folder)), "m", metrics={"f1": 0.5}, home=folder)
+    return folder
+
+
+def test_lists_runs_models_and_traces(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, word in (("runs", "mine"), ("models", "0.5000"), ("trace", "lepton.train")):
+        assert main([command, "--home", str(home)]) == 0
+        assert word in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["promote", "nobody"], "has no version"),
+        (["promote", "m", "--gate", "f1 > 0.9"], "did not pass its gate"),
+        (["promote", "m", "7"], "has no version 7"),
+        (["rollback", "m"], "no former champion"),
+        (["trace", "ff"], "no spans of ff"),
+        (["train", "own.py:loop"], "needs --table and --name"),
+    ],
+)
+def test_a_failure_says_why_and_exits_with_one(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main([*arguments, "--home", str(home)]) == 1
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_wrong_usage_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["nonsense"], ["train", "x.py", "--workers", "many"], []):
+        with pytest.raises(SystemExit) as raised:
+            main(arguments)
+        assert raised.value.code == 2
+    assert "neither a number nor MIN-MAX" in capsys.readouterr().err
