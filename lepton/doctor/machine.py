@@ -38,7 +38,7 @@ def packages() -> list[Check]:
         requirements = metadata.requires("lepton") or []
     except metadata.PackageNotFoundError:
         requirements = []
-    return [package(name, _lower_bound(name, requirements)) for name in PACKAGES]
+    return [package(name, lower_bound(name, requirements)) for name in PACKAGES]
 
 
 def package(name: str, bound: str | None) -> Check:
@@ -149,7 +149,8 @@ def nearest(path: str) -> str:
     return str(next(p for p in (here, *here.parents) if p.exists()))
 
 
-def _lower_bound(name: str, requirements: list[str]) -> str | None:
+def lower_bound(name: str, requirements: list[str]) -> str | None:
+    """Return the version after ``>=`` in a distribution's unconditional requirement, if any."""
     pattern = re.compile(rf"{re.escape(name)}(\[[^]]*\])?\s*\(?>=\s*([\d.]+)[^;]*$")
     return next((m[2] for r in requirements if (m := pattern.match(r))), None)
 

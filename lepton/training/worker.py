@@ -21,8 +21,6 @@ import torch.distributed as dist
 
 from lepton import checkpoints, telemetry
 from lepton.errors import CheckpointError, TrainingError
-from lepton.export import Signature, export_net
-from lepton.export.program import inputs_of
 from lepton.stream import Part, Shard
 from lepton.stream.tensors import batch_of
 from lepton.telemetry import Carrier
@@ -34,6 +32,7 @@ from lepton.training.steps import (
     steps_of,
     write_attempt,
 )
+from lepton.training.watcher import Watcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +65,6 @@ class PeerLost(RuntimeError):  # noqa: N818 - the event, not the person's mistak
 
 
 @dataclass
-class _Watched:
-    """What the first forward call showed of a net."""
-
-    args: tuple[Any, ...] = ()
-    inputs: list[str] | None = None
-    signature: Signature | None = None
-    error: str | None = None
-    seen: bool = False
-
-
-@dataclass
 class _Progress:
     step: int = 0
     epoch_began_ns: int = 0
@@ -101,7 +89,7 @@ class Worker:
         self._plan = plan
         self._shard = shard
         self._attached: dict[str, Any] = {}
-        self._watched: dict[str, _Watched] = {}
+        self._watcher = Watcher(lambda: self._batch)
         self._part: Part | None = None
         self._batch: dict[str, Any] = {}
         self._progress = _Progress()
@@ -140,7 +128,7 @@ class Worker:
         self._broadcast()
         torch.manual_seed(hash((self._plan.seed, self.rank, self._progress.step)) % 2**63)
         for name, net in self._nets().items():
-            self._watch(name, net)
+            self._watcher.watch(name, net)
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Yield this rank's slice of each global batch: column name to tensor, on the device.
@@ -382,7 +370,7 @@ class Worker:
             return
         root = Path(self._plan.folder)
         began = time.time_ns()
-        watched = self._export(root / checkpoints.PROGRAM)
+        signature, error = self._watcher.export(root / checkpoints.PROGRAM)
         with telemetry.span(
             "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": self.step_number}
         ) as span:
@@ -391,48 +379,15 @@ class Worker:
                 step=self._progress.step,
                 state={name: thing.state_dict() for name, thing in self._attached.items()},
                 cursor=self._shard.state_dict(),
-                program=root / checkpoints.PROGRAM if watched.signature else None,
+                program=root / checkpoints.PROGRAM if signature else None,
                 lineage=dict(self._plan.lineage),
                 preparation=self._plan.preparation,
-                signature=watched.signature.to_dict() if watched.signature else None,
-                program_error=watched.error,
+                signature=signature.to_dict() if signature else None,
+                program_error=error,
                 metrics=dict(self._metrics),
                 traceparent=span.carrier.traceparent,
             )
             span.set(lepton_bytes=self._saved.size, lepton_prepare_ns=time.time_ns() - began)
-
-    def _export(self, path: Path) -> _Watched:
-        """Export the first net that a batch went through, once per attempt."""
-        seen = [(name, w) for name, w in self._watched.items() if w.seen]
-        if len(seen) != 1:
-            return _Watched(error=f"serving needs one net that takes columns, saw {len(seen)}")
-        name, watched = seen[0]
-        if watched.signature is None and watched.error is None:
-            if watched.inputs is None:
-                watched.error = (
-                    f"cannot tell which columns feed {name!r}: pass column tensors to it as they "
-                    "come (reshape inside forward), with forward's arguments named like columns"
-                )
-            else:
-                try:
-                    watched.signature = export_net(
-                        self._nets()[name], name, watched.inputs, watched.args, path
-                    )
-                except CheckpointError as e:
-                    watched.error = str(e)
-        return watched
-
-    def _watch(self, name: str, net: torch.nn.Module) -> None:
-        watched = self._watched[name] = _Watched()
-
-        def look(_: Any, args: tuple[Any, ...]) -> None:
-            if self._batch and args and not watched.seen:
-                watched.seen = True
-                watched.inputs = inputs_of(net, args, self._batch)
-                watched.args = tuple(a.detach()[:1].cpu() for a in args if hasattr(a, "detach"))
-                handle.remove()
-
-        handle = net.register_forward_pre_hook(look)
 
     def _nets(self) -> dict[str, torch.nn.Module]:
         return {n: t for n, t in self._attached.items() if isinstance(t, torch.nn.Module)}

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from lepton.doctor import Check, check, render
 from lepton.doctor.cluster import cluster, temp_dir, token
-from lepton.doctor.machine import package, storage
-from lepton.doctor.network import collector
+from lepton.doctor.machine import lower_bound, package, shared_memory, storage
+from lepton.doctor.network import collector, haproxy, ports
 
 
 def test_this_machine_can_run_lepton_and_every_complaint_has_advice(tmp_path: Path) -> None:
@@ -68,3 +68,56 @@ def test_a_package_that_is_too_old_or_missing_is_found() -> None:
 def test_a_complaint_without_advice_is_not_possible() -> None:
     with pytest.raises(ValueError, match="gives no advice"):
         Check(name="x", level="warn", detail="y")
+
+
+def test_a_home_that_is_a_url_is_refused() -> None:
+    (found,) = storage("s3://bucket/home")
+
+    assert found.level == "fail"
+    assert "s3://bucket/home" in found.detail
+
+
+def test_what_listens_is_told_from_what_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert collector({"OTEL_EXPORTER_OTLP_ENDPOINT": url}).ok
+        assert cluster(url).ok  # an address for jobs
+    assert collector({}).ok
+    assert cluster("not an address").level == "fail"
+    assert ports().ok
+
+
+def test_a_missing_token_matters_only_where_one_is_asked_for(tmp_path: Path) -> None:
+    missing = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
+
+    assert token(missing).ok
+    assert token(missing | {"RAY_AUTH_MODE": "token"}).level == "fail"
+    assert token(missing | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"}).ok
+
+
+def test_a_temp_dir_under_a_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    found = temp_dir(str(tmp_path / "f"))
+
+    assert found.level == "fail"
+    assert "RAY_TMPDIR" in found.advice
+
+
+def test_an_haproxy_that_cannot_run_is_found(tmp_path: Path) -> None:
+    (tmp_path / "haproxy").touch(0o644)
+
+    assert haproxy(str(tmp_path / "haproxy")).level == "warn"
+    (tmp_path / "haproxy").chmod(0o755)
+    assert haproxy(str(tmp_path / "haproxy")).ok
+
+
+def test_a_system_without_shared_memory_is_no_complaint(tmp_path: Path) -> None:
+    assert shared_memory(str(tmp_path / "none")).ok
+
+
+def test_lower_bounds_come_from_requirements() -> None:
+    requirements = ["ray[default,train]>=2.60", "torch>=2.11", "ray>=9; extra == 'x'"]
+
+    assert lower_bound("ray", requirements) == "2.60"
+    assert lower_bound("torch", requirements) == "2.11"
+    assert lower_bound("pyarrow", requirements) is None

@@ -1,0 +1,78 @@
+"""Watches which columns feed which net, so that the net can be exported for serving.
+
+Nothing is asked of the person: the first forward call of training shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepton.errors import CheckpointError
+from lepton.export import Signature, export_net
+from lepton.export.program import inputs_of
+
+
+@dataclass
+class _Seen:
+    """The first forward call of a net on a batch."""
+
+    net: torch.nn.Module
+    called: bool = False
+    args: tuple[torch.Tensor, ...] = ()
+    inputs: list[str] | None = None
+
+
+class Watcher:
+    """Sees the first forward call of each net and exports the one that takes columns.
+
+    Args:
+        batch: returns the batch under way, empty when there is none.
+    """
+
+    def __init__(self, batch: Callable[[], Mapping[str, Any]]) -> None:
+        self._batch = batch
+        self._seen: dict[str, _Seen] = {}
+        self._exported: tuple[Signature | None, str | None] | None = None
+
+    def watch(self, name: str, net: torch.nn.Module) -> None:
+        """Begin to watch a net."""
+        seen = self._seen[name] = _Seen(net)
+
+        def look(_: Any, args: tuple[Any, ...]) -> None:
+            batch = self._batch()
+            if batch and args and not seen.called:
+                seen.called = True
+                seen.inputs = inputs_of(net, args, batch)
+                seen.args = tuple(a.detach()[:1].cpu() for a in args if hasattr(a, "detach"))
+                handle.remove()
+
+        handle = net.register_forward_pre_hook(look)
+
+    def export(self, path: Path) -> tuple[Signature | None, str | None]:
+        """Export the net once; return its signature, or None and why it cannot be served."""
+        if self._exported is None:
+            self._exported = self._export(path)
+        return self._exported
+
+    def _export(self, path: Path) -> tuple[Signature | None, str | None]:
+        called = [(name, seen) for name, seen in self._seen.items() if seen.called]
+        if len(called) != 1:
+            return None, (
+                f"serving needs one attached net that the batches go through, {len(called)} did: "
+                "wrap them in one module"
+            )
+        name, seen = called[0]
+        if seen.inputs is None:
+            return None, (
+                f"cannot tell which columns feed {name!r}: pass column tensors to it as they come "
+                "(reshape inside forward), with forward's arguments named like columns"
+            )
+        try:
+            return export_net(seen.net, name, seen.inputs, seen.args, path), None
+        except CheckpointError as e:
+            return None, str(e)
