@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +69,6 @@ class _Progress:
     step: int = 0
     epoch_began_ns: int = 0
     epoch: int = -1
-    history: list[float] = field(default_factory=list[float])
 
 
 class Worker:
