@@ -19,7 +19,7 @@
 #
 # This file is a script (`python notebooks/quickstart.py`), a job
 # (`ray job submit --working-dir . -- python notebooks/quickstart.py`) and, as `quickstart.ipynb`, a
-# notebook.
+# notebook. On several machines, set `LEPTON_HOME` to a folder that all of them see.
 
 # %%
 import os
@@ -33,7 +33,9 @@ from torch.nn import functional
 
 import lepton
 
-HOME = os.environ.setdefault("LEPTON_HOME", tempfile.mkdtemp(prefix="lepton-quickstart-"))
+if "LEPTON_HOME" not in os.environ:
+    os.environ["LEPTON_HOME"] = tempfile.mkdtemp(prefix="lepton-quickstart-")
+HOME = os.environ["LEPTON_HOME"]
 
 # %% [markdown]
 # ## A table
@@ -126,8 +128,11 @@ print(
 # ## Ask it over HTTP
 
 # %%
-answers = app.predict(test.head(5))["output"].argmax(1)
-print(f"answers {answers.tolist()}, labels {test.head(5)['fault'].to_pylist()}")
+from lepton.monitoring import count_answers
+
+asked, earlier = test.head(5), count_answers("machines")
+answers, faults = app.predict(asked)["output"].argmax(1), asked["fault"].to_pylist()
+print(f"answers {answers.tolist()}, labels {faults}")
 
 # %% [markdown]
 # ## Close the loop
@@ -135,20 +140,18 @@ print(f"answers {answers.tolist()}, labels {test.head(5)['fault'].to_pylist()}")
 # are the next training table.
 
 # %%
-from lepton.monitoring import count_answers
-
-while count_answers("machines") == 0:  # the log is committed within a second
+while count_answers("machines") == earlier:  # the log is committed within a second
     time.sleep(0.1)
 log = lepton.table(f"{HOME}/answers/machines").to_arrow()
 labels = log.select(["request_id", "row"]).append_column(
-    "fault", pa.array(test.head(5)["fault"].to_pylist() * (len(log) // 5), pa.int64())
+    "fault", pa.array([faults[row] for row in log["row"].to_pylist()])
 )
 lepton.write(labels, f"{HOME}/lake/machine_labels", mode="overwrite")
 again = lepton.feedback("machines", labels=f"{HOME}/lake/machine_labels")
 print(f"{again.count_rows()} labelled answers in {again}")
 
 # %% [markdown]
-# The service runs until it is closed.
+# The service runs until it is closed. A Ray that this script or kernel started ends with it.
 
 # %%
 app.close()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import ray.data
 
     from lepton.stream import Stream
+    from lepton.stream.reader import Transform
+    from lepton.stream.stream import Engine
 
 
 def table(
@@ -217,20 +219,45 @@ class Snapshot:
         """Return (path, deletion vector) of every file: what decides which rows it yields."""
         return [_state(f) for f in self.files()]
 
-    def stream(self, **options: Any) -> Stream:
-        """Return a deterministic row stream; see :class:`lepton.stream.Stream` for the options.
+    def stream(
+        self,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        epochs: int = 1,
+        columns: Sequence[str] | None = None,
+        shuffle: bool = True,
+        lanes: int | None = None,
+        engine: Engine = "auto",
+        transform: Transform | None = None,
+    ) -> Stream:
+        """Return a deterministic row stream; see :class:`lepton.stream.Stream`.
 
         Args:
-            options: ``batch_size``, rows in a global batch, over all workers together; ``seed``
-                decides the order, with the epoch; ``epochs``, passes over the rows; ``columns`` to
-                deliver, default those of this snapshot; ``shuffle``, False keeps file order;
-                ``lanes``, the most workers that can share the stream; ``engine``, ``auto``,
-                ``worker`` or ``ray_data``; ``transform``, a Preparation, or a function from an
-                Arrow table to one with as many rows.
-        """
-        from lepton.stream import stream_of
+            batch_size: rows in a global batch, over all workers together.
+            seed: decides the order, together with the epoch.
+            epochs: passes over the rows.
+            columns: which columns to deliver; default those of this snapshot.
+            shuffle: False keeps file order.
+            lanes: the most workers that can share the stream.
+            engine: ``auto``, ``worker`` or ``ray_data``; the order is the same.
+            transform: a Preparation, or a function from an Arrow table to one with as many rows.
 
-        return stream_of(self, **options)
+        Raises:
+            ValueError: an option is impossible, such as a batch smaller than the lanes.
+        """
+        from lepton.stream import Stream
+
+        return Stream(
+            snapshot=self if columns is None else self.select(columns),
+            batch_size=batch_size,
+            seed=seed,
+            epochs=epochs,
+            shuffle=shuffle,
+            lanes=lanes,
+            engine=engine,
+            transform=transform,
+        )
 
     def _by_partition(self) -> bool:
         """Whether the filter needs nothing but partition values."""

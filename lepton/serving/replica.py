@@ -259,6 +259,7 @@ class Replica:
         answers = getattr(self, "_answers", None)
         if answers is not None:
             answers.close()
+        telemetry.flush()
 
 
 def _answer(predictor: Predictor, rows: pa.Table) -> dict[str, np.ndarray[Any, Any]]:

@@ -3,6 +3,6 @@
 from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.order import Digest, digest_of
 from lepton.stream.shard import Part, Shard
-from lepton.stream.stream import Stream, stream_of
+from lepton.stream.stream import Stream
 
-__all__ = ["Cursor", "Digest", "Part", "Shard", "Stream", "cursor_of", "digest_of", "stream_of"]
+__all__ = ["Cursor", "Digest", "Part", "Shard", "Stream", "cursor_of", "digest_of"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from lepton.errors import LakeError, StreamError
+from lepton.errors import StreamError
 from lepton.lake import Snapshot
 from lepton.lake.read import stored_rows
 from lepton.lake.snapshot import refuse_empty
@@ -26,32 +26,6 @@ if TYPE_CHECKING:
 Engine = Literal["auto", "worker", "ray_data"]
 
 DEFAULT_LANES = 8
-
-
-def stream_of(
-    snapshot: Snapshot,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    epochs: int = 1,
-    columns: Sequence[str] | None = None,
-    shuffle: bool = True,
-    lanes: int | None = None,
-    engine: Engine = "auto",
-    transform: Transform | None = None,
-) -> Stream:
-    """Return a stream over a snapshot; see :meth:`lepton.lake.Snapshot.stream`."""
-    chosen = snapshot if columns is None else snapshot.select(columns)
-    return Stream(
-        snapshot=chosen,
-        batch_size=batch_size,
-        seed=seed,
-        epochs=epochs,
-        shuffle=shuffle,
-        lanes=lanes,
-        engine=engine,
-        transform=transform,
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -276,6 +250,3 @@ class Stream:
 def _positive(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-__all__ = ["DEFAULT_LANES", "LakeError", "Stream", "stream_of"]

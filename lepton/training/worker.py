@@ -214,6 +214,7 @@ class Worker:
             target = Path(self._plan.folder) / "done.json"
             target.with_suffix(".tmp").write_text(json.dumps(done))
             target.with_suffix(".tmp").replace(target)
+        telemetry.flush()
 
     # -- beginning ------------------------------------------------------------------------------
 

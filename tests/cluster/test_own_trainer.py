@@ -112,14 +112,17 @@ def test_a_plain_trainer_gets_exact_shards(
     assert ranks[0]["state"] == ranks[1]["state"]
 
 
-def test_a_missing_file_stops_the_cluster_engine_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard_of", [lambda s: s.shard(0, 1), lambda s: s().streaming_split(2)[1]])
+def test_a_missing_file_stops_the_cluster_engine_by_name(
+    tmp_path: Path, shard_of: Callable[[Stream], Any]
+) -> None:
     rows = lepton.write(pa.table({"x": np.arange(90.0)}), tmp_path / "t")
     stream = rows.stream(batch_size=30, lanes=2, engine="ray_data")
     name = rows.files()[0].path
     (tmp_path / "t" / name).unlink()
 
-    with pytest.raises(StreamError, match=rf"{name}.*@0"):
-        next(stream.shard(0, 1))
+    with pytest.raises(StreamError, match=rf"{name}.*{tmp_path / 't'}@0"):
+        next(shard_of(stream))
 
 
 def train_loop(fail_on: int | None) -> Callable[[Any], None]:

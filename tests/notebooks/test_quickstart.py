@@ -1,6 +1,7 @@
 """The quickstart as a script, as a notebook, and as a job on a cluster of two nodes."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,18 @@ from nbclient import NotebookClient
 
 import lepton
 from lepton.registry import Registry
+from tests.cluster.test_demo import assert_gone
 from tests.cluster.two_nodes import two_node_cluster
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "notebooks" / "quickstart.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
+PRINTED = re.compile(
+    r"\S+/lake/machines@0: \d+ rows to train, \d+ to test\n"
+    r"78 steps, accuracy 0\.9\d+, version 1 at http://127\.0\.0\.1:\d+/machines\n"
+    r"answers (\[[01, ]+\]), labels \[[01, ]+\]\n"
+    r"5 labelled answers in \S+/feedback/machines@0\n"
+)
 
 
 def assert_closed_the_loop(home: Path) -> None:
@@ -51,8 +59,9 @@ def test_runs_as_a_script(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stdout.splitlines()) == 4
+    assert PRINTED.fullmatch(done.stdout), done.stdout
     assert_closed_the_loop(tmp_path / "home")
+    assert_gone(str(tmp_path / "home"))
 
 
 def test_runs_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +76,10 @@ def test_runs_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         resources={"metadata": {"path": str(tmp_path)}},
     ).execute()
 
+    printed = [o["text"] for c in notebook.cells for o in c.get("outputs", []) if "text" in o]
+    assert PRINTED.search("".join(printed)), printed
     assert_closed_the_loop(tmp_path / "home")
+    assert_gone(str(tmp_path / "home"))
 
 
 def test_runs_as_a_job_on_two_nodes(tmp_path: Path) -> None:
@@ -77,13 +89,13 @@ def test_runs_as_a_job_on_two_nodes(tmp_path: Path) -> None:
             "ray",
             "job",
             "submit",
-            f"--working-dir={ROOT / 'notebooks'}",
+            "--working-dir=.",
             f'--runtime-env-json={{"env_vars": {{"LEPTON_HOME": "{home}"}}}}',
             "--",
             "python",
-            "quickstart.py",
+            "notebooks/quickstart.py",
         )
 
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "succeeded" in done.stdout + done.stderr
+        assert PRINTED.search(done.stdout), done.stdout
     assert_closed_the_loop(home)
