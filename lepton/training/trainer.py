@@ -197,6 +197,7 @@ def _write_run(folder: Path, name: str, stream: Stream, carrier: Carrier) -> Non
         "traceparent": carrier.traceparent,
         "time": time.time(),
     }
+    (folder / "done.json").unlink(missing_ok=True)  # there is more to do again
     target = folder / "run.json"
     target.with_suffix(".tmp").write_text(json.dumps(body, indent=1))
     target.with_suffix(".tmp").replace(target)

@@ -9,11 +9,11 @@ from lepton import cluster
 
 NOISE = (
     # Ray, Serve and torch warn of their own deprecations and leave sockets to the collector
-    "default::DeprecationWarning",
-    "default::FutureWarning",
-    "default::ResourceWarning",
-    "default::UserWarning",
-    "default::pytest.PytestUnraisableExceptionWarning",
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore::ResourceWarning",
+    "ignore::UserWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 
 

@@ -75,6 +75,8 @@ def test_a_finished_run_is_returned_and_more_epochs_go_on(table: Snapshot, tmp_p
     again = lepton.train(never, first, name="r", home=str(tmp_path))
     assert again.steps == run.steps == 7
     longer = table.stream(batch_size=50, epochs=2, lanes=1)
+    with pytest.raises(RuntimeError, match="power"):
+        lepton.train(make_loop(fail_at=10), longer, name="r", home=str(tmp_path))
     more = lepton.train(make_loop(), longer, name="r", home=str(tmp_path))
 
     assert more.steps == 14
