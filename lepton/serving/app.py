@@ -25,12 +25,13 @@ from lepton import cluster
 from lepton.cluster import bounds_of
 from lepton.errors import ServingError
 from lepton.serving.protocol import dtype_of, request_of
-from lepton.serving.replica import Replica
+from lepton.serving.replica import FOLLOW_S, Replica
 from lepton.telemetry import Carrier
 
 PORT = 8000
 REPLICA_CPUS = 0.5
 WAIT_S = 120.0
+SETTLE_S = 2 * FOLLOW_S
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,18 @@ class App:
         Raises:
             ServingError: a replica could not load a version, or time ran out.
         """
-        end = time.monotonic() + timeout_s
+        began = time.monotonic()
+        end = began + timeout_s
         while True:
             found = self.replicas()
             errors = [r["error"] for r in found if r["error"]]
             if errors:
                 raise ServingError(f"a replica of {self.model!r} refused the version: {errors[0]}")
             if found and all(r["seq"] >= seq for r in found):
-                return
+                left = began + SETTLE_S - time.monotonic()
+                if left <= 0:
+                    return
+                time.sleep(left)  # a replica just starting is not asked yet, but follows by itself
             if time.monotonic() > end:
                 raise ServingError(f"replicas of {self.model!r} are behind event {seq}: {found}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ class Replica:
         self._failed_seq = 0
         self._serving = self._load(self._registry.state(model).pointer)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
-        self._task: asyncio.Task[None] | None = None
+        self._following, self._stop = threading.Lock(), threading.Event()
+        threading.Thread(target=self._keep_following, daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         base = f"/v2/models/{self._model}"
@@ -91,7 +93,6 @@ class Replica:
     async def follow(self) -> dict[str, Any]:
         """Take up the newest pointer; return what is served and what went wrong, if anything."""
         await asyncio.to_thread(self._follow)
-        self._ensure_following()
         now = self._serving
         return {
             "seq": max(now.seq, self._failed_seq),
@@ -101,16 +102,15 @@ class Replica:
             "error": self._error,
         }
 
-    def _ensure_following(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._keep_following())
-
-    async def _keep_following(self) -> None:
-        while True:
-            await asyncio.sleep(FOLLOW_S)
-            await asyncio.to_thread(self._follow)
+    def _keep_following(self) -> None:
+        while not self._stop.wait(FOLLOW_S):
+            self._follow()
 
     def _follow(self) -> None:
+        with self._following:
+            self._take_up()
+
+    def _take_up(self) -> None:
         try:
             pointer = self._registry.state(self._model).pointer
             if pointer.seq > max(self._serving.seq, self._failed_seq):
@@ -171,7 +171,6 @@ class Replica:
 
     async def live(self, _: Request) -> Response:
         """Answer 200: a replica that can answer this can answer requests."""
-        self._ensure_following()
         return Response(status_code=200)
 
     async def metadata(self, _: Request) -> Response:
@@ -193,7 +192,6 @@ class Replica:
 
     async def infer(self, request: Request) -> Response:
         """Answer one inference request."""
-        self._ensure_following()
         began_ns, began = time.time_ns(), time.perf_counter()
         now = self._serving
         chosen, variant = now.champion, "champion"
@@ -258,6 +256,7 @@ class Replica:
         """Ray Serve calls this when a replica is stopped in good order: commit what waits."""
         answers = getattr(self, "_answers", None)
         if answers is not None:
+            self._stop.set()
             answers.close()
         telemetry.flush()
 

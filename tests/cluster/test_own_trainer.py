@@ -43,12 +43,12 @@ def consumed(shard: Any) -> list[Digest]:
 
 
 def test_both_engines_deliver_the_same_order(stream: Stream) -> None:
-    by_ray = replace(stream, engine="ray_data")
-    plain = replace(by_ray, transform=None)
     expected = [stream.expected(0), stream.expected(1)]
+    for engine in ("worker", "ray_data"):
+        for transform in (stream.transform, None):
+            chosen = replace(stream, engine=engine, transform=transform)
+            assert consumed(chosen.shard(0, 1)) == expected, (engine, transform)
 
-    assert consumed(by_ray.shard(0, 1)) == expected
-    assert consumed(plain.shard(0, 1)) == expected
     assert expected[0].rows == 801
 
 

@@ -76,8 +76,9 @@ def test_runs_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         resources={"metadata": {"path": str(tmp_path)}},
     ).execute()
 
-    printed = [o["text"] for c in notebook.cells for o in c.get("outputs", []) if "text" in o]
-    assert PRINTED.search("".join(printed)), printed
+    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    printed = "".join(o["text"] for o in outputs if o.get("name") == "stdout")
+    assert PRINTED.fullmatch(printed), printed
     assert_closed_the_loop(tmp_path / "home")
     assert_gone(str(tmp_path / "home"))
 
