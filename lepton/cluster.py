@@ -17,8 +17,8 @@ from lepton.errors import LeptonError
 LOCAL_CPUS = 6
 """Logical CPUs of a local Ray at least: trainers, readers and replicas fit on a laptop."""
 
-_CHATTY = ("ray._private.authentication.authentication_token_setup",)
-"""Loggers that say at every start what is as it should be (token authentication is on)."""
+_CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.widgets.util")
+"""Loggers that say at every start what is as it should be, or what lepton does not need."""
 
 _HELD: list[str] = []
 

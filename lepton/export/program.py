@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from lepton.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
+
+
+_LOADING = threading.Lock()  # torch.export.load keeps its state in a global
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +168,7 @@ def load_program(path: Path, signature: Signature) -> Program:
     import torch
 
     try:
-        return Program(torch.export.load(path).module(), signature)
+        with _LOADING:
+            return Program(torch.export.load(path).module(), signature)
     except Exception as e:
         raise CheckpointError(f"cannot load the program at {path}: {e}") from e

@@ -86,10 +86,8 @@ class StepSource(Datasource):
 
 def _task(plan: Any, epoch: int, first: int, last: int) -> Callable[[], Iterable[pa.Table]]:
     def read() -> Iterable[pa.Table]:
-        from dataclasses import replace
-
         stream: Any = ray.get(plan)
-        here = replace(stream, engine="worker")
+        here = stream.read_by("worker", stream.trace)
         shard = here.shard(0, 1, Cursor(epoch, first * stream.batch_size))
         return [shard.next_part().rows for _ in range(first, last)]
 

@@ -21,6 +21,7 @@ import ray.data
 import ray.exceptions
 from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.exceptions import RayTaskError
 
 from lepton.errors import StreamError
 from lepton.stream.cursor import Cursor
@@ -131,8 +132,11 @@ def read_on_cluster(
     stream: Stream, pieces: Iterator[tuple[Order, Unit]]
 ) -> Iterator[tuple[Unit, pa.Table]]:
     """Read units by Ray Data for this process alone, without a coordinator."""
-    for unit, ref in _blocks(stream, pieces):
-        yield unit, ray.get(ref)
+    try:
+        for unit, ref in _blocks(stream, pieces):
+            yield unit, ray.get(ref)
+    except RayTaskError as e:
+        raise _stream_error(e) from None
 
 
 class Coordinator:
@@ -210,7 +214,7 @@ def _stream_error(error: BaseException) -> StreamError:
     """Find lepton's own error inside Ray's wrappers, or say what Ray said."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, StreamError):
+        if isinstance(inner, StreamError) and not isinstance(inner, RayTaskError):
             return inner
         last, inner = inner, getattr(inner, "cause", None) or inner.__cause__
         if inner is None:
@@ -258,7 +262,7 @@ class CoordinatedFeed:
                 following = self._actor.next.remote(self._rank)
                 unit, (ref,) = found
                 yield unit, ray.get(ref)
-        except ray.exceptions.RayTaskError as e:
+        except RayTaskError as e:
             raise _stream_error(e) from None
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as e:
             raise StreamError(

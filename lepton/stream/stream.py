@@ -57,7 +57,7 @@ class Stream:
     engine: Engine = "auto"
     transform: Transform | None = None
     trace: Carrier | None = None
-    _cache: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    _cache: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs"):
@@ -86,13 +86,19 @@ class Stream:
             ValueError: more workers than lanes, or a batch smaller than the lanes.
         """
         if self.lanes is None:
-            return replace(self, lanes=most_workers, _cache={})
+            return replace(self, lanes=most_workers)
         if self.lanes < most_workers:
             raise ValueError(
                 f"the stream has {self.lanes} lanes, too few for {most_workers} workers: "
                 f"pass lanes={most_workers} or more to stream(...)"
             )
         return self
+
+    def read_by(self, engine: Engine, trace: Carrier | None) -> Stream:
+        """Return this stream with another reader; the plan made so far is kept."""
+        changed = replace(self, engine=engine, trace=trace)
+        changed._cache.update(self._cache)
+        return changed
 
     @property
     def layout(self) -> Layout:

@@ -13,7 +13,6 @@ import threading
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,7 @@ def train_on_ray(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_S)
     gpu = bool(ray.cluster_resources().get("GPU")) if resources is None else "GPU" in resources
     each = dict(resources) if resources is not None else {"CPU": 1, **({"GPU": 1} if gpu else {})}
-    stream = replace(stream, engine=_engine(stream, bounds[1], each))
+    stream = stream.read_by(_engine(stream, bounds[1], each), stream.trace)
     trainer = TorchTrainer(
         _on_worker,
         train_loop_config={"loop": loop, "plan": plan},

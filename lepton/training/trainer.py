@@ -10,7 +10,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +86,7 @@ def train(
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
         _write_run(folder, name, stream, span.carrier)
-        stream = replace(stream, trace=span.carrier)
+        stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:
             _train_here(loop, stream, plan)
         else:
@@ -207,7 +206,7 @@ def _train_here(loop: Loop, stream: Stream, plan: Plan) -> None:
     """One worker in this process, no Ray."""
     from lepton.training.worker import Worker
 
-    here = replace(stream, engine="worker") if stream.engine == "auto" else stream
+    here = stream.read_by("worker", stream.trace) if stream.engine == "auto" else stream
     worker = Worker(plan, here.shard(0, 1))
     try:
         loop(worker)

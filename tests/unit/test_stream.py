@@ -1,6 +1,7 @@
 """Streams over real tables: one order at any world size, resumable anywhere, errors that help."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,18 @@ def test_arrow_columns_become_tensors_of_their_shape() -> None:
     for wrong in ([1.0, None], [[1.0], [1.0, 2.0]], [[1.0], None]):
         with pytest.raises(StreamError, match="column 'w'"):
             batch_of(pa.table({"w": wrong}))
+
+
+def test_a_changed_copy_has_an_order_of_its_own(table: Snapshot) -> None:
+    first = table.stream(batch_size=50, seed=1)
+    hashes = {str(first.expected(0))}
+    for change in (
+        {"seed": 2},
+        {"batch_size": 40},
+        {"lanes": 3},
+        {"snapshot": table.where("id > 9")},
+    ):
+        hashes.add(str(replace(first, **change).expected(0)))
+
+    assert len(hashes) == 5
+    assert first.read_by("worker", None).expected(0) == first.expected(0)
