@@ -6,7 +6,9 @@ file's live rows in stored order, and each row keeps its identity: (file number,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Container, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,171 @@ from lepton.lake.log import DataFile, Version, path_of
 
 POSITION = "__position__"
 """Name of the int64 column that carries each row's stored position, where it is asked for."""
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class OpenFile:
+    """One data file, its footer read, ready to give row ranges. For one thread at a time.
+
+    Attributes:
+        sizes: rows of each row group.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        file: DataFile,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> None:
+        """Open the file.
+
+        Raises:
+            LakeError: it is missing, or no whole Parquet file.
+        """
+        self._version = version
+        self._file = file
+        self._full = path_of(version.uri, file.path)
+        with self._explained():
+            filesystem, path = _filesystem(version.uri, self._full, storage_options)
+            self._parquet = pq.ParquetFile(
+                filesystem.open_input_file(path),
+                coerce_int96_timestamp_unit="us",
+                pre_buffer="://" in self._full,  # a local file is in the page cache already
+                page_checksum_verification=_verifies_pages(),
+            )
+        metadata = self._parquet.metadata
+        self._stored = self._parquet.schema_arrow
+        self.sizes: Ints = np.array(
+            [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], np.int64
+        )
+        self._ends = np.cumsum(self.sizes)
+        self._ahead: _Sequence | None = None
+
+    @property
+    def stored(self) -> int:
+        """Rows in the file, deleted ones included."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def kept(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+        """Return which of the stored rows [start, stop) are not deleted; None for all."""
+        kept = self._file.kept(self.stored)
+        return None if kept is None else kept[start:stop]
+
+    def rows(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
+        """Return the columns of stored rows [start, stop), deleted rows included.
+
+        A range inside one row group that goes on where the last such range ended is decoded from
+        there on, not from the group's beginning.
+
+        Raises:
+            LakeError: the file is damaged, or a value does not fit its column's type.
+        """
+        fields = [f for f in self._version.fields if f.name in set(columns)]
+        found = {f.name: locate(f, self._stored) for f in fields}
+        names = [
+            self._stored.field(at).name
+            for name, at in found.items()
+            if at is not None and name not in self._file.partition
+        ]
+        with self._explained(start):
+            raw = self._decode(names, start, stop)
+            arrays = [self._column(raw, f, found[f.name], stop - start) for f in fields]
+        schema = pa.schema([f.arrow() for f in fields])
+        table = pa.Table.from_arrays(arrays, schema=schema)
+        return table.select(list(columns))
+
+    def whole_groups(self, start: int, stop: int) -> bool:
+        """Whether [start, stop) begins and ends where row groups do."""
+        return (start == 0 or start in self._ends) and stop in self._ends
+
+    def bytes_of(self, physical: Container[str]) -> int:
+        """Return the uncompressed size of some columns, by their names in the file."""
+        metadata = self._parquet.metadata
+        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+        columns = [group.column(c) for group in groups for c in range(group.num_columns)]
+        return sum(
+            c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in physical
+        )
+
+    def close(self) -> None:
+        """Give the file handle back."""
+        self._parquet.close()
+
+    def _decode(self, names: list[str], start: int, stop: int) -> pa.Table:
+        if not names:
+            return pa.table({})
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        last = int(np.searchsorted(self._ends, stop, side="left"))
+        groups = list(range(first, min(last + 1, len(self.sizes)) if stop > start else first))
+        begin = int(self._ends[first] - self.sizes[first]) if groups else start
+        if len(groups) != 1 or (start == begin and stop == int(self._ends[first])):
+            raw = self._parquet.read_row_groups(groups, columns=names, use_threads=False)
+            return raw.slice(start - begin, stop - start)
+        if self._ahead is None or not self._ahead.continues(first, start, names):
+            self._ahead = _Sequence(self._parquet, first, begin, names, stop - start)
+        return self._ahead.take(start, stop)
+
+    def _column(
+        self, raw: pa.Table, field: Field, at: int | None, rows: int
+    ) -> pa.ChunkedArray[Any]:
+        partition = self._file.partition
+        if field.name in partition:
+            return pa.chunked_array([_repeat(partition[field.name], field, rows)])
+        if at is None:
+            return pa.chunked_array([nulls(rows, field.type)])
+        column = raw.column(self._stored.field(at).name)
+        if column.type == field.type and not field.children:
+            return column
+        make: Any = pa.chunked_array
+        return make([convert(c, field) for c in column.chunks], type=field.type)
+
+    @contextmanager
+    def _explained(self, start: int | None = None) -> Generator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+            group = "" if start is None else f" (row group {self._group(start)})"
+            raise LakeError(
+                f"cannot read {self._full!r}{group} of table {self._version.uri!r}"
+                f"@{self._version.number}: {e}; if the file was vacuumed, read a newer version; if "
+                "it is damaged, restore it from a copy or restore the table to an older version"
+            ) from e
+
+    def _group(self, start: int) -> int:
+        return int(np.searchsorted(self._ends, start, side="right"))
+
+
+class _Sequence:
+    """One row group, decoded piece by piece from its beginning."""
+
+    def __init__(
+        self, parquet: pq.ParquetFile, group: int, begin: int, names: list[str], size: int
+    ) -> None:
+        self._group = group
+        self._names = names
+        self._at = begin
+        self._left = pa.table({})
+        self._batches = parquet.iter_batches(
+            batch_size=size, row_groups=[group], columns=names, use_threads=False
+        )
+
+    def continues(self, group: int, start: int, names: list[str]) -> bool:
+        return self._group == group and self._names == names and self._at <= start
+
+    def take(self, start: int, stop: int) -> pa.Table:
+        parts: list[pa.Table] = []
+        while self._at < stop:
+            if len(self._left) == 0:
+                self._left = pa.Table.from_batches([next(self._batches)])
+            here = self._left.slice(0, stop - self._at)
+            if self._at < start:
+                here = self._left.slice(0, start - self._at)
+            else:
+                parts.append(here)
+            self._left = self._left.slice(len(here))
+            self._at += len(here)
+        return pa.concat_tables(parts)
 
 
 def read_rows(
@@ -37,17 +204,17 @@ def read_rows(
     Raises:
         LakeError: the file is missing or damaged, or a value does not fit its column's type.
     """
-    full = path_of(version.uri, file.path)
+    opened = OpenFile(version, file, storage_options)
     try:
-        filesystem, path = _filesystem(version.uri, full, storage_options)
-        with filesystem.open_input_file(path) as source:
-            parquet = pq.ParquetFile(source, coerce_int96_timestamp_unit="us")
-            return _rows(parquet, version, file, columns, start, stop)
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
-        raise LakeError(
-            f"cannot read {full!r} of table {version.uri!r}@{version.number}: {e}; "
-            "if the file was vacuumed, read a newer version"
-        ) from e
+        stop = opened.stored if stop is None else min(stop, opened.stored)
+        start = min(start, stop)
+        table = opened.rows(columns, start, stop)
+        positions = pa.array(np.arange(start, stop, dtype=np.int64))
+        table = table.append_column(POSITION, positions)
+        kept = opened.kept(start, stop)
+        return table if kept is None else table.filter(pa.array(kept))
+    finally:
+        opened.close()
 
 
 def stored_rows(
@@ -56,9 +223,50 @@ def stored_rows(
     """Return how many rows the file stores: from the log, else from the file's footer."""
     if file.rows is not None:
         return file.rows
-    filesystem, path = _filesystem(version.uri, path_of(version.uri, file.path), storage_options)
-    with filesystem.open_input_file(path) as source:
-        return int(pq.read_metadata(source).num_rows)
+    return int(group_sizes(version, file, storage_options).sum())
+
+
+def group_sizes(
+    version: Version, file: DataFile, storage_options: Mapping[str, str] | None = None
+) -> Ints:
+    """Return the rows of each row group, from the file's footer.
+
+    Raises:
+        LakeError: the file is missing, or no whole Parquet file.
+    """
+    opened = OpenFile(version, file, storage_options)
+    opened.close()
+    return opened.sizes
+
+
+def bytes_per_row(
+    version: Version,
+    file: DataFile,
+    columns: Sequence[str],
+    storage_options: Mapping[str, str] | None = None,
+) -> float:
+    """Estimate the decoded size of a row: by type where it is fixed, else from the footer."""
+    fields = [f for f in version.fields if f.name in set(columns)]
+    widths = {f.name: _width(f.type) for f in fields}
+    total = float(sum(w for w in widths.values() if w is not None))
+    varying = {f.physical for f in fields if widths[f.name] is None}
+    if not varying:
+        return total
+    opened = OpenFile(version, file, storage_options)
+    opened.close()
+    return total + opened.bytes_of(varying) / max(1, opened.stored)
+
+
+def _width(kind: pa.DataType) -> int | None:
+    try:
+        return max(1, kind.bit_width // 8)
+    except ValueError:  # strings, lists and the like
+        return None
+
+
+def _verifies_pages() -> bool:
+    """Page checksums are verified where a file has them; ``LEPTON_VERIFY_PAGES=0`` trusts disks."""
+    return os.environ.get("LEPTON_VERIFY_PAGES", "1") != "0"
 
 
 def _filesystem(
@@ -70,60 +278,6 @@ def _filesystem(
 
     handler: Any = DeltaStorageHandler(uri, dict(options) if options else None)
     return pafs.PyFileSystem(handler), full.removeprefix(uri.rstrip("/") + "/")
-
-
-def _rows(
-    parquet: pq.ParquetFile,
-    version: Version,
-    file: DataFile,
-    columns: Sequence[str],
-    start: int,
-    stop: int | None,
-) -> pa.Table:
-    total = parquet.metadata.num_rows
-    stop = total if stop is None else min(stop, total)
-    start = min(start, stop)
-    groups, first = _groups(parquet, start, stop)
-    stored = parquet.schema_arrow
-    fields = [f for f in version.fields if f.name in set(columns)]
-    found = {f.name: locate(f, stored) for f in fields if f.name not in file.partition}
-    names = [stored.field(at).name for at in found.values() if at is not None]
-    raw = parquet.read_row_groups(groups, columns=names, use_threads=False)
-    raw = raw.slice(start - first, stop - start)
-    rows = stop - start
-    arrays = [_column(raw, stored, f, found.get(f.name), file, rows) for f in fields]
-    positions = pa.array(np.arange(start, stop, dtype=np.int64))
-    schema = pa.schema([*(f.arrow() for f in fields), pa.field(POSITION, pa.int64())])
-    table = pa.Table.from_arrays([*arrays, positions], schema=schema)
-    kept = file.kept(total)
-    table = table if kept is None else table.filter(pa.array(kept[start:stop]))
-    return table.select([*columns, POSITION])
-
-
-def _groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
-    """Return the row groups that overlap [start, stop) and the position where they begin."""
-    sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
-    ends = np.cumsum(sizes)
-    begins = ends - sizes
-    groups = [g for g in range(len(sizes)) if begins[g] < stop and ends[g] > start]
-    return groups, int(begins[groups[0]]) if groups else start
-
-
-def _column(
-    raw: pa.Table,
-    stored: pa.Schema,
-    field: Field,
-    at: int | None,
-    file: DataFile,
-    rows: int,
-) -> pa.ChunkedArray[Any]:
-    if field.name in file.partition:
-        return pa.chunked_array([_repeat(file.partition[field.name], field, rows)])
-    if at is None:
-        return pa.chunked_array([nulls(rows, field.type)])
-    chunks = raw.column(stored.field(at).name).chunks
-    make: Any = pa.chunked_array
-    return make([convert(c, field) for c in chunks], type=field.type)
 
 
 def _repeat(value: Any, field: Field, rows: int) -> Any:

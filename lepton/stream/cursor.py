@@ -9,7 +9,7 @@ from typing import Any
 
 from lepton.errors import StreamError
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,14 @@
 """The row order of an epoch: a pure function of the layout, the seed, the epoch and the lanes.
 
-A table is cut into *chunks* (row ranges inside files). An epoch permutes the chunks, groups them
-into *windows*, and permutes the rows inside each window; the rows of all windows one after
-another are the epoch's row sequence. That sequence is cut into *lanes*, contiguous and as long as
-their share of the global batches: a global batch takes its rows from every lane, lane 0 first.
-Any position is found in O(log windows) and any window is computable alone. Nothing here depends
-on how many workers read, or how.
+A table is cut into *chunks* (row ranges inside files); chunks of one row group form a *block*. An
+epoch permutes the blocks; the rows of all chunks, one after another, are the epoch's sequence. It
+is cut into *lanes*, contiguous and as long as their share of the global batches: a global batch
+takes its rows from every lane, lane 0 first. Within a lane, a few consecutive chunks form a
+*window*, and the rows of a window are permuted. Any position is found in O(log chunks) and any
+window is computable alone. Nothing here depends on how many workers read, or how.
 
 Random numbers are raw Philox 4x64 output (Salmon et al., "Parallel Random Numbers: As Easy as
-1, 2, 3", 2011), counter (0, window, epoch, purpose), key (seed, version), sorted into
+1, 2, 3", 2011), counter (0, place, epoch, purpose), key (seed, version), sorted into
 permutations: stable across NumPy releases, which promise only the bit generators.
 """
 
@@ -18,15 +18,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import merge
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+Words = np.ndarray[Any, np.dtype[np.uint64]]
 
-WINDOW_CHUNKS = 4
-MAX_CHUNK_ROWS = 65_536
-_CHUNKS, _ROWS = 0, 1  # purposes of the random numbers
+_BLOCKS, _ROWS = 0, 1  # purposes of the random numbers
+TILE_ROWS = 65_536
+"""Rows permuted together: as many as keep a column of them in a core's own cache."""
+NARROW_BITS = 17
+_INDEX = np.arange(1 << NARROW_BITS, dtype=np.uint32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +41,18 @@ class Layout:
         start: first stored position (rows).
         stop: stored position after the last.
         live: rows that are neither deleted nor filtered out.
+        block: number of the block, ascending; its chunks stay together and in stored order.
+        window_chunks: chunks in a window.
+        fine: the table is small: files are decoded whole, chunks are slices of them.
     """
 
     file: Ints
     start: Ints
     stop: Ints
     live: Ints
+    block: Ints
+    window_chunks: int
+    fine: bool = False
 
     @cached_property
     def rows(self) -> int:
@@ -51,34 +60,17 @@ class Layout:
         return int(self.live.sum())
 
 
-def layout_of(files: dict[int, int | Ints], stored: dict[int, int], lanes: int) -> Layout:
-    """Cut files into chunks.
+class Piece(NamedTuple):
+    """Live rows [low, high) of a chunk."""
 
-    Args:
-        files: by file index, the number of live rows where all rows live, else their positions.
-        stored: by file index, the number of stored rows.
-        lanes: more lanes want smaller chunks, so that a small table still mixes.
-    """
-    total = sum(v if isinstance(v, int) else len(v) for v in files.values())
-    size = min(MAX_CHUNK_ROWS, max(16, -(-total // (lanes * 32))))
-    rows: list[tuple[Ints, Ints, Ints, Ints]] = []
-    for index, live in sorted(files.items()):
-        starts = np.arange(0, stored[index], size, dtype=np.int64)
-        stops = np.minimum(starts + size, stored[index])
-        if isinstance(live, int):
-            counts = stops - starts
-        else:
-            counts = np.searchsorted(live, stops) - np.searchsorted(live, starts)
-        keep = counts > 0
-        which = np.full(int(keep.sum()), index, dtype=np.int64)
-        rows.append((which, starts[keep], stops[keep], counts[keep].astype(np.int64)))
-    columns = zip(*rows, strict=True) if rows else iter([()] * 4)
-    return Layout(*(np.concatenate([np.empty(0, np.int64), *c]) for c in columns))
+    chunk: int
+    low: int
+    high: int
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A contiguous piece of one lane: rows [low, high) of a permuted window.
+    """What is read at once: rows [low, high) of a lane's permuted window.
 
     ``offset`` is the lane row where it begins, ``need`` the step that first wants it.
     """
@@ -142,47 +134,82 @@ class Order:
 
     @cached_property
     def _chunks(self) -> Ints:
-        count = len(self.layout.live)
-        return self._permutation(count, 0, _CHUNKS) if self.shuffle else np.arange(count)
+        """Chunks in the order of the sequence."""
+        layout = self.layout
+        if not self.shuffle or len(layout.block) == 0:
+            return np.arange(len(layout.block), dtype=np.int64)
+        first = np.flatnonzero(np.diff(layout.block, prepend=-1))
+        count = np.diff(first, append=len(layout.block))
+        blocks = self._permutation(len(first), 0, _BLOCKS)
+        count, first = count[blocks], first[blocks]
+        begin = np.cumsum(count) - count
+        return np.repeat(first - begin, count) + np.arange(len(layout.block))
 
     @cached_property
     def _ends(self) -> Ints:
-        """Rows of the sequence up to the end of each window."""
-        live = self.layout.live[self._chunks]
-        return np.add.accumulate(np.add.reduceat(live, np.arange(0, len(live), WINDOW_CHUNKS)))
+        """Rows of the sequence up to the end of each of its chunks."""
+        return np.cumsum(self.layout.live[self._chunks])
 
-    def _permutation(self, count: int, window: int, purpose: int) -> Ints:
+    def _permutation(self, count: int, place: int, purpose: int) -> Ints:
         bits = np.random.Philox(
-            key=[self.seed % 2**64, self.version % 2**64], counter=[0, window, self.epoch, purpose]
+            key=[self.seed % 2**64, self.version % 2**64], counter=[0, place, self.epoch, purpose]
         )
-        return np.argsort(bits.random_raw(count), kind="stable")
-
-    def window_chunks(self, window: int) -> Ints:
-        """Return the chunks of a window, in reading order."""
-        return self._chunks[window * WINDOW_CHUNKS : (window + 1) * WINDOW_CHUNKS]
-
-    def window_rows(self, window: int) -> Ints:
-        """Return the order of a window's rows: indices into its chunks' live rows."""
-        count = int(self.layout.live[self.window_chunks(window)].sum())
-        return self._permutation(count, window, _ROWS) if self.shuffle else np.arange(count)
+        if purpose == _BLOCKS or count <= TILE_ROWS:
+            return permutation(bits.random_raw(words_for(count)), count)
+        result = np.empty(count, np.int64)
+        size = -(-count // -(-count // TILE_ROWS))
+        for low in range(0, count, size):
+            tile = result[low : low + size]
+            permutation(bits.random_raw(words_for(len(tile))), len(tile), tile)
+            tile += low
+        return result
 
     def lane_begin(self, lane: int) -> int:
         """Where a lane begins in the row sequence."""
         full, tail = divmod(self.layout.rows, self.batch_size)
         return full * self.begin(self.batch_size, lane) + self.begin(tail, lane)
 
+    def _lane_chunks(self, lane: int) -> tuple[int, int, int, int]:
+        """Return a lane's [first, last) in rows and [first, last) in chunks of the sequence."""
+        first, last = self.lane_begin(lane), self.lane_begin(lane + 1)
+        begin = int(np.searchsorted(self._ends, first, side="right"))
+        end = int(np.searchsorted(self._ends, last, side="left")) + 1
+        return first, last, begin, end
+
+    def window_pieces(self, lane: int, window: int) -> list[Piece]:
+        """Return what a lane's window is made of, in reading order."""
+        first, last, begin, end = self._lane_chunks(lane)
+        begin += window * self.layout.window_chunks
+        pieces: list[Piece] = []
+        for at in range(begin, min(begin + self.layout.window_chunks, end)):
+            chunk, stop = int(self._chunks[at]), int(self._ends[at])
+            start = stop - int(self.layout.live[chunk])
+            low, high = max(first - start, 0), min(last, stop) - start
+            pieces.append(Piece(chunk, low, high))
+        return pieces
+
+    def window_rows(self, lane: int, window: int) -> Ints:
+        """Return the order of a window's rows: indices into its pieces' rows, laid end to end."""
+        count = sum(p.high - p.low for p in self.window_pieces(lane, window))
+        if not self.shuffle:
+            return np.arange(count)
+        return self._permutation(count, (lane << 32) | window, _ROWS)
+
     def lane_units(self, lane: int, consumed: int = 0) -> Iterator[Unit]:
         """Yield a lane's units in order, from its row ``consumed`` on."""
-        first, last = self.lane_begin(lane), self.lane_begin(lane + 1)
-        at = first + consumed
+        first, last, begin, end = self._lane_chunks(lane)
+        at, size = first + consumed, self.layout.window_chunks
+        if at >= last:
+            return
         per_step = self.share(self.batch_size, lane)
-        window = int(np.searchsorted(self._ends, at, side="right"))
+        window = (int(np.searchsorted(self._ends, at, side="right")) - begin) // size
         while at < last:
-            begin = int(self._ends[window - 1]) if window else 0
-            stop = min(int(self._ends[window]), last)
+            here = begin + window * size
+            start = max(int(self._ends[here - 1]), first) if here else first
+            stop = min(int(self._ends[min(here + size, end) - 1]), last)
             offset = at - first
             need = min(offset // per_step, self.steps - 1)
-            yield Unit(self.epoch, lane, window, at - begin, stop - begin, offset, need)
+            yield Unit(self.epoch, lane, window, at - start, stop - start, offset, need)
             at, window = stop, window + 1
 
     def units(self, lanes: range, rows: int = 0) -> Iterator[Unit]:
@@ -207,6 +234,45 @@ class Order:
             self.begin(tail, lane),
         )
         return step * self.batch_size + begin + (at - step * per_step)
+
+
+def permutation(words: Words, count: int, out: Ints | None = None) -> Ints:
+    """Return a permutation of ``count`` items from random words.
+
+    Each item's index is the low bits of a key whose high bits are random; sorting the keys
+    permutes the items. No two keys are equal, so the result does not depend on how they are
+    sorted. Up to 2**17 items have 32-bit keys, of which 15 bits or more are random: items whose
+    random bits agree (four, on average, in the largest case) follow their index combined with
+    one random mask, which takes each pair either way round. More items have 64-bit keys.
+
+    Args:
+        words: :func:`words_for` ``(count)`` of them.
+        count: how many items.
+        out: where to put it.
+    """
+    result = np.empty(count, np.int64) if out is None else out
+    bits = max(count - 1, 1).bit_length()
+    if bits > NARROW_BITS:
+        wide = words.view(np.uint32)[:count].astype(np.uint64) << np.uint64(32)
+        wide |= np.arange(count, dtype=np.uint64)
+        wide.sort()
+        result[:] = wide & np.uint64((1 << bits) - 1)
+        return result
+    low = np.uint32((1 << bits) - 1)
+    flip = np.uint32(words[-1] & np.uint64(low))
+    keys = np.left_shift(words.view(np.uint16)[:count], np.uint32(16), dtype=np.uint32)
+    if bits > 16:
+        keys &= ~low
+    keys |= _INDEX[:count] ^ flip
+    keys.sort()
+    keys &= low
+    np.bitwise_xor(keys, flip, out=result, dtype=np.uint32, casting="unsafe")
+    return result
+
+
+def words_for(count: int) -> int:
+    """Return how many random words a permutation of ``count`` items takes."""
+    return (count // 2 if count > 1 << NARROW_BITS else count // 4) + 2
 
 
 def lanes_of(rank: int, world_size: int, lanes: int) -> range:

@@ -1,20 +1,21 @@
 """The ``ray_data`` engine: Ray Data's tasks read and transform units; order is preserved.
 
-Each unit is one read task, followed by the transform as a ``map_batches`` of its own, which Ray
-Data fuses or spreads as it sees fit. One *coordinator* actor per worker group runs the pipeline
-and hands block references, not bytes, to the ranks, in the order in which steps want them. It
-stops reading when a rank's queue is full, so memory stays bounded.
+Units that one rank wants one after another are read by one task, transformed, and delivered as one
+block, the rows in order. One *coordinator* actor per worker group runs the pipeline and hands
+block references, not bytes, to the ranks, in the order in which steps want them. It stops reading
+when a rank's queue is full, so memory stays bounded.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -24,31 +25,38 @@ from ray.data.block import BlockMetadata
 from ray.exceptions import RayTaskError
 
 from lepton.errors import StreamError
+from lepton.stream.columns import columns_of
 from lepton.stream.cursor import Cursor
-from lepton.stream.order import Order, Unit, lanes_of
-from lepton.stream.reader import Source, read_unit, transformed
+from lepton.stream.order import Ints, Layout, Order, Unit, lanes_of
+from lepton.stream.reader import ROW, Reader, Rows, Source, expected_rows
 from lepton.stream.shard import Shard
 
 if TYPE_CHECKING:
     from lepton.stream.stream import Stream
 
-QUEUE_BLOCKS = 4
+QUEUE_BLOCKS = 2
 POLL_S = 0.2
+BUNDLE_UNITS = 4
+"""Units in a block where there is no transform to spread: fewer blocks, less for Ray to do."""
+
+Bundle = tuple[Unit, ...]
+"""Units of one rank, delivered as one block."""
 
 
 @lru_cache(maxsize=4)
-def _plan(ref: Any) -> tuple[Source, Order]:
+def _plan(ref: Any) -> tuple[Reader, Order]:
     """Fetch a plan from the object store once per reading process."""
-    return ray.get(ref)
+    source, order = ray.get(ref)
+    return Reader(source), order
 
 
 class UnitSource(Datasource):
-    """Units as a Ray Data source, one read task each, in the given order."""
+    """Bundles of units as a Ray Data source, one read task each, in the given order."""
 
-    def __init__(self, source: Source, order: Order, units: list[Unit]) -> None:
+    def __init__(self, source: Source, order: Order, bundles: Sequence[Bundle]) -> None:
         super().__init__()
         self._plan = ray.put((source, order))
-        self._units = units
+        self._bundles = bundles
 
     def get_name(self) -> str:
         """Name shown in Ray Data's plans."""
@@ -59,45 +67,128 @@ class UnitSource(Datasource):
         return None
 
     def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
-        """Return one task a unit, whatever parallelism is asked for."""
+        """Return one task a bundle, whatever parallelism is asked for."""
         return [
             ReadTask(
-                _task(self._plan, unit),
+                _task(self._plan, bundle),
                 BlockMetadata(
-                    num_rows=unit.rows, size_bytes=None, input_files=None, exec_stats=None
+                    num_rows=sum(u.rows for u in bundle),
+                    size_bytes=None,
+                    input_files=None,
+                    exec_stats=None,
                 ),
             )
-            for unit in self._units
+            for bundle in self._bundles
         ]
 
 
-def _task(plan: Any, unit: Unit) -> Callable[[], Iterable[pa.Table]]:
+def _task(plan: Any, bundle: Bundle) -> Callable[[], Iterable[pa.Table]]:
     def read() -> Iterable[pa.Table]:
-        source, order = _plan(plan)
-        return [read_unit(source, order, unit)]
+        reader, order = _plan(plan)
+        return [block_of([reader.read(order, unit) for unit in bundle])]
 
     return read
 
 
-def pipeline(source: Source, order: Order, units: list[Unit]) -> ray.data.Dataset:
-    """Return the Ray Dataset that reads and transforms units, in order."""
+def block_of(units: Sequence[Rows]) -> pa.Table:
+    """Return units' rows, in order, as one table; the last column says which rows they are.
+
+    :data:`ROW` holds the identity of each row. Where a transform dropped rows, it holds the rows'
+    places in the bundle instead, as a 32-bit column, and a unit of which nothing is left sends one
+    row of place -1, so that every task delivers a block.
+    """
+    drops = any(rows.at is not None for rows in units)
+    tables: list[pa.Table] = []
+    begin = 0
+    for rows in units:
+        count = rows.count if rows.at is None else len(rows.at)
+        arrays = [c.arrow(0, count) for c in rows.columns.values()]
+        table = pa.Table.from_arrays(arrays, schema=rows.schema)
+        if drops:
+            at = np.arange(rows.count) if rows.at is None else rows.at
+            marks = pa.array((at + begin).astype(np.int32))
+        else:
+            marks = pa.array(rows.identities(0, rows.count))
+        tables.append(table.append_column(ROW, marks))
+        begin += rows.count
+    whole = pa.concat_tables(tables)
+    return _nothing(whole.schema) if drops and len(whole) == 0 else whole
+
+
+def _nothing(schema: pa.Schema) -> pa.Table:
+    none: Any = pa.nulls
+    arrays = [none(1, f.type) for f in schema]
+    arrays[schema.get_field_index(ROW)] = pa.array([-1], pa.int32())
+    return pa.Table.from_arrays(arrays, names=schema.names)
+
+
+def rows_of(source: Source, order: Order, bundle: Bundle, block: pa.Table) -> Iterator[Rows]:
+    """Take a block apart into the rows of its units."""
+    marks: Ints = block[ROW].to_numpy()
+    table = block.drop_columns(ROW)
+    begin = 0
+    for unit in bundle:
+        if block.schema.field(ROW).type == pa.int64():
+            low, high, at = begin, begin + unit.rows, None
+            ids = _Slice(marks[low:high])
+        else:
+            low, high = (int(i) for i in np.searchsorted(marks, (begin, begin + unit.rows)))
+            at = marks[low:high].astype(np.int64) - begin
+            ids = _Planned(source, order, unit)
+        columns = columns_of(table.slice(low, high - low), None)
+        yield Rows(columns, table.schema, at, unit.rows, ids)
+        begin += unit.rows
+
+
+class _Slice:
+    """Identities that came with the rows."""
+
+    def __init__(self, ids: Ints) -> None:
+        self._ids = ids
+
+    def __call__(self, low: int, high: int) -> Ints:
+        return self._ids[low:high]
+
+
+class _Planned:
+    """Identities of a unit of which a transform dropped rows, from the plan."""
+
+    def __init__(self, source: Source, order: Order, unit: Unit) -> None:
+        self._what = (source, order, unit)
+        self._ids: Ints | None = None
+
+    def __call__(self, low: int, high: int) -> Ints:
+        if self._ids is None:
+            self._ids = expected_rows(*self._what)
+        return self._ids[low:high]
+
+
+def bundles_of(layout: Layout, units: Iterable[Unit], world_size: int, most: int) -> list[Bundle]:
+    """Group units into blocks, in the order in which steps want them.
+
+    Units of one rank go together; where row groups are read in parts, those of one lane do, so
+    that one decoder reads them.
+    """
+    parts = len(layout.block) > 0 and int(layout.block[-1]) + 1 < len(layout.block)
+    by_owner: dict[int, list[Unit]] = {}
+    for unit in units:
+        by_owner.setdefault(unit.lane if parts else unit.lane % world_size, []).append(unit)
+    found = [
+        tuple(owned[i : i + most])
+        for owned in by_owner.values()
+        for i in range(0, len(owned), most)
+    ]
+    return sorted(found, key=lambda b: (b[0].need, b[0].lane))
+
+
+def pipeline(source: Source, order: Order, bundles: Sequence[Bundle]) -> ray.data.Dataset:
+    """Return the Ray Dataset that reads and transforms bundles, one block each, in order."""
     quiet()
     dataset = ray.data.read_datasource(
-        UnitSource(source, order, units), override_num_blocks=len(units)
+        UnitSource(source, order, bundles), override_num_blocks=len(bundles)
     )
-    if source.transform is not None:
-        plan = ray.put((source, order))
-
-        def transform(rows: Any) -> Any:
-            return transformed(rows, _plan(plan)[0].transform)
-
-        dataset = dataset.map_batches(
-            transform,
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-        )
     dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = None  # a block is a bundle, never a part of one
     return dataset
 
 
@@ -111,30 +202,30 @@ def quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def _blocks(stream: Stream, pieces: Iterator[tuple[Order, Unit]]) -> Iterator[tuple[Unit, Any]]:
-    """Run one pipeline an epoch; yield each block's reference with the unit it belongs to."""
+def _blocks(
+    stream: Stream, pieces: Iterator[tuple[Order, Unit]], world_size: int
+) -> Iterator[tuple[Bundle, Any]]:
+    """Run one pipeline an epoch; yield each block's reference with the units in it."""
+    most = BUNDLE_UNITS if stream.transform is None else 1
     for _, group in groupby(pieces, key=lambda piece: piece[1].epoch):
         plans = list(group)
-        units = [unit for _, unit in plans]
-        at, left = 0, units[0].rows
-        bundles = pipeline(stream.source, plans[0][0], units).iter_internal_ref_bundles()
-        for bundle in bundles:
-            for entry in bundle.blocks:
-                rows = entry.metadata.num_rows
-                yield units[at], entry.ref
-                left -= rows or 0
-                if left == 0 and at + 1 < len(units):
-                    at += 1
-                    left = units[at].rows
+        order = plans[0][0]
+        bundles = bundles_of(order.layout, (unit for _, unit in plans), world_size, most)
+        waiting = iter(bundles)
+        blocks = pipeline(stream.source, order, bundles).iter_internal_ref_bundles()
+        for block in (entry for each in blocks for entry in each.blocks):
+            yield next(waiting), block.ref
 
 
 def read_on_cluster(
     stream: Stream, pieces: Iterator[tuple[Order, Unit]]
-) -> Iterator[tuple[Unit, pa.Table]]:
+) -> Iterator[tuple[Unit, Rows]]:
     """Read units by Ray Data for this process alone, without a coordinator."""
     try:
-        for unit, ref in _blocks(stream, pieces):
-            yield unit, ray.get(ref)
+        for bundle, ref in _blocks(stream, pieces, 1):
+            order = stream.order(bundle[0].epoch)
+            block: Any = ray.get(ref)
+            yield from zip(bundle, rows_of(stream.source, order, bundle, block), strict=True)
     except RayTaskError as e:
         raise _stream_error(e) from None
 
@@ -147,7 +238,7 @@ class Coordinator:
         self._world_size = world_size
         self._lock = threading.Lock()
         self._start: Cursor | None = None
-        self._queues: list[queue.Queue[tuple[Unit, Any] | None]] = []
+        self._queues: list[queue.Queue[tuple[Bundle, Any] | None]] = []
         self._error: StreamError | None = None
         self._stop = threading.Event()
 
@@ -173,8 +264,9 @@ class Coordinator:
     def _read(self, cursor: Cursor) -> None:
         try:
             lanes = lanes_of(0, 1, self._stream.lane_count)
-            for unit, ref in _blocks(self._stream, self._stream.pieces(lanes, cursor)):
-                self._put(unit.lane % self._world_size, (unit, ref))
+            pieces = self._stream.pieces(lanes, cursor)
+            for bundle, ref in _blocks(self._stream, pieces, self._world_size):
+                self._put(bundle[0].lane % self._world_size, (bundle, ref))
                 if self._stop.is_set():
                     return
             for rank in range(self._world_size):
@@ -182,7 +274,7 @@ class Coordinator:
         except Exception as e:  # noqa: BLE001 - whatever stops reading must reach the ranks
             self._error = _stream_error(e)
 
-    def _put(self, rank: int, item: tuple[Unit, Any] | None) -> None:
+    def _put(self, rank: int, item: tuple[Bundle, Any] | None) -> None:
         while not self._stop.is_set():
             try:
                 return self._queues[rank].put(item, timeout=POLL_S)
@@ -190,8 +282,8 @@ class Coordinator:
                 continue
         return None
 
-    def next(self, rank: int) -> tuple[Unit, list[Any]] | None:
-        """Return the rank's next block as (unit, [reference]); None at the end.
+    def next(self, rank: int) -> tuple[Bundle, list[Any]] | None:
+        """Return the rank's next block as (units, [reference]); None at the end.
 
         Raises:
             StreamError: reading failed.
@@ -233,7 +325,7 @@ def coordinated_shards(stream: Stream, world_size: int) -> list[Shard]:
     )
     start = Cursor(order=stream.fingerprint)
     return [
-        Shard(stream, rank, world_size, CoordinatedFeed(actor, rank), cursor=start)
+        Shard(stream, rank, world_size, CoordinatedFeed(actor, rank, stream), cursor=start)
         for rank in range(world_size)
     ]
 
@@ -241,15 +333,16 @@ def coordinated_shards(stream: Stream, world_size: int) -> list[Shard]:
 class CoordinatedFeed:
     """The ranks' end of a coordinator: asks for one block ahead of the one in use."""
 
-    def __init__(self, actor: Any, rank: int) -> None:
+    def __init__(self, actor: Any, rank: int, stream: Stream) -> None:
         self._actor = actor
         self._rank = rank
+        self._stream = stream
 
-    def _next(self, asked: Any) -> tuple[Unit, list[Any]] | None:
+    def _next(self, asked: Any) -> tuple[Bundle, list[Any]] | None:
         found: Any = ray.get(asked)
         return found
 
-    def __call__(self, cursor: Cursor) -> Iterator[tuple[Unit, pa.Table]]:
+    def __call__(self, cursor: Cursor) -> Iterator[tuple[Unit, Rows]]:
         """Yield units and rows from a cursor on.
 
         Raises:
@@ -260,8 +353,12 @@ class CoordinatedFeed:
             following = self._actor.next.remote(self._rank)
             while (found := self._next(following)) is not None:
                 following = self._actor.next.remote(self._rank)
-                unit, (ref,) = found
-                yield unit, ray.get(ref)
+                bundle, (ref,) = found
+                order = self._stream.order(bundle[0].epoch)
+                block: Any = ray.get(ref)
+                yield from zip(
+                    bundle, rows_of(self._stream.source, order, bundle, block), strict=True
+                )
         except RayTaskError as e:
             raise _stream_error(e) from None
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as e:

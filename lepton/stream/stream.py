@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,11 +13,13 @@ import pyarrow as pa
 
 from lepton.errors import StreamError
 from lepton.lake import Snapshot
-from lepton.lake.read import stored_rows
+from lepton.lake.log import DataFile
+from lepton.lake.read import bytes_per_row, group_sizes, stored_rows
 from lepton.lake.snapshot import refuse_empty
 from lepton.stream.cursor import Cursor, cursor_of
-from lepton.stream.order import Digest, Layout, Order, Unit, digest_of, lanes_of, layout_of
-from lepton.stream.reader import ROW, Source, Transform, expected_rows, read_here, transformed
+from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of
+from lepton.stream.order import Digest, Ints, Layout, Order, Unit, digest_of, lanes_of
+from lepton.stream.reader import Rows, Source, Transform, expected_rows, read_here, transformed
 from lepton.stream.shard import Format, Shard
 from lepton.telemetry import Carrier
 
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
 Engine = Literal["auto", "worker", "ray_data"]
 
 DEFAULT_LANES = 8
+WINDOW_BYTES = 16 * 2**20
+WINDOWS_BYTES = 128 * 2**20
+"""A window's share of memory, and that of one window for each lane."""
+SMALL_BYTES = 64 * 2**20
+"""A table up to this size is kept decoded by whoever reads it."""
+FOOTER_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,17 +121,41 @@ class Stream:
         return self._cache["layout"]
 
     def _plan(self) -> Layout:
-        wanted = {f.path for f in self.snapshot.files()}
-        files = [(i, f) for i, f in enumerate(self.snapshot.load().files) if f.path in wanted]
-        options = dict(self.snapshot.options)
-        layout = layout_of(
-            {i: self.snapshot.positions(f) for i, f in files},
-            {i: stored_rows(self.snapshot.load(), f, options) for i, f in files},
-            self.lane_count,
-        )
+        snapshot = self.snapshot
+        version, options = snapshot.load(), dict(snapshot.options)
+        wanted = {f.path for f in snapshot.files()}
+        files = [(i, f) for i, f in enumerate(version.files) if f.path in wanted]
+        if not files:
+            refuse_empty(snapshot)
+        stored = {i: stored_rows(version, f, options) for i, f in files}
+        columns = snapshot.schema.names
+        width = max(1.0, bytes_per_row(version, files[0][1], columns, options))
+        total = sum(stored.values())
+        window = min(WINDOW_BYTES, WINDOWS_BYTES // self.lane_count)
+        window_rows = max(1, min(MAX_CHUNK_ROWS, int(window / width)))
+        fine = total * width <= SMALL_BYTES
+        chunk_rows = min(window_rows, fine_rows(total, self.lane_count)) if fine else window_rows
+        groups = {} if fine else self._groups([(i, f) for i, f in files if stored[i] > chunk_rows])
+
+        def described() -> Iterator[FileRows]:
+            for i, file in files:
+                live = snapshot.positions(file)
+                yield FileRows(i, stored[i], None if isinstance(live, int) else live, groups.get(i))
+
+        layout = layout_of(described(), chunk_rows, fine=fine, window_rows=window_rows)
         if layout.rows == 0:
-            refuse_empty(self.snapshot)
+            refuse_empty(snapshot)
         return layout
+
+    def _groups(self, files: list[tuple[int, DataFile]]) -> dict[int, Ints]:
+        """Read the footers of files larger than a chunk: where their row groups end."""
+        version, options = self.snapshot.load(), dict(self.snapshot.options)
+
+        def sizes(numbered: tuple[int, DataFile]) -> tuple[int, Ints]:
+            return numbered[0], group_sizes(version, numbered[1], options)
+
+        with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+            return dict(threads.map(sizes, files))
 
     def order(self, epoch: int) -> Order:
         """Return the order of an epoch."""
@@ -163,11 +196,12 @@ class Stream:
 
     @property
     def empty(self) -> pa.Table:
-        """A batch of no rows, with identities, as it comes out of the transform."""
+        """A batch of no rows, as it comes out of the transform."""
         if "empty" not in self._cache:
-            ids = pa.array([], pa.int64())
-            rows = self.snapshot.schema.empty_table().append_column(ROW, ids)
-            self._cache["empty"] = transformed(rows, self.transform)
+            rows = self.snapshot.schema.empty_table()
+            if self.transform is not None:
+                rows, _ = transformed(rows, self.transform)
+            self._cache["empty"] = rows
         return self._cache["empty"]
 
     def check_cursor(self, cursor: Cursor) -> None:
@@ -212,13 +246,13 @@ class Stream:
         start = replace(start, order=self.fingerprint)
         lanes = lanes_of(rank, world_size, self.lane_count)
 
-        def feed(at: Cursor) -> Iterator[tuple[Unit, pa.Table]]:
+        def feed(at: Cursor) -> Iterator[tuple[Unit, Rows]]:
             pieces = self.pieces(lanes, at)
             if self.engine == "ray_data":
                 from lepton.stream.ray_engine import read_on_cluster
 
                 return read_on_cluster(self, pieces)
-            return read_here(self.source, pieces, ahead=len(lanes) + 1)
+            return read_here(self.source, pieces, ahead=len(lanes) * 0 + 16)
 
         return Shard(self, rank, world_size, feed, cursor=start, batch_format=format)
 

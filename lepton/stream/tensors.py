@@ -1,14 +1,17 @@
-"""Arrow columns to torch tensors, without a copy where the memory layouts agree."""
+"""Columns to torch tensors, without a copy where the memory layouts agree."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lepton.errors import StreamError
+from lepton.stream.columns import Values, columns_of, is_number
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +20,8 @@ Batch = dict[str, Any]
 """Column name to tensor of shape (rows, …); columns that no tensor can hold stay Arrow arrays."""
 
 
-def batch_of(table: pa.Table) -> Batch:
-    """Return a table's columns as tensors.
+def batch_of(columns: Mapping[str, Values] | pa.Table) -> Batch:
+    """Return columns as tensors.
 
     Numbers and booleans become shape (rows,); lists of numbers of one length (rows, length);
     Arrow tensors (rows, …). Strings, binary, dates and the rest stay Arrow arrays.
@@ -26,26 +29,50 @@ def batch_of(table: pa.Table) -> Batch:
     Raises:
         StreamError: a number column holds nulls, or a list column rows of different lengths.
     """
-    return {name: _tensor(name, table.column(name)) for name in table.column_names}
+    if isinstance(columns, pa.Table):
+        columns = {name: c.picked(0, len(columns)) for name, c in columns_of(columns, None).items()}
+    return {name: _tensor(name, values) for name, values in columns.items()}
 
 
-def _tensor(name: str, column: Any) -> Any:
-    array: Any = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+def tensors_of(name: str, batches: Any) -> Sequence[Any]:
+    """Return a column's tensors (or Arrow arrays), one a batch.
+
+    Args:
+        name: the column, for messages.
+        batches: an ndarray of shape (batches, rows, …), or a list of arrays.
+    """
+    if isinstance(batches, list):
+        return [_tensor(name, values) for values in cast("list[Any]", batches)]
+    return _torch(batches).unbind(0)
+
+
+def _tensor(name: str, values: Values) -> Any:
+    return _of_arrow(name, values) if isinstance(values, pa.Array) else _torch(values)
+
+
+def _of_arrow(name: str, array: Any) -> Any:
+    """Explain why numbers did not become an array; pass on what no tensor can hold."""
     kind = array.type
+    if is_number(kind):
+        _refuse_nulls(name, array)
+        return _torch(array.to_numpy(zero_copy_only=False))
     if isinstance(kind, pa.FixedShapeTensorType):
         _refuse_nulls(name, array)
         return _torch(array.to_numpy_ndarray())
-    if _is_list(kind) and _is_number(kind.value_type):
-        _refuse_nulls(name, array)
-        return _torch(_rectangle(name, array))
-    if _is_number(kind):
-        _refuse_nulls(name, array)
-        return _torch(_numbers(array))
-    return array
-
-
-def _is_number(kind: Any) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not _is_list(kind) or not is_number(kind.value_type):
+        return array
+    _refuse_nulls(name, array)
+    count: Any = pc.list_value_length
+    lengths: Any = pc.min_max(count(array))
+    low, high = lengths["min"].as_py() or 0, lengths["max"].as_py() or 0
+    if low != high:
+        raise StreamError(
+            f"column {name!r} holds lists of {low} to {high} values, which no tensor can: give "
+            "them one length with transform=, or take the batches as Arrow"
+        )
+    flat = array.flatten()
+    _refuse_nulls(name, flat)
+    return _torch(flat.to_numpy(zero_copy_only=False).reshape(len(array), high))
 
 
 def _is_list(kind: Any) -> bool:
@@ -63,30 +90,19 @@ def _refuse_nulls(name: str, array: Any) -> None:
         )
 
 
-def _rectangle(name: str, array: Any) -> Any:
-    """The values of equally long lists, shape (rows, length)."""
-    if pa.types.is_fixed_size_list(array.type):
-        return _numbers(array.flatten()).reshape(len(array), array.type.list_size)
-    count: Any = pc.list_value_length
-    lengths: Any = pc.min_max(count(array))
-    flat: Any = array.flatten()
-    low, high = lengths["min"].as_py() or 0, lengths["max"].as_py() or 0
-    if low != high:
-        raise StreamError(
-            f"column {name!r} holds lists of {low} to {high} values, which no tensor can: give "
-            "them one length with transform=, or take the batches as Arrow"
-        )
-    _refuse_nulls(name, flat)
-    return _numbers(flat).reshape(len(array), high)
-
-
-def _numbers(array: Any) -> Any:
-    return array.to_numpy(zero_copy_only=False)
-
-
 def _torch(values: Any) -> torch.Tensor:
     import torch
 
     if not values.flags.writeable:  # torch wants to be able to write; Arrow memory must not be
-        return torch.from_numpy(np.array(values))
+        values = np.array(values)
     return torch.from_numpy(values)
+
+
+@cache
+def pinned() -> Callable[[int], Any] | None:
+    """Return how to make page-locked memory where CUDA is there, so that copies can overlap."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return lambda size: torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()

@@ -22,7 +22,6 @@ import torch.distributed as dist
 from lepton import checkpoints, telemetry
 from lepton.errors import CheckpointError, TrainingError
 from lepton.stream import Part, Shard
-from lepton.stream.tensors import batch_of
 from lepton.telemetry import Carrier
 from lepton.training.steps import (
     Attempt,
@@ -156,8 +155,8 @@ class Worker:
                 self._progress.epoch_began_ns = time.time_ns()
             self._part = part
             self._batch = {
-                k: v.to(self.device) if isinstance(v, torch.Tensor) else v
-                for k, v in batch_of(part.rows).items()
+                k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+                for k, v in part.batch.items()
             }
             yield self._batch
 
@@ -179,7 +178,7 @@ class Worker:
                 "reduction='sum' in the loss function"
             )
         loss.backward()
-        mean = self._reduce(loss, part.global_rows)
+        mean = self._reduce(loss, part.delivered)
         for opt in self._optimisers():
             opt.step()
             opt.zero_grad(set_to_none=True)
@@ -283,24 +282,32 @@ class Worker:
     # -- a step ---------------------------------------------------------------------------------
 
     def _reduce(self, loss: torch.Tensor, rows: int) -> float:
-        """Sum gradients and loss over ranks, divide by the rows of the global batch."""
+        """Sum gradients and loss over ranks, divide by the rows of the global batch.
+
+        Args:
+            loss: summed over this rank's rows.
+            rows: how many those are; a transform may have dropped some of the planned ones.
+        """
         groups: dict[torch.dtype, list[torch.Tensor]] = {}
+        count = torch.tensor(rows, dtype=torch.float32, device=loss.device)
+        counted = torch.stack([loss.detach().to(torch.float32).reshape(()), count])
+        groups[torch.float32] = [counted]
         for net in self._nets().values():
             for p in net.parameters():
                 if p.requires_grad:
                     p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                     groups.setdefault(p.grad.dtype, []).append(p.grad)
-        total = loss.detach().to(torch.float32).reshape(1).clone()
-        groups.setdefault(torch.float32, []).append(total)
+        divisor: torch.Tensor | None = None
         for gradients in groups.values():
             flat = torch.cat([g.reshape(-1) for g in gradients])
             self._collect(dist.all_reduce, flat)
-            flat /= rows
+            divisor = flat[1].clamp(min=1).clone() if divisor is None else divisor
+            flat /= divisor
             at = 0
             for g in gradients:
                 g.copy_(flat[at : at + g.numel()].view_as(g))
                 at += g.numel()
-        return float(total)
+        return float(counted[0])
 
     def _collect(self, collective: Any, *arguments: Any) -> None:
         if self.world_size == 1:

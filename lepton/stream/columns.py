@@ -1,0 +1,221 @@
+"""Columns of read rows, ready to be cut into batches.
+
+A number column without nulls becomes a NumPy array over Arrow's own memory, of shape (rows, …);
+so do lists and binary values of one length. Everything else stays Arrow. Narrow columns are put
+in order once per window; wide rows are copied once only, from where they were decoded straight
+into the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lepton.stream.order import Ints
+
+NARROW = 64
+"""Bytes of a value up to which a column is put in order as a whole."""
+
+Values = Any  # np.ndarray of shape (rows, …), or pa.Array
+Allocate = Callable[[tuple[int, ...], Any], Any]
+Span = tuple["Column", int, int]
+"""Rows [low, high) of a column, in delivery order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of some rows.
+
+    Attributes:
+        values: an ndarray of shape (rows, …) or an Arrow array.
+        take: delivered row i is ``values[take[i]]``; None: they are in order.
+        type: the Arrow type.
+    """
+
+    values: Values
+    take: Ints | None
+    type: Any
+
+    @property
+    def form(self) -> tuple[Any, ...] | None:
+        """What must agree for two columns to go into one array; None for Arrow."""
+        return None if _is_arrow(self.values) else (self.values.dtype, self.values.shape[1:])
+
+    def picked(self, low: int, high: int) -> Values:
+        """Return delivered rows [low, high)."""
+        if _is_arrow(self.values):
+            return self.values.slice(low, high - low)
+        if self.take is None:
+            return self.values[low:high]
+        return self.values.take(self.take[low:high], axis=0)
+
+    def put(self, low: int, high: int, out: Any) -> None:
+        """Copy delivered rows [low, high) of an ndarray column into ``out``."""
+        if self.take is None:
+            out[...] = self.values[low:high]
+        else:
+            np.take(self.values, self.take[low:high], axis=0, out=out, mode="clip")
+
+    def arrow(self, low: int, high: int) -> Any:
+        """Return delivered rows [low, high) as an Arrow array."""
+        return to_arrow(self.picked(low, high), self.type)
+
+
+def columns_of(table: pa.Table, take: Ints | None, empty: Allocate = np.empty) -> dict[str, Column]:
+    """Return a table's columns, narrow ones in the order of ``take``.
+
+    Args:
+        table: the rows.
+        take: their order, or None to keep it.
+        empty: makes arrays, as ``numpy.empty`` does.
+    """
+    return {name: _column(table.column(name), take, empty) for name in table.column_names}
+
+
+def _column(chunks: Any, take: Ints | None, empty: Allocate) -> Column:
+    array: Any = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+    values = _numbers(array)
+    if values is None:
+        return Column(array if take is None else array.take(pa.array(take)), None, array.type)
+    if take is None or values.nbytes > NARROW * len(values):
+        return Column(values, take, array.type)
+    ordered = empty((len(take), *values.shape[1:]), values.dtype)
+    np.take(values, take, axis=0, out=ordered, mode="clip")
+    return Column(ordered, None, array.type)
+
+
+def _numbers(array: Any) -> Any:
+    """Return values as an ndarray of shape (rows, …), or None where that cannot be."""
+    kind = array.type
+    if array.null_count or not len(array):
+        return None
+    if is_number(kind):
+        return array.to_numpy(zero_copy_only=False)
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return array.to_numpy_ndarray()
+    if pa.types.is_fixed_size_list(kind) and is_number(kind.value_type):
+        return _rectangle(array.flatten(), len(array), kind.list_size)
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and is_number(kind.value_type):
+        size = _one_length(array, 4 if pa.types.is_list(kind) else 8)
+        return None if size is None else _rectangle(array.flatten(), len(array), size)
+    if pa.types.is_binary(kind):
+        return _bytes(array)
+    return None
+
+
+def is_number(kind: Any) -> bool:
+    """Whether values of an Arrow type go into a tensor as they are."""
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _rectangle(flat: Any, rows: int, size: int) -> Any:
+    if flat.null_count or not size:
+        return None
+    return flat.to_numpy(zero_copy_only=False).reshape(rows, size)
+
+
+def _one_length(array: Any, width: int) -> int | None:
+    """Return the length that all values have, or None."""
+    offsets = np.frombuffer(array.buffers()[1], np.int32 if width == 4 else np.int64)
+    lengths = np.diff(offsets[array.offset : array.offset + len(array) + 1])
+    return int(lengths[0]) if (lengths == lengths[0]).all() else None
+
+
+def _bytes(array: Any) -> Any:
+    size = _one_length(array, 4)
+    if not size:
+        return None
+    offsets = np.frombuffer(array.buffers()[1], np.int32)
+    first = int(offsets[array.offset])
+    data = np.frombuffer(array.buffers()[2], np.uint8)
+    return data[first : first + size * len(array)].reshape(len(array), size)
+
+
+def to_arrow(values: Values, kind: Any) -> Any:
+    """Return values of a column of Arrow type ``kind`` as an Arrow array."""
+    make: Any = pa.array
+    if _is_arrow(values):
+        return values
+    if is_number(kind):
+        return make(values, type=kind)
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+    rows, size = values.shape
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if pa.types.is_fixed_size_list(kind):
+        fixed: Any = pa.FixedSizeListArray.from_arrays
+        return fixed(make(flat, type=kind.value_type), type=kind)
+    wide = pa.types.is_large_list(kind)
+    offsets = np.arange(0, flat.size + 1, size, dtype=np.int64 if wide else np.int32)
+    if pa.types.is_binary(kind):
+        buffer: Any = pa.py_buffer
+        return pa.Array.from_buffers(kind, rows, [None, buffer(offsets), buffer(flat)])
+    lists: Any = pa.LargeListArray.from_arrays if wide else pa.ListArray.from_arrays
+    return lists(make(offsets), make(flat, type=kind.value_type), type=kind)
+
+
+def joined(spans: Sequence[Span]) -> Values:
+    """Return spans end to end: an ndarray where all have one form, else an Arrow array."""
+    forms = {column.form for column, _, _ in spans}
+    kind = spans[0][0].type
+    if len(spans) == 1:
+        return _sealed(spans[0][0].picked(*spans[0][1:]), kind)
+    if len(forms) == 1 and None not in forms:
+        whole = np.concatenate([column.picked(low, high) for column, low, high in spans])
+        return _sealed(whole, kind)
+    return pa.concat_arrays([column.arrow(low, high) for column, low, high in spans])
+
+
+def interleaved(spans: Sequence[Span], steps: int, empty: Allocate = np.empty) -> Any:
+    """Cut equally many rows for each step from every span.
+
+    Args:
+        spans: each with a whole number of rows per step.
+        steps: how many batches to make.
+        empty: makes arrays, as ``numpy.empty`` does.
+
+    Returns:
+        An ndarray of shape (steps, rows, …), or a list of Arrow arrays, one a step.
+    """
+    forms = {column.form for column, _, _ in spans}
+    shares = [(high - low) // steps for _, low, high in spans]
+    first = spans[0][0]
+    if len(forms) > 1 or None in forms or pa.types.is_binary(first.type):
+        return [
+            joined([_nth(span, s, n) for span, n in zip(spans, shares, strict=True)])
+            for s in range(steps)
+        ]
+    shape = (steps, sum(shares), *first.values.shape[1:])
+    if all(column.take is None for column, _, _ in spans):
+        parts = [
+            c.values[low:high].reshape(steps, n, *shape[2:])
+            for (c, low, high), n in zip(spans, shares, strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts, axis=1, out=empty(shape, first.values.dtype))
+    out, begin = empty(shape, first.values.dtype), 0
+    for span, share in zip(spans, shares, strict=True):
+        for step in range(steps):
+            column, low, high = _nth(span, step, share)
+            column.put(low, high, out[step, begin : begin + share])
+        begin += share
+    return out
+
+
+def _nth(span: Span, step: int, share: int) -> Span:
+    column, low, _ = span
+    return column, low + step * share, low + (step + 1) * share
+
+
+def _sealed(values: Values, kind: Any) -> Values:
+    """Binary values are delivered as Arrow, also where they happen to be of one length."""
+    return to_arrow(values, kind) if pa.types.is_binary(kind) else values
+
+
+def _is_arrow(values: Any) -> bool:
+    return isinstance(values, pa.Array)
