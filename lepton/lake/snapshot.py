@@ -230,6 +230,7 @@ class Snapshot:
         lanes: int | None = None,
         engine: Engine = "auto",
         transform: Transform | None = None,
+        follow: bool = False,
     ) -> Stream:
         """Return a deterministic row stream; see :class:`lepton.stream.Stream`.
 
@@ -241,7 +242,9 @@ class Snapshot:
             shuffle: False keeps file order.
             lanes: the most workers that can share the stream.
             engine: ``auto``, ``worker`` or ``ray_data``; the order is the same.
-            transform: a Preparation, or a function from an Arrow table to one with as many rows.
+            transform: a Preparation, or a function from an Arrow table (a window's rows) to one
+                with the same rows, or with fewer if it keeps the column ``__row__``.
+            follow: move to the table's newest version at each epoch's end.
 
         Raises:
             ValueError: an option is impossible, such as a batch smaller than the lanes.
@@ -257,6 +260,7 @@ class Snapshot:
             lanes=lanes,
             engine=engine,
             transform=transform,
+            follow=follow,
         )
 
     def _by_partition(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lepton.errors import StreamError
@@ -21,18 +21,20 @@ class Cursor:
         rows: rows of it that are consumed, over all ranks together.
         order: fingerprint of what the order depends on (table, seed, batch size, lanes, filter);
             empty means unchecked.
+        version: table version of the epoch under way, for a stream that follows its table.
     """
 
     epoch: int = 0
     rows: int = 0
     order: str = ""
+    version: int | None = None
 
     def after(self, rows: int, epoch_rows: int) -> Cursor:
         """Return the cursor after ``rows`` more rows; the end of an epoch begins the next."""
         done = self.rows + rows
         if done >= epoch_rows:
-            return Cursor(self.epoch + 1, 0, self.order)
-        return Cursor(self.epoch, done, self.order)
+            return replace(self, epoch=self.epoch + 1, rows=0)
+        return replace(self, rows=done)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -54,7 +56,13 @@ def cursor_of(state: Mapping[str, Any] | Cursor | str) -> Cursor:
                 f"the cursor has version {found['v']!r}, this lepton reads {VERSION}: "
                 "resume with the lepton that wrote it"
             )
-        cursor = Cursor(int(found["epoch"]), int(found["rows"]), str(found["order"]))
+        version = found.get("version")
+        cursor = Cursor(
+            int(found["epoch"]),
+            int(found["rows"]),
+            str(found["order"]),
+            None if version is None else int(version),
+        )
     except (KeyError, TypeError, ValueError) as e:
         raise StreamError(f"{state!r} is not a stream cursor: pass a shard's state_dict()") from e
     if cursor.epoch < 0 or cursor.rows < 0:

@@ -7,7 +7,7 @@ resumable :class:`lepton.stream.Shard`. Read as a plain Dataset, its rows come i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from lepton.stream.cursor import Cursor
+from lepton.stream.mixture import MixedShard, Mixture
 from lepton.stream.ray_engine import coordinated_shards, quiet
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ TASK_ROWS = 262_144
 class StreamDataset(ray.data.Dataset):
     """A Ray Dataset that splits into exact shards."""
 
-    stream: Stream
+    stream: Stream | Mixture
 
     @staticmethod
     def copy(
@@ -48,8 +49,10 @@ class StreamDataset(ray.data.Dataset):
         super().__setstate__(state["dataset"])
         self.stream = state["stream"]
 
-    def streaming_split(self, n: int, **options: Any) -> list[Shard]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def streaming_split(self, n: int, **options: Any) -> Sequence[Shard | MixedShard]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return one exact shard a rank; ``equal`` and locality hints do not apply."""
+        if isinstance(self.stream, Mixture):
+            return self.stream.shards(n)
         return coordinated_shards(self.stream, n)
 
 
@@ -94,12 +97,17 @@ def _task(plan: Any, epoch: int, first: int, last: int) -> Callable[[], Iterable
     return read
 
 
-def dataset_of(stream: Stream) -> StreamDataset:
-    """Return the stream's epochs as one dataset, rows in global order."""
+def dataset_of(stream: Stream, *, split: Mixture | None = None) -> StreamDataset:
+    """Return the stream's epochs as one dataset, rows in global order.
+
+    Args:
+        stream: the rows.
+        split: what to split among the ranks of a trainer instead: a mixture.
+    """
     quiet()
     dataset = ray.data.read_datasource(StepSource(stream))
     dataset.context.execution_options.preserve_order = True
     found = ray.data.Dataset.copy(dataset, _as=StreamDataset)
     assert isinstance(found, StreamDataset)  # noqa: S101 - asked for one line above
-    found.stream = stream
+    found.stream = split or stream
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,6 +141,8 @@ class Shard:
         self._format = batch_format
         self._cursor = cursor or Cursor(order=stream.fingerprint)
         self._parts: Iterator[Part] | None = None
+        self.agree: Callable[[int], int] | None = None
+        """How ranks that follow a table settle on rank 0's version; default torch.distributed."""
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -186,7 +189,37 @@ class Shard:
         except StreamError as e:
             raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
         self._cursor = self._cursor.after(part.global_rows, self._stream.order(part.epoch).rows)
+        if self._stream.follow and part.epoch < self._cursor.epoch < self._stream.epochs:
+            self.move_to((self.agree or self._agreed)(self._stream.newest()))
         return part
+
+    def move_to(self, version: int) -> None:
+        """Read the rest from another version of the table; only between epochs.
+
+        Raises:
+            StreamError: an epoch is under way.
+            LakeError: no such version, or it lacks the stream's columns.
+        """
+        if self._cursor.rows:
+            raise StreamError(f"{self._cursor} is in mid-epoch: a stream moves between epochs only")
+        self._stream = self._stream.at(version)
+        self._cursor = replace(self._cursor, order=self._stream.fingerprint, version=version)
+        self._feed = self._stream.feed(self.rank, self.world_size)
+        self._parts = None
+
+    def _agreed(self, version: int) -> int:
+        if self.world_size == 1:
+            return version
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            raise StreamError(
+                "ranks that follow a table must settle on one version: initialise "
+                "torch.distributed, or set shard.agree to a function that returns rank 0's version"
+            )
+        chosen = [version]
+        dist.broadcast_object_list(chosen, src=0)
+        return chosen[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the global cursor after the last batch handed out."""
@@ -199,6 +232,9 @@ class Shard:
             StreamError: the state is of another order (table version, seed, batch size, …).
         """
         cursor = cursor_of(state)
+        if cursor.version is not None and cursor.version != self._stream.snapshot.version:
+            self._stream = self._stream.at(cursor.version)
+            self._feed = self._stream.feed(self.rank, self.world_size)
         self._stream.check_cursor(cursor)
         self._cursor = cursor
         self._parts = None

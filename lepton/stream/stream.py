@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from lepton.errors import StreamError
-from lepton.lake import Snapshot
+from lepton.lake import Snapshot, table
 from lepton.lake.log import DataFile
 from lepton.lake.read import bytes_per_row, group_sizes, stored_rows
 from lepton.lake.snapshot import refuse_empty
@@ -20,7 +20,7 @@ from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of
 from lepton.stream.order import Digest, Ints, Layout, Order, Unit, digest_of, lanes_of
 from lepton.stream.reader import Rows, Source, Transform, expected_rows, read_here, transformed
-from lepton.stream.shard import Format, Shard
+from lepton.stream.shard import Feed, Format, Shard
 from lepton.telemetry import Carrier
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Stream:
         engine: who reads: ``worker`` (each rank, in threads), ``ray_data`` (Ray Data's tasks), or
             ``auto``. The order is the same.
         transform: a Preparation, or any function from an Arrow table to one with the same rows.
+        follow: at each epoch's end, move to the table's newest version; default stay pinned.
         trace: the span under which reads are recorded; set by :func:`lepton.train`.
 
     Memory per rank: about (lanes owned + 3) windows of at most 262,144 rows.
@@ -65,6 +66,7 @@ class Stream:
     lanes: int | None = None
     engine: Engine = "auto"
     transform: Transform | None = None
+    follow: bool = False
     trace: Carrier | None = None
     _cache: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
@@ -75,6 +77,8 @@ class Stream:
             _positive("lanes", self.lanes)
         if self.engine not in ("auto", "worker", "ray_data"):
             raise ValueError(f"engine {self.engine!r} is not 'auto', 'worker' or 'ray_data'")
+        if self.follow and self.engine == "ray_data":
+            raise ValueError("follow=True is read by engine='worker': leave engine out")
         if self.transform is not None and not callable(self.transform):
             raise TypeError("transform must be callable: a Preparation, or table -> table")
         if self.batch_size < (self.lanes or 1):
@@ -91,11 +95,14 @@ class Stream:
     def with_lanes(self, most_workers: int) -> Stream:
         """Return this stream with lanes for so many workers, unless they were given before.
 
+        Lanes are a multiple of the workers, about 8: more lanes mix more files in a batch.
+
         Raises:
             ValueError: more workers than lanes, or a batch smaller than the lanes.
         """
         if self.lanes is None:
-            return replace(self, lanes=most_workers)
+            each = min(DEFAULT_LANES, self.batch_size) // most_workers
+            return replace(self, lanes=most_workers * max(1, each))
         if self.lanes < most_workers:
             raise ValueError(
                 f"the stream has {self.lanes} lanes, too few for {most_workers} workers: "
@@ -184,10 +191,39 @@ class Stream:
     @property
     def fingerprint(self) -> str:
         """Hash of everything that the order depends on."""
+        return self._hash(self.snapshot.version)
+
+    @property
+    def identity(self) -> str:
+        """Hash of what a run keeps when it is resumed: the order, less a followed version."""
+        return self._hash("newest") if self.follow else self.fingerprint
+
+    def _hash(self, version: int | str) -> str:
         snapshot = self.snapshot
-        what = [snapshot.load().table_id, snapshot.version, str(snapshot.predicate)]
+        what = [snapshot.load().table_id, version, str(snapshot.predicate)]
         what += [self.seed, self.batch_size, self.lane_count, self.shuffle]
+        what += [sorted(snapshot.schema.names)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    def at(self, version: int) -> Stream:
+        """Return this stream over another version of its table.
+
+        Raises:
+            LakeError: no such version, or it lacks the stream's columns.
+        """
+        snapshot = self.snapshot
+        if version == snapshot.version:
+            return self
+        other = table(snapshot.uri, version=version, storage_options=dict(snapshot.options))
+        other = other.select(snapshot.schema.names)
+        if snapshot.predicate is not None:
+            other = other.where(snapshot.predicate)
+        return replace(self, snapshot=other)
+
+    def newest(self) -> int:
+        """Return the newest version of the table."""
+        snapshot = self.snapshot
+        return table(snapshot.uri, storage_options=dict(snapshot.options)).version
 
     @property
     def source(self) -> Source:
@@ -242,11 +278,19 @@ class Stream:
                 f"{world_size} ranks cannot share {self.lane_count} lanes: pass lanes={world_size}"
             )
         start = cursor_of(cursor) if cursor is not None else Cursor()
-        self.check_cursor(start)
-        start = replace(start, order=self.fingerprint)
+        here = self if start.version is None else self.at(start.version)
+        here.check_cursor(start)
+        start = replace(start, order=here.fingerprint)
+        if self.follow:
+            start = replace(start, version=here.snapshot.version)
+        feed = here.feed(rank, world_size)
+        return Shard(here, rank, world_size, feed, cursor=start, batch_format=format)
+
+    def feed(self, rank: int, world_size: int) -> Feed:
+        """Return what reads a rank's units."""
         lanes = lanes_of(rank, world_size, self.lane_count)
 
-        def feed(at: Cursor) -> Iterator[tuple[Unit, Rows]]:
+        def read(at: Cursor) -> Iterator[tuple[Unit, Rows]]:
             pieces = self.pieces(lanes, at)
             if self.engine == "ray_data":
                 from lepton.stream.ray_engine import read_on_cluster
@@ -254,7 +298,7 @@ class Stream:
                 return read_on_cluster(self, pieces)
             return read_here(self.source, pieces, ahead=len(lanes) * 0 + 16)
 
-        return Shard(self, rank, world_size, feed, cursor=start, batch_format=format)
+        return read
 
     def pieces(self, lanes: range, at: Cursor) -> Iterator[tuple[Order, Unit]]:
         """Yield the units of some lanes from a cursor to the end, as steps want them."""

@@ -29,7 +29,7 @@ from lepton.training.progress import watch
 from lepton.training.recovery import fatal_rank
 
 if TYPE_CHECKING:
-    from lepton.stream import Stream
+    from lepton.stream import Mixture, Stream
     from lepton.training.trainer import Loop
     from lepton.training.worker import Plan
 
@@ -39,7 +39,7 @@ HEALTH_CHECK_S = "0.5"
 
 def train_on_ray(
     loop: Loop,
-    stream: Stream,
+    stream: Stream | Mixture,
     plan: Plan,
     bounds: tuple[int, int],
     max_failures: int,
@@ -78,10 +78,12 @@ def train_on_ray(
         _fit(trainer, plan)
 
 
-def _engine(stream: Stream, workers: int, each: Mapping[str, float]) -> Any:
+def _engine(stream: Stream | Mixture, workers: int, each: Mapping[str, float]) -> Any:
     """Choose who reads: Ray Data where CPUs are left beside the trainers."""
     if stream.engine != "auto":
         return stream.engine
+    if stream.follow:
+        return "worker"
     left = ray.cluster_resources().get("CPU", 0) - workers * each.get("CPU", 0)
     return "ray_data" if left >= 1 else "worker"
 

@@ -12,7 +12,7 @@ from lepton import checkpoints
 from lepton.checkpoints import Manifest
 from lepton.errors import TrainingError
 from lepton.lake import home_of
-from lepton.stream import Digest, Stream
+from lepton.stream import Digest, Mixture, Stream
 from lepton.stream.reader import expected_rows
 from lepton.training.steps import Attempt, Step, attempts_of, effective, replayed, steps_of
 
@@ -96,12 +96,14 @@ class Run:
         counted = effective(self.attempts)
         return [counted[n][0].loss for n in sorted(counted)]
 
-    def consumption(self, stream: Stream) -> Consumption:
+    def consumption(self, stream: Stream | Mixture) -> Consumption:
         """Compare what the counted steps consumed with the plan, row by row.
 
         Raises:
-            TrainingError: the run was not audited, so rows cannot be told apart.
+            TrainingError: the run was not audited, so rows cannot be told apart; or the stream
+                is a mixture or follows its table.
         """
+        pinned = _refuse_moving(self.name, stream)
         counted = effective(self.attempts)
         rows: Counter[tuple[int, int]] = Counter()
         found = Digest()
@@ -113,7 +115,7 @@ class Run:
                     )
                 found += part.digest
                 rows.update((part.epoch, row) for row in part.ids)
-        planned, expected = _planned(stream, self.checkpoint.cursor)
+        planned, expected = _planned(pinned, self.checkpoint.cursor)
         return Consumption(
             rows=sum(rows.values()),
             lost=len(planned - rows.keys()),
@@ -121,6 +123,15 @@ class Run:
             order_hash=str(found),
             expected_hash=str(expected),
         )
+
+
+def _refuse_moving(name: str, stream: Stream | Mixture) -> Stream:
+    if isinstance(stream, Stream) and not stream.follow:
+        return stream
+    raise TrainingError(
+        f"the plan of run {name!r} is not one table version's: rows are told apart for a pinned "
+        "stream of one table only"
+    )
 
 
 def _planned(stream: Stream, cursor: Any) -> tuple[set[tuple[int, int]], Digest]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lepton import checkpoints, telemetry
 from lepton.cluster import bounds_of
 from lepton.errors import StreamError, TrainingError
-from lepton.stream import Stream
+from lepton.stream import Mixture, Stream
 from lepton.telemetry import Carrier
 from lepton.training.run import Run, load_run, run_folder
 
@@ -31,7 +31,7 @@ _PACKAGES = ("lepton", "torch", "ray", "pyarrow", "deltalake")
 
 def train(
     loop: Loop,
-    stream: Stream,
+    stream: Stream | Mixture,
     *,
     name: str,
     workers: int | tuple[int, int] = 1,
@@ -50,7 +50,7 @@ def train(
 
     Args:
         loop: a person's torch code; see :class:`lepton.training.Worker`.
-        stream: the rows, from ``table.stream(...)``.
+        stream: the rows, from ``table.stream(...)`` or :func:`lepton.stream.mix`.
         name: the run's name: letters, digits, ``. _ -``.
         workers: (fewest, most) elastic workers on Ray Train; a number n > 1 is (n, n); 1 runs in
             this process without Ray.
@@ -98,12 +98,12 @@ def train(
     return run
 
 
-def _refuse_other(folder: Path, name: str, stream: Stream) -> None:
+def _refuse_other(folder: Path, name: str, stream: Stream | Mixture) -> None:
     path = folder / "run.json"
     if not path.is_file():
         return
     before = json.loads(path.read_text())
-    if before["order"] != stream.fingerprint:
+    if before["order"] != stream.identity:
         raise TrainingError(
             f"run {name!r} was begun on {before['table']} with another row order (version, filter, "
             "seed, batch size or lanes differ): resume it with the same stream, or choose another "
@@ -111,7 +111,7 @@ def _refuse_other(folder: Path, name: str, stream: Stream) -> None:
         )
 
 
-def _is_done(folder: Path, stream: Stream) -> bool:
+def _is_done(folder: Path, stream: Stream | Mixture) -> bool:
     path = folder / "done.json"
     if not path.is_file() or checkpoints.latest(folder / "checkpoints") is None:
         return False
@@ -121,7 +121,7 @@ def _is_done(folder: Path, stream: Stream) -> bool:
 
 
 def _plan(
-    folder: Path, name: str, stream: Stream, carrier: Carrier, every: int, audit: bool
+    folder: Path, name: str, stream: Stream | Mixture, carrier: Carrier, every: int, audit: bool
 ) -> Plan:
     from lepton.training.worker import Plan
 
@@ -138,7 +138,7 @@ def _plan(
     )
 
 
-def _lineage(stream: Stream) -> dict[str, Any]:
+def _lineage(stream: Stream | Mixture) -> dict[str, Any]:
     snapshot = stream.snapshot
     return {
         "table": snapshot.uri,
@@ -183,13 +183,13 @@ def _version(package: str) -> str:
         return ""
 
 
-def _write_run(folder: Path, name: str, stream: Stream, carrier: Carrier) -> None:
+def _write_run(folder: Path, name: str, stream: Stream | Mixture, carrier: Carrier) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     body = {
         "v": 1,
         "name": name,
         "table": str(stream.snapshot),
-        "order": stream.fingerprint,
+        "order": stream.identity,
         "epochs": stream.epochs,
         "steps": stream.steps,
         "trace_id": carrier.trace_id,
@@ -202,7 +202,7 @@ def _write_run(folder: Path, name: str, stream: Stream, carrier: Carrier) -> Non
     target.with_suffix(".tmp").replace(target)
 
 
-def _train_here(loop: Loop, stream: Stream, plan: Plan) -> None:
+def _train_here(loop: Loop, stream: Stream | Mixture, plan: Plan) -> None:
     """One worker in this process, no Ray."""
     from lepton.training.worker import Worker
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from lepton import checkpoints, telemetry
 from lepton.errors import CheckpointError, TrainingError
 from lepton.stream import Part, Shard
+from lepton.stream.mixture import MixedPart, MixedShard
 from lepton.telemetry import Carrier
 from lepton.training.steps import (
     Attempt,
@@ -80,7 +81,9 @@ class Worker:
         step_number: optimiser steps made so far.
     """
 
-    def __init__(self, plan: Plan, shard: Shard, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, plan: Plan, shard: Shard | MixedShard, *, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.rank = rank
         self.world_size = world_size
         self.device = _device()
@@ -88,12 +91,13 @@ class Worker:
         self._shard = shard
         self._attached: dict[str, Any] = {}
         self._watcher = Watcher(lambda: self._batch)
-        self._part: Part | None = None
+        self._part: Part | MixedPart | None = None
         self._batch: dict[str, Any] = {}
         self._progress = _Progress()
         self._saved: checkpoints.Manifest | None = None
         self._metrics: dict[str, float] = {}
         self._former: Attempt | None = None
+        self._shard.agree = self._version_of_rank_0
         self._begin()
 
     @property
@@ -317,7 +321,13 @@ class Worker:
         except RuntimeError as e:
             raise PeerLost(f"rank {self.rank} lost a peer: {e}") from e
 
-    def _write_step(self, part: Part, loss: float) -> None:
+    def _version_of_rank_0(self, version: int) -> int:
+        """Settle on one table version for the next epoch."""
+        found = torch.tensor([version], dtype=torch.int64, device=self.device)
+        self._collect(dist.broadcast, found, 0)
+        return int(found)
+
+    def _write_step(self, part: Part | MixedPart, loss: float) -> None:
         digest = part.digest
         self._log.write(
             Step(
@@ -377,6 +387,8 @@ class Worker:
             return
         root = Path(self._plan.folder)
         began = time.time_ns()
+        cursor = self._shard.state_dict()
+        followed = {} if cursor["version"] is None else {"table_version": cursor["version"]}
         signature, error = self._watcher.export(root / checkpoints.PROGRAM)
         with telemetry.span(
             "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": self.step_number}
@@ -385,9 +397,9 @@ class Worker:
                 root / "checkpoints",
                 step=self._progress.step,
                 state={name: thing.state_dict() for name, thing in self._attached.items()},
-                cursor=self._shard.state_dict(),
+                cursor=cursor,
                 program=root / checkpoints.PROGRAM if signature else None,
-                lineage=dict(self._plan.lineage),
+                lineage={**self._plan.lineage, **followed},
                 preparation=self._plan.preparation,
                 signature=signature.to_dict() if signature else None,
                 program_error=error,

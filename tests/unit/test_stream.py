@@ -222,3 +222,44 @@ def test_a_changed_copy_has_an_order_of_its_own(table: Snapshot) -> None:
 
     assert len(hashes) == 5
     assert first.read_by("worker", None).expected(0) == first.expected(0)
+
+
+def test_a_stream_that_follows_moves_between_epochs_and_resumes_where_it_was(
+    tmp_path: Path,
+) -> None:
+    first = lepton.write(pa.table({"id": np.arange(90)}), tmp_path / "t")
+    stream = first.where("id <> 3").stream(batch_size=20, epochs=3, follow=True)
+    shard = stream.shard(0, 1, format="arrow")
+    seen = [next(shard)["id"].to_pylist()]
+    lepton.write(pa.table({"id": np.arange(90, 130)}), tmp_path / "t")
+    seen += [next(shard)["id"].to_pylist() for _ in range(4)]
+    middle = next(shard)["id"].to_pylist()
+    state = shard.state_dict()
+    lepton.write(pa.table({"id": np.arange(130, 150)}), tmp_path / "t")
+    rest = [batch["id"].to_pylist() for batch in shard]
+    again = lepton.table(tmp_path / "t", version=0).where("id <> 3")
+    resumed = again.stream(batch_size=20, epochs=3, follow=True).shard(0, 1, state, format="arrow")
+
+    assert sorted(i for b in seen for i in b) == [i for i in range(90) if i != 3]
+    assert state["version"] == 1
+    assert sorted(middle + [i for b in rest[:6] for i in b]) == [i for i in range(130) if i != 3]
+    assert sorted(i for b in rest[6:] for i in b) == [i for i in range(150) if i != 3]
+    assert [batch["id"].to_pylist() for batch in resumed] == rest
+    half = stream.shard(0, 1)
+    next(half)
+    with pytest.raises(StreamError, match="between epochs only"):
+        half.move_to(0)
+
+
+def test_ranks_that_follow_must_settle_on_a_version(tmp_path: Path) -> None:
+    rows = lepton.write(pa.table({"id": np.arange(40)}), tmp_path / "t")
+    two = rows.stream(batch_size=40, epochs=2, follow=True, lanes=2)
+    shard = two.shard(0, 2)
+
+    with pytest.raises(StreamError, match="settle on one version"):
+        next(shard)
+    shard = two.shard(0, 2)
+    shard.agree = lambda version: version
+    assert len(next(shard)["id"]) == len(next(shard)["id"]) == 20
+    with pytest.raises(ValueError, match="read by engine='worker'"):
+        rows.stream(batch_size=4, follow=True, engine="ray_data")

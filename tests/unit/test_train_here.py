@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from sklearn.metrics import precision_recall_fscore_support
@@ -17,6 +18,7 @@ from lepton import checkpoints
 from lepton.errors import CheckpointError, GateError, TrainingError
 from lepton.export.restore import Predictor
 from lepton.lake import Snapshot
+from lepton.stream import mix
 from lepton.training.recovery import fatal_rank
 from lepton.training.steps import Attempt, Step, effective, replayed
 
@@ -64,6 +66,50 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
     assert all(torch.equal(a, weights(mended)[k]) for k, a in weights(whole).items())
     assert mended.consumption(stream).exact
     assert mended.consumption(stream).rows == 3 * 330
+
+
+def test_a_run_on_a_mixture_that_follows_resumes(table: Snapshot, tmp_path: Path) -> None:
+    older = lepton.write(table.to_arrow(), tmp_path / "other")
+
+    def run(name: str, *, fail_at: int | None = None) -> lepton.Run:
+        live = table.stream(batch_size=24, epochs=2, follow=True)
+        rows = mix(live, older.stream(batch_size=8, seed=4))
+        loop = make_loop(fail_at=fail_at)
+        return lepton.train(loop, rows, name=name, home=str(tmp_path), checkpoint_every=3)
+
+    with pytest.raises(RuntimeError, match="power"):
+        run("cut", fail_at=8)
+    whole, cut = run("whole"), run("cut")
+
+    assert cut.steps == whole.steps
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(cut)[name], value)
+    with pytest.raises(TrainingError, match="not one table version's"):
+        whole.consumption(mix(table.stream(batch_size=24), table.stream(batch_size=8)))
+
+
+def test_rows_that_a_transform_drops_do_not_weigh(table: Snapshot, tmp_path: Path) -> None:
+    """The mean is over the rows that arrive: dropping rows equals filtering them beforehand."""
+
+    def loop(worker: Any) -> None:
+        net = torch.nn.Linear(1, 1)
+        with torch.no_grad():
+            net.weight.fill_(0.5)
+            net.bias.fill_(0.0)
+        worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+        for batch in worker.batches():
+            worker.step(net(batch["x"].float().reshape(-1, 1)).sum())
+
+    rows = lepton.write(pa.table({"x": [1.0, 2.0, 3.0, 100.0]}), tmp_path / "t")
+    drop = rows.stream(batch_size=4, lanes=1, transform=lambda t: t.filter(pc.field("x") < 50))
+    where = rows.where("x < 50").stream(batch_size=4, lanes=1)
+    found = [
+        weights(lepton.train(loop, stream, name=name, home=str(tmp_path)))
+        for name, stream in (("drop", drop), ("where", where))
+    ]
+
+    for name in found[0]:
+        assert torch.allclose(found[0][name], found[1][name])
 
 
 def test_a_finished_run_is_returned_and_more_epochs_go_on(table: Snapshot, tmp_path: Path) -> None:
