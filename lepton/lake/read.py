@@ -27,6 +27,9 @@ POSITION = "__position__"
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
+_Columns = tuple[list[Field], list[str | None], pa.Schema]
+
+
 class OpenFile:
     """One data file, its footer read, ready to give row ranges. For one thread at a time.
 
@@ -63,6 +66,7 @@ class OpenFile:
         )
         self._ends = np.cumsum(self.sizes)
         self._ahead: _Sequence | None = None
+        self._found: dict[tuple[str, ...], _Columns] = {}
 
     @property
     def stored(self) -> int:
@@ -83,19 +87,27 @@ class OpenFile:
         Raises:
             LakeError: the file is damaged, or a value does not fit its column's type.
         """
-        fields = [f for f in self._version.fields if f.name in set(columns)]
-        found = {f.name: locate(f, self._stored) for f in fields}
-        names = [
-            self._stored.field(at).name
-            for name, at in found.items()
-            if at is not None and name not in self._file.partition
-        ]
+        fields, stored, schema = self._columns(tuple(columns))
+        names = [name for name in stored if name is not None]
         with self._explained(start):
             raw = self._decode(names, start, stop)
-            arrays = [self._column(raw, f, found[f.name], stop - start) for f in fields]
-        schema = pa.schema([f.arrow() for f in fields])
-        table = pa.Table.from_arrays(arrays, schema=schema)
-        return table.select(list(columns))
+            arrays = [
+                self._column(raw, f, name, stop - start)
+                for f, name in zip(fields, stored, strict=True)
+            ]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _columns(self, names: tuple[str, ...]) -> _Columns:
+        """Find columns in the file: fields, names there (None: not stored), Arrow schema."""
+        if names not in self._found:
+            by_name = {f.name: f for f in self._version.fields}
+            fields = [by_name[name] for name in names]
+            places = [
+                None if f.name in self._file.partition else locate(f, self._stored) for f in fields
+            ]
+            stored = [None if at is None else self._stored.field(at).name for at in places]
+            self._found[names] = (fields, stored, pa.schema([f.arrow() for f in fields]))
+        return self._found[names]
 
     def whole_groups(self, start: int, stop: int) -> bool:
         """Whether [start, stop) begins and ends where row groups do."""
@@ -129,14 +141,14 @@ class OpenFile:
         return self._ahead.take(start, stop)
 
     def _column(
-        self, raw: pa.Table, field: Field, at: int | None, rows: int
+        self, raw: pa.Table, field: Field, stored: str | None, rows: int
     ) -> pa.ChunkedArray[Any]:
         partition = self._file.partition
         if field.name in partition:
             return pa.chunked_array([_repeat(partition[field.name], field, rows)])
-        if at is None:
+        if stored is None:
             return pa.chunked_array([nulls(rows, field.type)])
-        column = raw.column(self._stored.field(at).name)
+        column = raw.column(stored)
         if column.type == field.type and not field.children:
             return column
         make: Any = pa.chunked_array

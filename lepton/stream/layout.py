@@ -1,8 +1,9 @@
 """Cutting a table into chunks: where files, row groups and deletions leave their live rows.
 
 A chunk is what one read decodes: consecutive row groups of a file up to a number of rows, or a
-part of one row group that is larger. Parts of one row group form a block: they are read one after
-another by one decoder. Small tables are decoded whole and cut finely instead, so that they mix.
+part of one row group that is more than twice as large. Parts of one row group form a block: they
+are read one after another by one decoder. Small tables are decoded whole and cut finely instead,
+so that they mix.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _by_group(groups: Ints, chunk_rows: int) -> tuple[Ints, Ints, Ints]:
         if whole and at + rows - starts[-1] <= chunk_rows:
             stops[-1] = at + rows
         else:
-            parts = -(-rows // chunk_rows)
+            parts = 1 if rows < 2 * chunk_rows else -(-rows // chunk_rows)
             size = -(-rows // parts)
             for low in range(0, rows, size):
                 starts.append(at + low)

@@ -26,9 +26,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 _BLOCKS, _ROWS = 0, 1  # purposes of the random numbers
-TILE_ROWS = 65_536
-"""Rows permuted together: as many as keep a column of them in a core's own cache."""
-NARROW_BITS = 17
+NARROW_BITS = 18
 _INDEX = np.arange(1 << NARROW_BITS, dtype=np.uint32)
 
 
@@ -154,15 +152,7 @@ class Order:
         bits = np.random.Philox(
             key=[self.seed % 2**64, self.version % 2**64], counter=[0, place, self.epoch, purpose]
         )
-        if purpose == _BLOCKS or count <= TILE_ROWS:
-            return permutation(bits.random_raw(words_for(count)), count)
-        result = np.empty(count, np.int64)
-        size = -(-count // -(-count // TILE_ROWS))
-        for low in range(0, count, size):
-            tile = result[low : low + size]
-            permutation(bits.random_raw(words_for(len(tile))), len(tile), tile)
-            tile += low
-        return result
+        return permutation(bits.random_raw(words_for(count)), count)
 
     def lane_begin(self, lane: int) -> int:
         """Where a lane begins in the row sequence."""
@@ -236,21 +226,20 @@ class Order:
         return step * self.batch_size + begin + (at - step * per_step)
 
 
-def permutation(words: Words, count: int, out: Ints | None = None) -> Ints:
+def permutation(words: Words, count: int) -> Ints:
     """Return a permutation of ``count`` items from random words.
 
     Each item's index is the low bits of a key whose high bits are random; sorting the keys
     permutes the items. No two keys are equal, so the result does not depend on how they are
-    sorted. Up to 2**17 items have 32-bit keys, of which 15 bits or more are random: items whose
-    random bits agree (four, on average, in the largest case) follow their index combined with
-    one random mask, which takes each pair either way round. More items have 64-bit keys.
+    sorted. Up to 2**18 items have 32-bit keys, of which 14 bits or more are random: items whose
+    random bits agree (16, on average, in the largest case) follow their index combined with one
+    random mask, which takes each pair either way round. More items have 64-bit keys.
 
     Args:
         words: :func:`words_for` ``(count)`` of them.
         count: how many items.
-        out: where to put it.
     """
-    result = np.empty(count, np.int64) if out is None else out
+    result = np.empty(count, np.int64)
     bits = max(count - 1, 1).bit_length()
     if bits > NARROW_BITS:
         wide = words.view(np.uint32)[:count].astype(np.uint64) << np.uint64(32)

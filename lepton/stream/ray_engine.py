@@ -316,6 +316,7 @@ def _stream_error(error: BaseException) -> StreamError:
 
 def coordinated_shards(stream: Stream, world_size: int) -> list[Shard]:
     """Return one shard a rank, all fed by one coordinator actor on this node."""
+    _ = stream.layout  # planned once, here, and sent along
     if stream.engine == "worker":
         return [stream.shard(rank, world_size) for rank in range(world_size)]
     actor = (

@@ -71,7 +71,7 @@ def test_chunks_cover_every_live_row_once_and_keep_to_their_file(layout: Layout)
 
 
 def test_chunks_follow_row_groups_and_split_those_too_large() -> None:
-    file = FileRows(0, 260, None, np.array([30, 30, 30, 160, 10]))
+    file = FileRows(0, 330, None, np.array([30, 30, 30, 160, 10, 70]))
     layout = layout_of([file], 64, fine=False, window_rows=64)
 
     assert list(zip(layout.start.tolist(), layout.stop.tolist(), strict=True)) == [
@@ -81,8 +81,9 @@ def test_chunks_follow_row_groups_and_split_those_too_large() -> None:
         (144, 198),
         (198, 250),
         (250, 260),
+        (260, 330),
     ]
-    assert layout.block.tolist() == [0, 1, 2, 2, 2, 3]
+    assert layout.block.tolist() == [0, 1, 2, 2, 2, 3, 4]
 
 
 def test_parts_of_a_row_group_stay_together_in_stored_order() -> None:
@@ -101,7 +102,7 @@ def test_small_tables_are_cut_finely_enough_for_every_lane() -> None:
     assert fine_rows(1_000_000, 8) == 3907
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 1000, 65_536, 65_537, 131_072, 131_073, 300_000])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 1000, 65_536, 65_537, 262_144, 262_145, 300_000])
 def test_a_permutation_holds_every_item_once(count: int) -> None:
     words = np.random.Philox(key=[7, 9]).random_raw(words_for(count))
     found = permutation(words, count)
