@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.stream_claims import claims_of
 from benchmarks.stream_peers import PEERS
-from benchmarks.stream_tables import FULL, QUICK, Place, convert, make, rewrite
+from benchmarks.stream_tables import FULL, QUICK, Place, make, rewrite
 
 RESULTS = Path(__file__).parent / "results"
 HERE = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def main() -> None:
     chosen = [p for p in PEERS if p in ask.peers.split(",")] if ask.peers else list(PEERS)
     found: dict[str, Any] = {"tables": {}, "resume": {}}
     for table in ask.tables.split(","):
-        names = [p for p in chosen if table == "numeric" or not p.endswith("_heavy")]
+        names = [p for p in chosen if table not in PEERS[p].without]
         shares = {1} if ask.quick else {1, *(PEERS[p].share for p in names)}
         size = QUICK if ask.quick else FULL
         root = make(table, ask.data, size, ask.quick, tuple(sorted(shares)))
@@ -88,12 +88,14 @@ def _rounds(
 
 def _one(name: str, place: Place, python: str) -> dict[str, Any]:
     """Run one peer once, and check what it delivered."""
-    kind = PEERS[name].copy
-    try:
-        converted = 0.0 if kind == "delta" else convert(kind, place)
-    except ModuleNotFoundError as e:
-        return {"missing": e.name}
-    warm(Path(place.uri) if kind == "delta" else place.copy(kind))
+    kind, converted = PEERS[name].copy, 0.0
+    if kind != "delta":
+        ask = {"what": "convert", "kind": kind, "root": str(place.root), "share": place.share}
+        made = _process(python, ask)
+        if "seconds" not in made:
+            return made
+        converted = made["seconds"]
+    warm(place.copy(kind))
     ask = {"what": "measure", "name": name, "root": str(place.root), "share": place.share}
     run = _process(python, ask)
     if "passes" not in run:
@@ -125,9 +127,12 @@ def _process(python: str, ask: dict[str, Any]) -> dict[str, Any]:
         text=True,
     )
     lines = [x for x in done.stdout.splitlines() if x.startswith("{")]
+    if "ModuleNotFoundError" in done.stderr:
+        return {"missing": done.stderr.strip().rpartition("named ")[2]}
     if done.returncode or not lines:
         return {"failed": (done.stderr or done.stdout)[-2000:]}
-    return json.loads(lines[-1])
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
 
 
 def _prove(name: str, run: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -161,6 +166,7 @@ def summary(runs: Runs, facts: dict[str, Any]) -> dict[str, Any]:
         pairs = list(zip(found, limit, strict=False))
         peers[name] = {
             "shuffles": PEERS[name].shuffles,
+            "copy": PEERS[name].copy,
             "ratio": _median(r["rate"] / top for r, top in pairs if top),
             "cold_ratio": _median(r["cold_rate"] / top for r, top in pairs if top),
             **{key: _median(r[key] for r in found) for key in found[0]},
@@ -188,8 +194,8 @@ def resumes(root: Path, rounds: int) -> dict[str, Any]:
     return found
 
 
-def _median(values: Iterable[float]) -> float | None:
-    known = list(values)
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
     return statistics.median(known) if known else None
 
 
@@ -204,7 +210,8 @@ def _line(run: dict[str, Any]) -> str:
 def machine() -> str:
     """Say what this ran on, in words."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
+    python = platform.python_version()
+    return f"{platform.system()} {platform.machine()}, {cores} cores, Python {python}"
 
 
 def commit() -> str:

@@ -26,10 +26,15 @@ def claims_of(found: dict[str, Any], rounds: int, *, quick: bool) -> list[Claim]
         worker = _of(peers, "lepton", "rate")
         ratio = _of(peers, "lepton", "ratio")
         claim(f"{table}: worker engine, shuffled, to the scan", ratio, SCAN_GOAL.get(table), "x")
-        best, name = best_shuffling(peers)
-        claim(f"{table}: worker engine to {name}, best that shuffles", _by(worker, best), 1, "x")
-        hf = _of(peers, "hf", "rate")
-        claim(f"{table}: worker engine to Hugging Face unshuffled arrow", _by(worker, hf), 1, "x")
+        for own, whose in ((True, "the table"), (False, "a converted copy")):
+            best, name = best_shuffling(peers, own_files=own)
+            text = f"{table}: worker engine to {name}, best that shuffles {whose}"
+            claim(text, _by(worker, best), 1, "x")
+        hf = _of(peers, "hf_stream", "rate")
+        claim(f"{table}: worker engine to Hugging Face's arrow stream", _by(worker, hf), 1, "x")
+        mapped = _of(peers, "hf", "rate")
+        text = f"{table}: worker engine to Hugging Face's uncompressed mapped copy"
+        claim(text, _by(worker, mapped), None, "x")
         taken = _of(peers, "scan_taken", "rate")
         claim(f"{table}: worker engine to a scan that permutes", _by(worker, taken), None, "x")
         unshuffled = _of(peers, "lepton_in_order", "rate")
@@ -47,12 +52,18 @@ def claims_of(found: dict[str, Any], rounds: int, *, quick: bool) -> list[Claim]
     return claims
 
 
-def best_shuffling(peers: dict[str, Any]) -> tuple[float | None, str]:
-    """Return the rate and name of the fastest peer, not ours, that shuffles."""
+def best_shuffling(peers: dict[str, Any], *, own_files: bool) -> tuple[float | None, str]:
+    """Return the rate and name of the fastest peer, not ours, that shuffles.
+
+    Args:
+        peers: what was measured.
+        own_files: of those that read the table's files; else of those that read their own copy.
+    """
     others = {
         name: one["rate"]
         for name, one in peers.items()
         if one.get("shuffles") and not name.startswith(OWN)
+        if (one["copy"] == "delta") == own_files
     }
     if not others:
         return None, "no peer"

@@ -26,10 +26,21 @@ def peak_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def read_bytes() -> int:
-    """Return the bytes that this process has read so far, from the file cache or beyond."""
+def disk_bytes() -> int | None:
+    """Return the bytes that this process had fetched from the disk so far, mapped files' too."""
     found = Path("/proc/self/io")
-    return int(found.read_text().split()[1]) if found.exists() else 0
+    if not found.exists():
+        return None
+    line = next(x for x in found.read_text().splitlines() if x.startswith("read_bytes"))
+    return int(line.split()[1])
+
+
+def forget(folder: Path) -> None:
+    """Take a folder's files out of the file cache, where the system lets us."""
+    for path in folder.rglob("*.parquet"):
+        with path.open("rb") as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def one_pass(name: str, root: str, share: int) -> dict[str, Any]:
@@ -57,53 +68,79 @@ def one_pass(name: str, root: str, share: int) -> dict[str, Any]:
     }
 
 
+def rehearse() -> None:
+    """Take one tiny batch, so that no peer pays for what pyarrow loads at first use (pandas)."""
+    import pyarrow as pa
+    from benchmarks.stream_batches import Consumer, tensors
+
+    Consumer().take(tensors(pa.table({"a": [1.0], "b": [b"12345678"], "c": [[1, 2]]})))
+
+
 def measure(name: str, root: str, share: int = 1) -> dict[str, Any]:
     """Run a peer's passes."""
-    from benchmarks.stream_peers import PEERS
+    import pyarrow as pa
+    import torch
+    from benchmarks.stream_peers import PEERS, THREADS
 
     peer = PEERS[name]
     if importlib.util.find_spec(peer.needs) is None:
         return {"missing": peer.needs}
     importlib.import_module(peer.needs)
+    torch.set_num_threads(1)  # else the consumer's sums wait for cores that readers hold
+    pa.set_cpu_count(THREADS)
+    rehearse()
     base = peak_mb()
     passes = [one_pass(name, root, share) for _ in range(peer.passes)]
     return {"passes": passes, "peak_mb": peak_mb(), "imported_mb": base}
 
 
+def convert(kind: str, root: str, share: int) -> dict[str, Any]:
+    """Make a peer's copy of a table unless it is there."""
+    from benchmarks import stream_tables
+
+    return {"seconds": stream_tables.convert(kind, stream_tables.Place(Path(root), share))}
+
+
 def resume(root: str, at: float, engine: str = "worker") -> dict[str, Any]:
-    """Time a shard from a cursor to its first batch, and count what is read for it."""
+    """Time a shard from a cursor to its first batch, with a warm file cache and with a cold one.
+
+    What is read from the disk with a cold cache includes the system's own reading ahead.
+    """
     import lepton
     from benchmarks.stream_batches import BATCH, checksum, tensor
     from benchmarks.stream_tables import Place
 
     uri = Place(Path(root)).uri
-    warm = lepton.table(uri).stream(batch_size=BATCH, seed=1, engine=engine)  # pyright: ignore
-    state = warm.shard(0, 1).state_dict()
-    next(iter(warm.shard(0, 1)))  # imports and lazily loaded code are not part of a resume
-    rows = warm.order(0).rows
+
+    def first_batch(state: dict[str, Any] | None) -> tuple[float, dict[str, Any], int]:
+        began = time.perf_counter()
+        stream: Any = lepton.table(uri).stream(batch_size=BATCH, seed=1, engine=engine)  # pyright: ignore
+        shard = stream.shard(0, 1, state)
+        begun: dict[str, Any] = shard.state_dict()
+        for values in next(iter(shard)).values():
+            checksum(tensor(values))
+        return time.perf_counter() - began, begun, stream.order(0).rows
+
+    _, state, rows = first_batch(None)  # imports and lazily loaded code are no part of a resume
     state["rows"] = int(rows * at) // BATCH * BATCH
-    base = read_bytes()
-    began = time.perf_counter()
-    stream = lepton.table(uri).stream(batch_size=BATCH, seed=1, engine=engine)  # pyright: ignore
-    shard = stream.shard(0, 1, state)
-    built = time.perf_counter()
-    batch = next(iter(shard))
-    for values in batch.values():
-        checksum(tensor(values))
-    ended = time.perf_counter()
+    warm, _, _ = first_batch(state)
+    peak = peak_mb()
+    forget(Path(uri))
+    before = disk_bytes()
+    cold, _, _ = first_batch(state)
+    after = disk_bytes()
     return {
-        "seconds": ended - began,
-        "table_s": built - began,
-        "read_mb": (read_bytes() - base) / 2**20,
+        "seconds": warm,
+        "cold_s": cold,
+        "read_mb": None if before is None or after is None else (after - before) / 1e6,
         "rows": rows,
-        "at": at,
-        "peak_mb": peak_mb(),
+        "peak_mb": peak,
     }
 
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
     what = asked.pop("what")
-    result = {"measure": measure, "resume": resume}[what](**asked)
+    result = {"measure": measure, "convert": convert, "resume": resume}[what](**asked)
     print(json.dumps(result), flush=True)
     os._exit(0) if "ray" not in sys.modules else sys.exit(0)

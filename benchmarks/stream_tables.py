@@ -13,6 +13,7 @@ defaults (Snappy). A table's ``facts.json`` holds the rows and the sums that a r
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import Schema
+from deltalake import DeltaTable, Schema
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 NUMERIC = {
@@ -48,7 +49,7 @@ class Place:
 
     Attributes:
         root: the table's folder; below it ``delta`` and a folder for each copy.
-        share: copies hold the first 1/share of the files (slow peers read less, at a like rate).
+        share: the table is the first 1/share of the files (slow peers read less, at a like rate).
     """
 
     root: Path
@@ -57,18 +58,15 @@ class Place:
     @property
     def uri(self) -> str:
         """The Delta table."""
-        return str(self.root / "delta")
+        return str(self.copy("delta"))
 
     def copy(self, kind: str) -> Path:
-        """Return the folder of a copy."""
+        """Return the folder of the table, or of a peer's copy of it."""
         return self.root / (kind if self.share == 1 else f"{kind}-{self.share}")
 
     def files(self) -> list[str]:
-        """Return the data files in the order of their names, those of the share alone."""
-        from deltalake import DeltaTable
-
-        found = sorted(DeltaTable(self.uri).file_uris())
-        return found[: max(1, len(found) // self.share)]
+        """Return the data files in the order of their names."""
+        return sorted(DeltaTable(self.uri).file_uris())
 
     def facts(self) -> dict[str, Any]:
         """Return rows, bytes and sums that a whole pass must deliver."""
@@ -90,7 +88,7 @@ class Size:
     files: int
 
 
-FULL = Size(scale=4, images=8 * 65_536, files=8)
+FULL = Size(scale=4, images=16 * 32_768, files=16)
 QUICK = Size(scale=0.3, images=8 * 4_096, files=4)
 
 
@@ -100,11 +98,12 @@ def make(name: str, data: Path, size: Size, quick: bool, shares: tuple[int, ...]
     if not (root / "delta").exists():
         print(f"making {name} in {root}", flush=True)
         parts = {"numeric": _lineitem, "images": _images, "vectors": _vectors}[name]
-        groups = 131_072 if name == "numeric" else 8_192 if not quick else 2_048
+        groups = 131_072 if name == "numeric" else 8_192 if not quick else 4_096
         shutil.rmtree(root, ignore_errors=True)
         _write(parts(root, size), root, groups)
     for share in shares:
         if not (root / f"facts-{share}.json").exists():
+            _link(root, share)
             _state_facts(Place(root, share))
     return root
 
@@ -155,6 +154,37 @@ def _vectors(root: Path, size: Size) -> Iterator[pa.Table]:
         yield pa.table({"label": noise.integers(0, 10, rows), "vector": vector})
 
 
+def _link(root: Path, share: int) -> None:
+    """Make the table of the first 1/share of the files, by hard links."""
+    if share == 1:
+        return
+    target = Place(root, share).copy("delta")
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    files = Place(root).files()
+    chosen = [Path(f) for f in files[: max(1, len(files) // share)]]
+    for file in chosen:
+        os.link(file, target / file.name)
+    _commit(target, [target / f.name for f in chosen])
+
+
+def _commit(target: Path, files: list[Path]) -> None:
+    """Make a Delta table of Parquet files."""
+    actions = [
+        AddAction(
+            file.name,
+            file.stat().st_size,
+            {},
+            0,
+            True,
+            json.dumps({"numRecords": pq.read_metadata(file).num_rows}),
+        )
+        for file in files
+    ]
+    schema = Schema.from_arrow(pq.read_schema(files[0]))
+    create_table_with_add_actions(str(target), schema, actions)
+
+
 def _state_facts(place: Place) -> None:
     from benchmarks.stream_batches import BATCH, Consumer, tensors
 
@@ -173,7 +203,7 @@ def convert(kind: str, place: Place) -> float:
     target = place.copy(kind)
     note = target.with_name(target.name + ".seconds")
     if not note.exists():
-        print(f"converting {place.root.name} to {kind}", flush=True)
+        print(f"converting {place.root.name} to {kind}", file=sys.stderr, flush=True)
         shutil.rmtree(target, ignore_errors=True)
         began = time.perf_counter()
         {"mds": _to_mds, "hf": _to_hf, "lance": _to_lance}[kind](place, target)
@@ -238,6 +268,12 @@ def _fixed(place: Place, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+def shuffle_rows(place: Place) -> int:
+    """Return how many rows a shuffle buffer or block may hold: 262,144, or 128 MB of them."""
+    facts = place.facts()
+    return min(262_144, 2**27 * facts["rows"] // facts["bytes"])
+
+
 def rewrite(root: Path, files: int, rows: int = 2_400_000) -> Path:
     """Write the first rows of a table again as so many files; return the new table's folder."""
     target = root.with_name(f"{root.name}-{files}-files")
@@ -247,13 +283,9 @@ def rewrite(root: Path, files: int, rows: int = 2_400_000) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     (target / "delta").mkdir(parents=True)
     whole = pa.concat_tables(pq.read_table(f) for f in Place(root).files()).slice(0, rows)
-    each, actions = -(-len(whole) // files), []
-    for index, at in enumerate(range(0, len(whole), each)):
-        path = target / "delta" / f"part-{index:05d}.parquet"
-        part = whole.slice(at, each)
-        pq.write_table(part, path)
-        stats = json.dumps({"numRecords": len(part)})
-        actions.append(AddAction(path.name, path.stat().st_size, {}, 0, True, stats))
-    schema = Schema.from_arrow(whole.schema)
-    create_table_with_add_actions(str(target / "delta"), schema, actions)
+    each = -(-len(whole) // files)
+    paths = [target / "delta" / f"part-{index:05d}.parquet" for index in range(files)]
+    for index, path in enumerate(paths):
+        pq.write_table(whole.slice(index * each, each), path)
+    _commit(target / "delta", paths)
     return target
