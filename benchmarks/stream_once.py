@@ -71,6 +71,7 @@ def one_pass(name: str, root: str, share: int) -> dict[str, Any]:
 def rehearse() -> None:
     """Take one tiny batch, so that no peer pays for what pyarrow loads at first use (pandas)."""
     import pyarrow as pa
+
     from benchmarks.stream_batches import Consumer, tensors
 
     Consumer().take(tensors(pa.table({"a": [1.0], "b": [b"12345678"], "c": [[1, 2]]})))
@@ -80,6 +81,7 @@ def measure(name: str, root: str, share: int = 1) -> dict[str, Any]:
     """Run a peer's passes."""
     import pyarrow as pa
     import torch
+
     from benchmarks.stream_peers import PEERS, THREADS
 
     peer = PEERS[name]
