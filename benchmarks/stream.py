@@ -112,6 +112,7 @@ def _one(name: str, place: Place, python: str) -> dict[str, Any]:
         "cold_rate": run["passes"][0]["rows"] / run["passes"][0]["seconds"],
         "peak_mb": run["peak_mb"],
         "imported_mb": run["imported_mb"],
+        "children_mb": run["children_mb"],
         "rows": last["rows"],
         "convert_s": converted,
     }

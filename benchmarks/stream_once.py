@@ -1,7 +1,8 @@
 """One measurement in a process of its own: ``python -m benchmarks.stream_once '{...}'``.
 
-The last line it prints is JSON. Times are in seconds; memory is the peak resident size in MB of
-this process (of its mapped program alone, VmHWM) and of its largest child.
+The last line it prints is JSON. Times are in seconds. Memory is the peak resident size in MB: of
+this process (VmHWM, which counts mapped file pages too, but not what it was forked from), right
+after imports and at the end, and of its largest ended child (DataLoader workers; not Ray's).
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def measure(name: str, root: str, share: int = 1) -> dict[str, Any]:
     rehearse()
     base = peak_mb()
     passes = [one_pass(name, root, share) for _ in range(peer.passes)]
-    return {"passes": passes, "peak_mb": peak_mb(), "imported_mb": base}
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {"passes": passes, "peak_mb": peak_mb(), "imported_mb": base, "children_mb": child}
 
 
 def convert(kind: str, root: str, share: int) -> dict[str, Any]:
