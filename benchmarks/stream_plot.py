@@ -10,7 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = {"ours": "#2a6f97", "shuffles": "#c77d3a", "in order": "#b8b8b8"}
+COLOURS = {"ours": "#2a6f97", "shuffles": "#c77d3a", "in order": "#b8b8b8", "reference": "#6d6d6d"}
 
 
 def plot(found: dict[str, Any], target: Path) -> None:
@@ -39,4 +39,6 @@ def plot(found: dict[str, Any], target: Path) -> None:
 def _group(name: str, peer: dict[str, Any]) -> str:
     if name.startswith("lepton"):
         return "ours"
+    if name.startswith("scan"):
+        return "reference"
     return "shuffles" if peer["shuffles"] else "in order"
