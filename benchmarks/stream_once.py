@@ -38,6 +38,7 @@ def disk_bytes() -> int | None:
 
 def forget(folder: Path) -> None:
     """Take a folder's files out of the file cache, where the system lets us."""
+    os.sync()  # pages not yet written cannot be dropped
     for path in folder.rglob("*.parquet"):
         with path.open("rb") as file:
             if hasattr(os, "posix_fadvise"):
