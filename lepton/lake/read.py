@@ -6,9 +6,11 @@ file's live rows in stored order, and each row keeps its identity: (file number,
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,11 +54,11 @@ class OpenFile:
         self._file = file
         self._full = path_of(version.uri, file.path)
         with self._explained():
-            filesystem, path = _filesystem(version.uri, self._full, storage_options)
+            self._mapped, source = _opened(version.uri, self._full, storage_options)
             self._parquet = pq.ParquetFile(
-                filesystem.open_input_file(path),
+                source,
                 coerce_int96_timestamp_unit="us",
-                pre_buffer="://" in self._full,  # a local file is in the page cache already
+                pre_buffer=self._mapped is None,  # a local file is in the page cache already
                 page_checksum_verification=_verifies_pages(),
             )
         metadata = self._parquet.metadata
@@ -135,10 +137,16 @@ class OpenFile:
         begin = int(self._ends[first] - self.sizes[first]) if groups else start
         if len(groups) != 1 or (start == begin and stop == int(self._ends[first])):
             raw = self._parquet.read_row_groups(groups, columns=names, use_threads=False)
-            return raw.slice(start - begin, stop - start)
-        if self._ahead is None or not self._ahead.continues(first, start, names):
-            self._ahead = _Sequence(self._parquet, first, begin, names, stop - start)
-        return self._ahead.take(start, stop)
+            raw = raw.slice(start - begin, stop - start)
+        else:
+            if self._ahead is None or not self._ahead.continues(first, start, names):
+                self._ahead = _Sequence(self._parquet, first, begin, names, stop - start)
+            raw = self._ahead.take(start, stop)
+            if stop == int(self._ends[first]):
+                self._ahead = None  # the decoder's buffers go with it
+        if self._mapped is not None:  # decoded: its pages need not count as this process's memory
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+        return raw
 
     def _column(
         self, raw: pa.Table, field: Field, stored: str | None, rows: int
@@ -158,7 +166,7 @@ class OpenFile:
     def _explained(self, start: int | None = None) -> Generator[None]:
         try:
             yield
-        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+        except (OSError, ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
             group = "" if start is None else f" (row group {self._group(start)})"
             raise LakeError(
                 f"cannot read {self._full!r}{group} of table {self._version.uri!r}"
@@ -281,15 +289,20 @@ def _verifies_pages() -> bool:
     return os.environ.get("LEPTON_VERIFY_PAGES", "1") != "0"
 
 
-def _filesystem(
+def _opened(
     uri: str, full: str, options: Mapping[str, str] | None
-) -> tuple[pafs.FileSystem, str]:
+) -> tuple[mmap.mmap | None, pa.NativeFile]:
+    """Open a file: mapped into memory where it is local."""
     if "://" not in full:
-        return pafs.LocalFileSystem(use_mmap=True), full
+        with Path(full).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        buffer: Any = pa.py_buffer
+        return mapped, pa.BufferReader(buffer(mapped))
     from deltalake.fs import DeltaStorageHandler
 
     handler: Any = DeltaStorageHandler(uri, dict(options) if options else None)
-    return pafs.PyFileSystem(handler), full.removeprefix(uri.rstrip("/") + "/")
+    filesystem = pafs.PyFileSystem(handler)
+    return None, filesystem.open_input_file(full.removeprefix(uri.rstrip("/") + "/"))
 
 
 def _repeat(value: Any, field: Field, rows: int) -> Any:

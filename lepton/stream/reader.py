@@ -33,7 +33,7 @@ ROW = "__row__"
 Transform = Callable[[pa.Table], pa.Table]
 
 THREADS = 2
-OPEN_FILES = 32
+OPEN_FILES = 16
 
 
 @dataclass(frozen=True, kw_only=True)

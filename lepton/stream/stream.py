@@ -30,7 +30,7 @@ Engine = Literal["auto", "worker", "ray_data"]
 
 DEFAULT_LANES = 8
 WINDOW_BYTES = 16 * 2**20
-WINDOWS_BYTES = 128 * 2**20
+WINDOWS_BYTES = 64 * 2**20
 """A window's share of memory, and that of one window for each lane."""
 SMALL_BYTES = 64 * 2**20
 """A table up to this size is kept decoded by whoever reads it."""
@@ -296,7 +296,7 @@ class Stream:
                 from lepton.stream.ray_engine import read_on_cluster
 
                 return read_on_cluster(self, pieces)
-            return read_here(self.source, pieces, ahead=len(lanes) * 0 + 16)
+            return read_here(self.source, pieces, ahead=len(lanes) * 0 + 3)
 
         return read
 
