@@ -19,6 +19,9 @@ check: $(STAMP)-dev               ## format, lint, types, layers, unit tests
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/unit
 
+bench: $(STAMP)-bench             ## measure beside peers: make bench NAME=stream ARGS=--quick
+	$(BIN)/python -m benchmarks.$(or $(NAME),stream) $(ARGS)
+
 clean:                            ## forget the environment and what the demo wrote
 	rm -rf $(VENV) lepton-demo
 
@@ -32,6 +35,10 @@ $(VENV)/bin/python:
 $(STAMP): $(VENV)/bin/python
 	$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
+
+$(STAMP)-bench: $(VENV)/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
+	@touch $@ $(STAMP)
 
 $(STAMP)-dev: $(VENV)/bin/python
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
