@@ -90,6 +90,18 @@ def refuse_gaps(uri: str, version: int, options: Mapping[str, str] | None) -> No
         )
 
 
+def actions_of(
+    uri: str, version: int, options: Mapping[str, str] | None
+) -> list[dict[str, Any]] | None:
+    """Return the actions of one commit, or None where its file is gone."""
+    filesystem, root = log_folder(uri, options)
+    try:
+        with filesystem.open_input_stream(f"{root}/{version:020}.json") as source:
+            return [json.loads(line) for line in source.read().splitlines() if line.strip()]
+    except FileNotFoundError:
+        return None
+
+
 def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
     """Return what to look at in a log that deltalake could not replay.
 
@@ -107,7 +119,8 @@ def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
     if not points:
         return f"the newest commit is {newest}: see whether the files in _delta_log are whole"
     return (
-        f"the newest commit is {newest} and the newest checkpoint {points[-1]}: if that file is cut off, "
+        f"the newest commit is {newest} and the newest checkpoint {points[-1]}: if that file is "
+        "cut off, "
         "restore it, or remove it if all commit files from 0 are still there"
     )
 

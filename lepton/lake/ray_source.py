@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -67,7 +68,7 @@ def _cut(file: DataFile, size: int) -> Iterator[Piece]:
         yield Piece(file, 0, None, size)
         return
     edges = [file.rows * i // count for i in range(count + 1)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         yield Piece(file, start, stop, size // count)
 
 

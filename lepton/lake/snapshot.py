@@ -37,18 +37,26 @@ def table(
     *,
     version: int | datetime | None = None,
     storage_options: Mapping[str, str] | None = None,
+    catalog: ray.data.Catalog | None = None,
 ) -> Snapshot:
     """Pin a Delta table at a version.
 
     Args:
         uri: a path, or a URL that deltalake understands (``s3://``, ``az://``, ``gs://``).
         version: a version number, a time (the version then current), or None for the newest.
-        storage_options: credentials and endpoints, as deltalake takes them.
+        storage_options: credentials and endpoints, as deltalake takes them; they win over the
+            catalog's.
+        catalog: a Ray Data catalog, such as ``ray.data.DatabricksUnityCatalog``: ``uri`` is then
+            a name in it, such as ``main.sales.orders``.
 
     Raises:
         LakeError: no table there, no such version, or a reader feature lepton lacks.
     """
     text = os.fspath(uri)
+    if catalog is not None:
+        from lepton.lake.catalog import resolve
+
+        text, storage_options = resolve(text, catalog, storage_options)
     if "://" not in text:
         text = str(Path(text).absolute())
     text = text.removeprefix("file://").rstrip("/")
@@ -229,30 +237,23 @@ class Snapshot:
         return read_snapshot(self)
 
     def changes(self, since: int) -> pa.Table:
-        """Return rows inserted and deleted between version ``since`` and this one.
+        """Return the rows that changed after version ``since``, commit by commit.
 
-        Worked out from the files that came and went: an updated row is a delete and an insert,
-        and a rewritten file's unchanged rows are both. Column ``_change_type`` holds ``insert``
-        or ``delete``.
+        Column ``_change_type`` holds ``insert``, ``delete``, ``update_preimage`` or
+        ``update_postimage``, and ``_commit_version`` the commit. Updates are told apart only where
+        the table has a change data feed; elsewhere an updated row is a delete and an insert, and a
+        rewritten file's unchanged rows are both.
 
         Raises:
-            LakeError: ``since`` is not an earlier version, or its files were vacuumed.
+            LakeError: ``since`` is not an earlier version, or its log or files are gone.
         """
-        if since > self.version:
-            raise LakeError(f"changes(since={since}) asks for the future of version {self.version}")
-        old = table(self.uri, version=since, storage_options=dict(self.options))
-        old = replace(
-            old, columns=self.schema.names and tuple(self.schema.names), predicate=self.predicate
-        )
-        before, after = set(old.files_by_state()), set(self.files_by_state())
-        parts = [_tag(self.read_file(f), "insert") for f in self.files() if _state(f) not in before]
-        parts += [_tag(old.read_file(f), "delete") for f in old.files() if _state(f) not in after]
-        empty = _tag(self.schema.empty_table(), "insert")
-        return pa.concat_tables([empty, *parts])
+        if not 0 <= since <= self.version:
+            raise LakeError(
+                f"changes(since={since}): table {self} has versions 0 to {self.version}"
+            )
+        from lepton.lake.changes import changes_of
 
-    def files_by_state(self) -> list[tuple[str, bytes | None]]:
-        """Return (path, deletion vector) of every file: what decides which rows it yields."""
-        return [_state(f) for f in self.files()]
+        return changes_of(self, since)
 
     def statistics(self) -> pa.Table:
         """Return what the log says of each file, by path: rows, bytes, partition, min, max, nulls.
@@ -319,15 +320,6 @@ class Snapshot:
 
     def __str__(self) -> str:
         return f"{self.uri}@{self.version}"
-
-
-def _state(file: DataFile) -> tuple[str, bytes | None]:
-    return file.path, file.keep
-
-
-def _tag(rows: pa.Table, change: str) -> pa.Table:
-    kept = rows.drop_columns(POSITION) if POSITION in rows.column_names else rows
-    return kept.append_column("_change_type", pa.array([change] * len(rows), pa.string()))
 
 
 def refuse_empty(snapshot: Snapshot) -> None:
