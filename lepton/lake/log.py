@@ -143,13 +143,20 @@ def load_version(uri: str, number: int, options: tuple[tuple[str, str], ...]) ->
     return Version(
         uri=uri,
         number=number,
-        fields=fields_of(opened.schema().to_json(), mode),
+        fields=_fields(opened, mode, f"{uri!r}@{number}"),
         partition_columns=tuple(metadata.partition_columns),
         files=files,
         table_id=str(metadata.id),
         widened=any("typeWidening" in f for f in opened.protocol().reader_features or []),
         statistics=statistics,
     )
+
+
+def _fields(opened: DeltaTable, mode: str, what: str) -> tuple[Field, ...]:
+    try:
+        return fields_of(opened.schema().to_json(), mode)
+    except LakeError as e:
+        raise LakeError(f"table {what}: {e}; rewrite the table without that column") from e
 
 
 def _check_features(opened: DeltaTable, uri: str, number: int) -> None:

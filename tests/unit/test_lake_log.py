@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 import lepton
 from lepton.errors import LakeError
@@ -68,4 +68,15 @@ def test_a_lost_first_commit_is_named(tmp_path: Path) -> None:
     (log / f"{0:020}.json").unlink()
 
     with pytest.raises(LakeError, match=rf"{tmp_path}/t.*{0:020}\.json"):
+        lepton.table(tmp_path / "t")
+
+
+def test_a_column_of_an_unknown_type_names_the_table(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "t", pa.table({"x": [1]}))
+    log = tmp_path / "t" / "_delta_log" / f"{0:020}.json"
+    text = log.read_text()
+    assert '\\"long\\"' in text
+    log.write_text(text.replace('\\"long\\"', '\\"void\\"'))
+
+    with pytest.raises(LakeError, match=rf"{tmp_path}/t"):
         lepton.table(tmp_path / "t")
