@@ -9,7 +9,8 @@ path.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from lepton.errors import LakeError
 from lepton.lake.fields import Field, fields_of
+from lepton.lake.history import explain_damage, refuse_gaps
 
 READER_FEATURES = frozenset(
     {
@@ -51,7 +53,7 @@ class DataFile:
 
     path: str
     rows: int | None
-    partition: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    partition: Mapping[str, Any] = dataclass_field(default_factory=dict[str, Any])
     keep: bytes | None = None
     modified_ms: int = 0
 
@@ -65,7 +67,14 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A table at one version: everything that a reader needs, picklable, without the log."""
+    """A table at one version: everything that a reader needs, picklable, without the log.
+
+    Attributes:
+        files: by path.
+        widened: column types may have been narrower once.
+        statistics: one row a file, in the order of ``files``: what the log says of it
+            (``path size_bytes num_records null_count min max``; keyed by physical names).
+    """
 
     uri: str
     number: int
@@ -73,11 +82,17 @@ class Version:
     partition_columns: tuple[str, ...]
     files: tuple[DataFile, ...]
     table_id: str
+    widened: bool = False
+    statistics: pa.Table | None = dataclass_field(default=None, repr=False, compare=False)
 
     @property
     def schema(self) -> pa.Schema:
         """The logical Arrow schema, partition columns included."""
         return pa.schema([f.arrow() for f in self.fields])
+
+    def without_files(self) -> Version:
+        """Return what a task that has its files already needs: small, however large the table."""
+        return replace(self, files=(), statistics=None)
 
 
 def open_table(
@@ -98,7 +113,8 @@ def open_table(
             f"no Delta table at {uri!r}: check the path, or write one with lepton.write(data, uri)"
         ) from e
     except (DeltaError, OSError, ValueError) as e:
-        raise LakeError(f"cannot open the Delta table at {uri!r}: {e}") from e
+        told = explain_damage(uri, options)
+        raise LakeError(f"cannot open the Delta table at {uri!r}: {e}; {told}") from e
     newest = opened.version()
     if version is None or version == newest:
         return opened
@@ -118,18 +134,29 @@ def load_version(uri: str, number: int, options: tuple[tuple[str, str], ...]) ->
     Raises:
         LakeError: the table needs a reader feature that lepton does not have.
     """
+    refuse_gaps(uri, number, dict(options))
     opened = open_table(uri, number, dict(options))
     _check_features(opened, uri, number)
     metadata = opened.metadata()
+    files, statistics = _files(opened, uri)
     mode = str(metadata.configuration.get("delta.columnMapping.mode", "none"))
     return Version(
         uri=uri,
         number=number,
-        fields=fields_of(opened.schema().to_json(), mode),
+        fields=_fields(opened, mode, f"{uri!r}@{number}"),
         partition_columns=tuple(metadata.partition_columns),
-        files=_files(opened, uri),
+        files=files,
         table_id=str(metadata.id),
+        widened=any("typeWidening" in f for f in opened.protocol().reader_features or []),
+        statistics=statistics,
     )
+
+
+def _fields(opened: DeltaTable, mode: str, what: str) -> tuple[Field, ...]:
+    try:
+        return fields_of(opened.schema().to_json(), mode)
+    except LakeError as e:
+        raise LakeError(f"table {what}: {e}; rewrite the table without that column") from e
 
 
 def _check_features(opened: DeltaTable, uri: str, number: int) -> None:
@@ -145,22 +172,26 @@ def _check_features(opened: DeltaTable, uri: str, number: int) -> None:
         )
 
 
-def _files(opened: DeltaTable, uri: str) -> tuple[DataFile, ...]:
+def _files(opened: DeltaTable, uri: str) -> tuple[tuple[DataFile, ...], pa.Table]:
     actions = pa.table(opened.get_add_actions())
+    encoded: Any = actions["path"].to_pylist()
+    paths = pa.array([unquote(p) if "%" in p else p for p in encoded], pa.string())
+    actions = actions.set_column(actions.column_names.index("path"), "path", paths)
+    actions = actions.sort_by("path")
     names = set(actions.column_names)
     counts = actions["num_records"].to_pylist() if "num_records" in names else None
     parts = actions["partition"].to_pylist() if "partition" in names else None
     times: Any = actions["modification_time"].to_pylist()
     keeps = _deletions(opened)
     files: list[DataFile] = []
-    for i, encoded in enumerate(actions["path"].to_pylist()):
-        path = unquote(str(encoded))
+    ordered: Any = actions["path"].to_pylist()
+    for i, path in enumerate(ordered):
         files.append(
             DataFile(
                 path=path,
                 rows=counts[i] if counts else None,
                 partition=_values(parts[i]) if parts else {},
-                keep=keeps.pop(path_of(uri, path), None),
+                keep=keeps.pop(path_of(uri, path), None) if keeps else None,
                 modified_ms=int(times[i]),
             )
         )
@@ -169,7 +200,11 @@ def _files(opened: DeltaTable, uri: str) -> tuple[DataFile, ...]:
             f"table {uri!r} has deletion vectors for files that its log does not list: "
             f"{list(keeps)[:3]}"
         )
-    return tuple(sorted(files, key=lambda f: f.path))
+    kept = [c for c in _STATISTICS if c in names]
+    return tuple(files), actions.select(kept)
+
+
+_STATISTICS = ("path", "size_bytes", "num_records", "null_count", "min", "max")
 
 
 def _values(partition: Mapping[str, Any] | None) -> dict[str, Any]:

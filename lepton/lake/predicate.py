@@ -6,7 +6,9 @@ rather than guessed at. Rows for which the condition is null are not kept, as in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -31,10 +33,43 @@ def expression_of(condition: pc.Expression | str, schema: pa.Schema) -> pc.Expre
         schema.empty_table().filter(expression)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
         raise LakeError(
-            f"the filter {condition!s} does not fit the table: {e}; columns: "
-            + ", ".join(f"{f.name} {f.type}" for f in schema)
+            f"the filter {condition!s} does not fit the table{_near(str(e), schema)}: "
+            f"{str(e).splitlines()[0]}; columns: " + ", ".join(f"{f.name} {f.type}" for f in schema)
         ) from e
     return expression
+
+
+def near_names(name: str, known: Sequence[str]) -> str:
+    """Return " (did you mean ...?)" for the known names close to one, or nothing."""
+    lower = {k.lower(): k for k in known}
+    close = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), n=3)]
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def _near(message: str, schema: pa.Schema) -> str:
+    missing = re.search(r"FieldRef\.Name\((.+?)\)", message)
+    return near_names(missing[1], schema.names) if missing else ""
+
+
+def sql_of(condition: pc.Expression | str) -> str | None:
+    """Return the condition as SQL text, for judging statistics; None where that is not certain.
+
+    An Arrow expression is read from how it prints, and only trusted when the text makes an equal
+    expression again.
+    """
+    if isinstance(condition, str):
+        return condition
+    import sqlglot
+    from sqlglot.errors import SqlglotError
+
+    printed = re.sub(r"is_null\((\w+), \{nan_is_null=false\}\)", r"(\1 IS NULL)", str(condition))
+    try:
+        text = sqlglot.parse_one(printed.replace("invert(", "(not "), read="spark").sql()
+        original: Any = condition
+        same = bool(original.equals(_parse(text)))
+    except (SqlglotError, LakeError, ValueError):
+        return None
+    return text if same else None
 
 
 def columns_read(expression: pc.Expression, schema: pa.Schema) -> frozenset[str]:
@@ -93,11 +128,11 @@ def _translate_leaf(node: Any) -> Any:
     from sqlglot import exp
 
     if isinstance(node, exp.Literal | exp.Neg | exp.Boolean | exp.Cast):
-        return pc.scalar(_constant(node))
+        return pc.scalar(constant_of(node))
     if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
         return _translate(node.this).is_null()
     if isinstance(node, exp.In) and node.expressions:
-        return _translate(node.this).isin([_constant(v) for v in node.expressions])
+        return _translate(node.this).isin([constant_of(v) for v in node.expressions])
     if isinstance(node, exp.Between):
         value = _translate(node.this)
         return (value >= _translate(node.args["low"])) & (value <= _translate(node.args["high"]))
@@ -107,11 +142,12 @@ def _translate_leaf(node: Any) -> Any:
     )
 
 
-def _constant(node: Any) -> Any:
+def constant_of(node: Any) -> Any:
+    """Return the Python value of a parsed SQL constant."""
     from sqlglot import exp
 
     if isinstance(node, exp.Neg):
-        return -_constant(node.this)
+        return -constant_of(node.this)
     if isinstance(node, exp.Boolean):
         return bool(node.this)
     if isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal):

@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lepton.errors import LakeError
+from lepton.lake.history import Commit, history_of
 from lepton.lake.log import DataFile, Version, load_version, open_table
-from lepton.lake.predicate import columns_read, expression_of
+from lepton.lake.predicate import columns_read, expression_of, near_names, sql_of
 from lepton.lake.read import POSITION, read_rows, stored_rows
+from lepton.lake.statistics import statistics_of, verdicts
 
 if TYPE_CHECKING:
     import ray.data
@@ -35,18 +37,26 @@ def table(
     *,
     version: int | datetime | None = None,
     storage_options: Mapping[str, str] | None = None,
+    catalog: ray.data.Catalog | None = None,
 ) -> Snapshot:
     """Pin a Delta table at a version.
 
     Args:
         uri: a path, or a URL that deltalake understands (``s3://``, ``az://``, ``gs://``).
         version: a version number, a time (the version then current), or None for the newest.
-        storage_options: credentials and endpoints, as deltalake takes them.
+        storage_options: credentials and endpoints, as deltalake takes them; they win over the
+            catalog's.
+        catalog: a Ray Data catalog, such as ``ray.data.DatabricksUnityCatalog``: ``uri`` is then
+            a name in it, such as ``main.sales.orders``.
 
     Raises:
         LakeError: no table there, no such version, or a reader feature lepton lacks.
     """
     text = os.fspath(uri)
+    if catalog is not None:
+        from lepton.lake.catalog import resolve
+
+        text, storage_options = resolve(text, catalog, storage_options)
     if "://" not in text:
         text = str(Path(text).absolute())
     text = text.removeprefix("file://").rstrip("/")
@@ -67,6 +77,8 @@ class Snapshot:
         options: storage options, as sorted pairs.
         columns: the selected columns in order, or None for all.
         predicate: rows to keep, or None for all.
+        conditions: the parts of ``predicate`` as SQL, for judging files by statistics; empty
+            where a part cannot be put as SQL for certain.
     """
 
     uri: str
@@ -74,6 +86,7 @@ class Snapshot:
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     columns: tuple[str, ...] | None = None
     predicate: pc.Expression | None = None
+    conditions: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def load(self) -> Version:
         """Return the replayed log of this version (cached per process)."""
@@ -96,7 +109,8 @@ class Snapshot:
         if unknown or not columns:
             raise LakeError(
                 f"table {self.uri!r}@{self.version} has no column "
-                f"{', '.join(unknown) or '(none)'}; it has: {', '.join(known)}"
+                + (", ".join(f"{c}{near_names(c, known)}" for c in unknown) or "(none)")
+                + f"; it has: {', '.join(known)}"
             )
         return replace(self, columns=tuple(columns))
 
@@ -110,14 +124,28 @@ class Snapshot:
         Raises:
             LakeError: it does not parse or names an unknown column.
         """
-        added = expression_of(condition, self.load().schema)
-        return replace(self, predicate=added if self.predicate is None else self.predicate & added)
+        try:
+            added = expression_of(condition, self.load().schema)
+        except LakeError as e:
+            raise LakeError(f"table {self}: {e}") from e
+        whole = added if self.predicate is None else self.predicate & added
+        return replace(
+            self, predicate=whole, conditions=(*self.conditions, sql_of(condition) or "")
+        )
 
     def files(self) -> tuple[DataFile, ...]:
-        """Return the data files that may hold rows of this snapshot, by path."""
+        """Return the data files that may hold rows of this snapshot, by path.
+
+        Files that partition values or the log's statistics rule out are left out.
+        """
         version = self.load()
-        if self.predicate is None or not self._by_partition():
+        if self.predicate is None:
             return version.files
+        if self._by_partition():
+            return self._files_by_partition(version)
+        return verdicts(self.uri, self.version, self.options, self.conditions)[0]
+
+    def _files_by_partition(self, version: Version) -> tuple[DataFile, ...]:
         whole: Any = version.schema
         columns: dict[str, Any] = {
             c: pa.array([f.partition.get(c) for f in version.files], type=whole.field(c).type)
@@ -134,8 +162,13 @@ class Snapshot:
 
         The last column, ``__position__``, holds each row's stored position (int64).
         """
-        version = self.load()
-        wanted = list(self.schema.names)
+        return self.read_part(self.load(), file, start=start, stop=stop)
+
+    def read_part(
+        self, version: Version, file: DataFile, *, start: int = 0, stop: int | None = None
+    ) -> pa.Table:
+        """As :meth:`read_file`, with the version given: no log is replayed."""
+        wanted = list(self.columns or version.schema.names)
         needed = wanted
         if self.predicate is not None:
             extra = columns_read(self.predicate, version.schema)
@@ -153,18 +186,25 @@ class Snapshot:
         Answers from the log alone unless a deletion vector or a row filter is in play.
         """
         version = self.load()
-        rows = stored_rows(version, file, dict(self.options))
         if self.predicate is not None and not self._by_partition():
+            may = verdicts(self.uri, self.version, self.options, self.conditions)[1]
+            if file.path not in may:
+                return np.empty(0, np.int64)
             counting = replace(
                 self, columns=tuple(sorted(columns_read(self.predicate, version.schema)))
             )
             return counting.read_file(file)[POSITION].to_numpy()
+        rows = stored_rows(version, file, dict(self.options))
         kept = file.kept(rows)
         return rows if kept is None else np.flatnonzero(kept).astype(np.int64)
 
     def count_rows(self) -> int:
         """Return the number of rows: from the log where it tells, else by reading the filter."""
-        counts = [self.positions(f) for f in self.files()]
+        sure: frozenset[str] = frozenset()
+        if self.predicate is not None and not self._by_partition():
+            sure = verdicts(self.uri, self.version, self.options, self.conditions)[2]
+        whole = replace(self, predicate=None, conditions=())
+        counts = [(whole if f.path in sure else self).positions(f) for f in self.files()]
         return sum(c if isinstance(c, int) else len(c) for c in counts)
 
     def batches(self) -> Iterator[pa.Table]:
@@ -188,36 +228,48 @@ class Snapshot:
         return pa.concat_tables([self.schema.empty_table(), *self.batches()])
 
     def to_dataset(self) -> ray.data.Dataset:
-        """Return the rows as a Ray Dataset: one read task a file, in this snapshot's order."""
+        """Return the rows as a Ray Dataset: read file by file, in this snapshot's order.
+
+        Small files share a task. Rows keep the order where Ray Data's ``preserve_order`` is set.
+        """
         from lepton.lake.ray_source import read_snapshot
 
         return read_snapshot(self)
 
     def changes(self, since: int) -> pa.Table:
-        """Return rows inserted and deleted between version ``since`` and this one.
+        """Return the rows that changed after version ``since``, commit by commit.
 
-        Worked out from the files that came and went: an updated row is a delete and an insert,
-        and a rewritten file's unchanged rows are both. Column ``_change_type`` holds ``insert``
-        or ``delete``.
+        Column ``_change_type`` holds ``insert``, ``delete``, ``update_preimage`` or
+        ``update_postimage``, and ``_commit_version`` the commit. Updates are told apart only where
+        the table has a change data feed; elsewhere an updated row is a delete and an insert, and a
+        rewritten file's unchanged rows are both.
 
         Raises:
-            LakeError: ``since`` is not an earlier version, or its files were vacuumed.
+            LakeError: ``since`` is not an earlier version, or its log or files are gone.
         """
-        if since > self.version:
-            raise LakeError(f"changes(since={since}) asks for the future of version {self.version}")
-        old = table(self.uri, version=since, storage_options=dict(self.options))
-        old = replace(
-            old, columns=self.schema.names and tuple(self.schema.names), predicate=self.predicate
-        )
-        before, after = set(old.files_by_state()), set(self.files_by_state())
-        parts = [_tag(self.read_file(f), "insert") for f in self.files() if _state(f) not in before]
-        parts += [_tag(old.read_file(f), "delete") for f in old.files() if _state(f) not in after]
-        empty = _tag(self.schema.empty_table(), "insert")
-        return pa.concat_tables([empty, *parts])
+        if not 0 <= since <= self.version:
+            raise LakeError(
+                f"changes(since={since}): table {self} has versions 0 to {self.version}"
+            )
+        from lepton.lake.changes import changes_of
 
-    def files_by_state(self) -> list[tuple[str, bytes | None]]:
-        """Return (path, deletion vector) of every file: what decides which rows it yields."""
-        return [_state(f) for f in self.files()]
+        return changes_of(self, since)
+
+    def statistics(self) -> pa.Table:
+        """Return what the log says of each file, by path: rows, bytes, partition, min, max, nulls.
+
+        Columns ``min``, ``max`` and ``null_count`` are structs under the columns' logical names,
+        as the writer left them: strings and timestamps may be cut. The filter is not applied.
+        """
+        return statistics_of(self.load())
+
+    def history(self) -> list[Commit]:
+        """Return the commits up to this version that the log still holds, newest first.
+
+        Raises:
+            LakeError: the log cannot be read.
+        """
+        return history_of(self.uri, self.version, dict(self.options))
 
     def stream(
         self,
@@ -272,15 +324,6 @@ class Snapshot:
 
     def __str__(self) -> str:
         return f"{self.uri}@{self.version}"
-
-
-def _state(file: DataFile) -> tuple[str, bytes | None]:
-    return file.path, file.keep
-
-
-def _tag(rows: pa.Table, change: str) -> pa.Table:
-    kept = rows.drop_columns(POSITION) if POSITION in rows.column_names else rows
-    return kept.append_column("_change_type", pa.array([change] * len(rows), pa.string()))
 
 
 def refuse_empty(snapshot: Snapshot) -> None:

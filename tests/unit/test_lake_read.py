@@ -48,7 +48,7 @@ def test_an_older_version_stays_as_it_was(tmp_path: Path) -> None:
     assert lepton.table(tmp_path / "t", version=0).to_arrow()["x"].to_pylist() == [1, 2]
     assert lepton.table(tmp_path / "t").version == 1
     assert lepton.table(tmp_path / "t").changes(0).to_pylist() == [
-        {"x": 3, "_change_type": "insert"}
+        {"x": 3, "_change_type": "insert", "_commit_version": 1}
     ]
 
 

@@ -1,0 +1,113 @@
+"""What changed between two versions, commit by commit, as a change data feed tells it.
+
+A commit that wrote change files (Delta protocol, section "Change Data Files") is read from them.
+Any other is worked out from the files that came, went, or got another deletion vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from lepton.errors import LakeError
+from lepton.lake.fields import Field
+from lepton.lake.history import actions_of
+from lepton.lake.log import DataFile, Version, load_version
+from lepton.lake.read import POSITION
+
+if TYPE_CHECKING:
+    from lepton.lake.snapshot import Snapshot
+
+KIND = "_change_type"
+COMMIT = "_commit_version"
+
+
+def changes_of(snapshot: Snapshot, since: int) -> pa.Table:
+    """Return the snapshot's columns of every changed row after version ``since``."""
+    version = snapshot.load()
+    parts = [_tagged(snapshot.schema.empty_table(), "insert", 0)]
+    for number in range(since + 1, snapshot.version + 1):
+        actions = actions_of(snapshot.uri, number, dict(snapshot.options))
+        if actions is None:
+            raise LakeError(
+                f"changes of {snapshot} since {since}: commit {number} is no longer in the log; "
+                "ask for a later version"
+            )
+        feed = [a["cdc"] for a in actions if a.get("cdc")]
+        if feed:
+            parts += [_fed(snapshot, version, entry, number) for entry in feed]
+        elif any(_changes_data(a) for a in actions):
+            parts += _differences(snapshot, version, number)
+    return pa.concat_tables(parts)
+
+
+def _changes_data(action: dict[str, Any]) -> bool:
+    of_file: dict[str, Any] = action.get("add") or action.get("remove") or {}
+    return bool(of_file.get("dataChange"))
+
+
+def _fed(snapshot: Snapshot, version: Version, entry: dict[str, Any], number: int) -> pa.Table:
+    kind = Field(name=KIND, physical=KIND, id=None, type=pa.string())
+    raw: dict[str, Any] = entry.get("partitionValues") or {}
+    file = DataFile(
+        path=unquote(str(entry["path"])),
+        rows=None,
+        partition={
+            f.name: _typed(raw.get(f.physical), f.type)
+            for f in version.fields
+            if f.name in version.partition_columns
+        },
+    )
+    wanted = (*snapshot.schema.names, KIND)
+    rows = replace(snapshot, columns=wanted).read_part(
+        replace(version, fields=(*version.fields, kind)), file
+    )
+    rows = rows.drop_columns(POSITION)
+    return rows.append_column(COMMIT, pa.array([number] * len(rows), pa.int64()))
+
+
+def _typed(text: str | None, kind: pa.DataType) -> Any:
+    """A partition value as the log writes it (section "Partition Value Serialization")."""
+    if text is None or text == "":
+        return None
+    value: Any = pa.array([text])
+    if pa.types.is_timestamp(kind):
+        value = value.cast(pa.timestamp("us", "UTC") if text.endswith("Z") else pa.timestamp("us"))
+    return value.cast(kind)[0].as_py()
+
+
+def _differences(snapshot: Snapshot, version: Version, number: int) -> list[pa.Table]:
+    before = load_version(snapshot.uri, number - 1, snapshot.options)
+    after = load_version(snapshot.uri, number, snapshot.options)
+    old, new = {_state(f) for f in before.files}, {_state(f) for f in after.files}
+    sides = (("delete", before, new), ("insert", after, old))
+    return [
+        _tagged(
+            snapshot.read_part(version, _renamed(file, side, version)).drop_columns(POSITION),
+            kind,
+            number,
+        )
+        for kind, side, other in sides
+        for file in side.files
+        if _state(file) not in other
+    ]
+
+
+def _renamed(file: DataFile, of: Version, to: Version) -> DataFile:
+    """The file with its partition values under the names of another version of the schema."""
+    physical = {f.name: f.physical for f in of.fields}
+    now = {f.physical: f.name for f in to.fields}
+    moved = {now[physical[c]]: v for c, v in file.partition.items() if physical[c] in now}
+    return replace(file, partition=moved)
+
+
+def _state(file: DataFile) -> tuple[str, bytes | None]:
+    return file.path, file.keep
+
+
+def _tagged(rows: pa.Table, kind: str, number: int) -> pa.Table:
+    tagged = rows.append_column(KIND, pa.array([kind] * len(rows), pa.string()))
+    return tagged.append_column(COMMIT, pa.array([number] * len(rows), pa.int64()))
