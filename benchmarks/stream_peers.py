@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +49,33 @@ class Peer:
 
 
 def scan(place: Place) -> Begin:
-    """Row groups in file order, read by two threads: the limit that others are held against."""
+    """Row groups in file order, read by two threads: the limit that others are held against.
+
+    A row group's columns become tensors once and are cut as tensors, which costs least.
+    """
     groups = _row_groups(place)
-    return lambda: map(tensors, rebatch(_read_ahead(groups, lambda rows: rows)))
+    return lambda: _cut(map(tensors, _read_ahead(groups, lambda rows: rows)))
+
+
+def _cut(groups: Iterable[Batch], size: int = BATCH) -> Iterator[Batch]:
+    """Cut row groups into batches of ``size`` rows, across their ends; the last may be shorter."""
+    rest: Batch = {}
+    for group in groups:
+        begin, rows = 0, len(next(iter(group.values())))
+        if rest:
+            begin = min(rows, size - len(next(iter(rest.values()))))
+            rest = {n: torch.cat([rest[n], values[:begin]]) for n, values in group.items()}
+            if len(next(iter(rest.values()))) < size:
+                continue
+            yield rest
+        columns = {n: values[begin:].split(size) for n, values in group.items()}
+        for parts in zip(*columns.values(), strict=True):
+            rest = dict(zip(columns, parts, strict=True))
+            if len(parts[0]) == size:
+                yield rest
+                rest = {}
+    if rest:
+        yield rest
 
 
 def scan_taken(place: Place) -> Begin:

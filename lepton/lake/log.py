@@ -173,7 +173,7 @@ def _check_features(opened: DeltaTable, uri: str, number: int) -> None:
 
 
 def _files(opened: DeltaTable, uri: str) -> tuple[tuple[DataFile, ...], pa.Table]:
-    actions = pa.table(opened.get_add_actions())
+    actions = pa.RecordBatchReader.from_stream(opened.get_add_actions()).read_all()
     encoded: Any = actions["path"].to_pylist()
     paths = pa.array([unquote(p) if "%" in p else p for p in encoded], pa.string())
     actions = actions.set_column(actions.column_names.index("path"), "path", paths)

@@ -1,9 +1,8 @@
 """Columns of read rows, ready to be cut into batches.
 
-A number column without nulls becomes a NumPy array over Arrow's own memory, of shape (rows, …);
-so do lists and binary values of one length. Everything else stays Arrow. Narrow columns are put
-in order once per window; wide rows are copied once only, from where they were decoded straight
-into the batch.
+A number column without nulls becomes a NumPy array of shape (rows, …); so do lists and binary
+values of one length. Everything else stays Arrow. Columns are put in order once per window, while
+they are in the cache.
 """
 
 from __future__ import annotations
@@ -18,9 +17,6 @@ import pyarrow.compute as pc
 
 from lepton.stream.order import Ints
 
-NARROW = 64
-"""Bytes of a value up to which a column is put in order as a whole."""
-
 Values = Any  # np.ndarray of shape (rows, …), or pa.Array
 Allocate = Callable[[tuple[int, ...], Any], Any]
 Span = tuple["Column", int, int]
@@ -29,16 +25,14 @@ Span = tuple["Column", int, int]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of some rows.
+    """One column of some rows, in delivery order.
 
     Attributes:
         values: an ndarray of shape (rows, …) or an Arrow array.
-        take: delivered row i is ``values[take[i]]``; None: they are in order.
         type: the Arrow type.
     """
 
     values: Values
-    take: Ints | None
     type: Any
 
     @property
@@ -47,27 +41,18 @@ class Column:
         return None if _is_arrow(self.values) else (self.values.dtype, self.values.shape[1:])
 
     def picked(self, low: int, high: int) -> Values:
-        """Return delivered rows [low, high)."""
+        """Return rows [low, high)."""
         if _is_arrow(self.values):
             return self.values.slice(low, high - low)
-        if self.take is None:
-            return self.values[low:high]
-        return self.values.take(self.take[low:high], axis=0)
-
-    def put(self, low: int, high: int, out: Any) -> None:
-        """Copy delivered rows [low, high) of an ndarray column into ``out``."""
-        if self.take is None:
-            out[...] = self.values[low:high]
-        else:
-            np.take(self.values, self.take[low:high], axis=0, out=out, mode="clip")
+        return self.values[low:high]
 
     def arrow(self, low: int, high: int) -> Any:
-        """Return delivered rows [low, high) as an Arrow array."""
+        """Return rows [low, high) as an Arrow array."""
         return to_arrow(self.picked(low, high), self.type)
 
 
 def columns_of(table: pa.Table, take: Ints | None, empty: Allocate = np.empty) -> dict[str, Column]:
-    """Return a table's columns, narrow ones in the order of ``take``.
+    """Return a table's columns in the order of ``take``.
 
     Args:
         table: the rows.
@@ -81,12 +66,12 @@ def _column(chunks: Any, take: Ints | None, empty: Allocate) -> Column:
     array: Any = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
     values = _numbers(array)
     if values is None:
-        return Column(array if take is None else array.take(pa.array(take)), None, array.type)
-    if take is None or values.nbytes > NARROW * len(values):
-        return Column(values, take, array.type)
+        return Column(array if take is None else array.take(pa.array(take)), array.type)
+    if take is None:
+        return Column(values, array.type)
     ordered = empty((len(take), *values.shape[1:]), values.dtype)
     np.take(values, take, axis=0, out=ordered, mode="clip")
-    return Column(ordered, None, array.type)
+    return Column(ordered, array.type)
 
 
 def _numbers(array: Any) -> Any:
@@ -205,22 +190,15 @@ def interleaved(spans: Sequence[Span], steps: int, empty: Allocate = np.empty) -
             joined([_nth(span, s, n) for span, n in zip(spans, shares, strict=True)])
             for s in range(steps)
         ]
-    shape = (steps, sum(shares), *first.values.shape[1:])
-    if all(column.take is None for column, _, _ in spans):
-        parts = [
-            c.values[low:high].reshape(steps, n, *shape[2:])
-            for (c, low, high), n in zip(spans, shares, strict=True)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts, axis=1, out=empty(shape, first.values.dtype))
-    out, begin = empty(shape, first.values.dtype), 0
-    for span, share in zip(spans, shares, strict=True):
-        for step in range(steps):
-            column, low, high = _nth(span, step, share)
-            column.put(low, high, out[step, begin : begin + share])
-        begin += share
-    return out
+    shape = first.values.shape[1:]
+    parts = [
+        c.values[low:high].reshape(steps, n, *shape)
+        for (c, low, high), n in zip(spans, shares, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    out = empty((steps, sum(shares), *shape), first.values.dtype)
+    return np.concatenate(parts, axis=1, out=out)
 
 
 def _nth(span: Span, step: int, share: int) -> Span:

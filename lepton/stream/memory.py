@@ -37,20 +37,26 @@ class Pool:
     def _buffer(self, size: int) -> Any:
         with self._lock:
             buffers = self._buffers
-            for i in reversed(range(len(buffers))):
+            for i in range(len(buffers) - 1, -1, -1):  # the last one used is in the cache
                 if size <= len(buffers[i]) <= 2 * size and sys.getrefcount(buffers[i]) <= _FREE:
-                    buffers.append(buffers.pop(i))  # the last one used is in the cache
+                    buffers.append(buffers.pop(i))
                     return buffers[-1]
-            if len(buffers) >= _MOST:
-                free = [i for i in range(len(buffers)) if sys.getrefcount(buffers[i]) <= _FREE]
-                for i in reversed(free or [0]):
-                    del buffers[i]
+            self._let_go()
             buffers.append(self._make(size))
             return buffers[-1]
+
+    def _let_go(self) -> None:
+        """Forget the free buffers, none of which fits, if they are a good part of the memory."""
+        buffers = self._buffers
+        free = [i for i in range(len(buffers)) if sys.getrefcount(buffers[i]) <= _FREE]
+        if sum(len(buffers[i]) for i in free) > _UNUSED * sum(map(len, buffers)):
+            for i in reversed(free):
+                del buffers[i]
+
+
+_UNUSED = 0.2
+"""Share of the memory that may be free but of the wrong size."""
 
 
 def _ordinary(size: int) -> Any:
     return np.empty(size, np.uint8)
-
-
-_MOST = 512  # buffers that a pool knows; beyond it, free ones are let go

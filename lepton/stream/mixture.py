@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from lepton.errors import StreamError
 from lepton.lake import Snapshot
+from lepton.stream.assembly import Part
 from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.order import Digest, Ints, Order
-from lepton.stream.shard import Format, Part, Shard
+from lepton.stream.shard import Format, Shard
 from lepton.stream.stream import Engine, Stream
 from lepton.stream.tensors import Batch
 from lepton.telemetry import Carrier

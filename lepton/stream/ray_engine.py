@@ -242,6 +242,10 @@ class Coordinator:
         self._error: StreamError | None = None
         self._stop = threading.Event()
 
+    def ready(self) -> None:
+        """Return once the actor runs."""
+        _ = self._stream.order(0)
+
     def begin(self, cursor: Cursor) -> None:
         """Start reading from a cursor; every rank calls it with the same one.
 
@@ -324,6 +328,7 @@ def coordinated_shards(stream: Stream, world_size: int) -> list[Shard]:
         .options(num_cpus=0, max_concurrency=world_size + 2)
         .remote(stream, world_size)
     )
+    ray.get(actor.ready.remote())  # its imports are done, and it is known to run
     start = Cursor(order=stream.fingerprint)
     return [
         Shard(stream, rank, world_size, CoordinatedFeed(actor, rank, stream), cursor=start)

@@ -16,11 +16,12 @@ from lepton.lake import Snapshot, table
 from lepton.lake.log import DataFile
 from lepton.lake.read import bytes_per_row, group_sizes, stored_rows
 from lepton.lake.snapshot import refuse_empty
+from lepton.stream.assembly import Feed
 from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of
 from lepton.stream.order import Digest, Ints, Layout, Order, Unit, digest_of, lanes_of
 from lepton.stream.reader import Rows, Source, Transform, expected_rows, read_here, transformed
-from lepton.stream.shard import Feed, Format, Shard
+from lepton.stream.shard import Format, Shard
 from lepton.telemetry import Carrier
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ DEFAULT_LANES = 8
 WINDOW_BYTES = 16 * 2**20
 WINDOWS_BYTES = 64 * 2**20
 """A window's share of memory, and that of one window for each lane."""
+AHEAD = 2
+"""Windows that a rank reads ahead of the consumer."""
 SMALL_BYTES = 64 * 2**20
 """A table up to this size is kept decoded by whoever reads it."""
 FOOTER_THREADS = 16
@@ -296,7 +299,7 @@ class Stream:
                 from lepton.stream.ray_engine import read_on_cluster
 
                 return read_on_cluster(self, pieces)
-            return read_here(self.source, pieces, ahead=len(lanes) * 0 + 3)
+            return read_here(self.source, pieces, ahead=AHEAD)
 
         return read
 

@@ -14,6 +14,7 @@ import lepton
 from lepton.errors import StreamError
 from lepton.lake import Snapshot
 from lepton.stream import Cursor, Digest, Part, Shard, Stream
+from lepton.stream.memory import Pool
 from lepton.stream.reader import ROW
 
 
@@ -182,6 +183,20 @@ def test_a_batch_that_is_kept_is_never_written_over(table: Snapshot) -> None:
         kept.append((batch["id"], batch["id"].tolist()))
 
     assert all(tensor.tolist() == values for tensor, values in kept)
+
+
+def test_memory_is_used_again_once_nothing_refers_to_it() -> None:
+    pool = Pool()
+    first = pool.empty((1000, 8), np.int64)
+    view = torch.from_numpy(first)[10:20]
+    start = first.ctypes.data
+    del first
+    second = pool.empty((1000, 8), np.int64)
+    assert second.ctypes.data != start
+    del view
+    third = pool.empty((900, 8), np.float64)
+    assert third.ctypes.data == start
+    assert third.shape == (900, 8)
 
 
 def test_a_batch_may_be_changed_in_place(table: Snapshot) -> None:
