@@ -323,7 +323,7 @@ def coordinated_shards(stream: Stream, world_size: int) -> list[Shard]:
     _ = stream.layout  # planned once, here, and sent along
     if stream.engine == "worker":
         return [stream.shard(rank, world_size) for rank in range(world_size)]
-    actor = (
+    actor: Any = (
         ray.remote(Coordinator)
         .options(num_cpus=0, max_concurrency=world_size + 2)
         .remote(stream, world_size)
