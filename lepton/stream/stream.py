@@ -58,7 +58,9 @@ class Stream:
         follow: at each epoch's end, move to the table's newest version; default stay pinned.
         trace: the span under which reads are recorded; set by :func:`lepton.train`.
 
-    Memory per rank: about (lanes owned + 3) windows of at most 262,144 rows.
+    Memory of a rank beyond its imports: about (lanes owned + 5) * w + 3 * max(4 MiB, batch), where
+    w, a window, is at most twice min(16 MiB, 64 MiB / lanes) decoded, and batch this rank's part of
+    a global batch; a table up to 64 MiB is kept decoded as a whole.
     """
 
     snapshot: Snapshot
