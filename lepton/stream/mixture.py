@@ -236,6 +236,7 @@ class MixedShard:
         self._mixture = mixture
         self._shards = shards
         self._format = batch_format
+        self.pin = False
         self.agree: Callable[[int], int] | None = None
         self.rank = shards[0].rank
         self.world_size = shards[0].world_size
@@ -258,7 +259,7 @@ class MixedShard:
             StopIteration: all epochs of the first stream are done.
         """
         for shard in self._shards:
-            shard.agree = self.agree
+            shard.agree, shard.pin = self.agree, self.pin
         return MixedPart([s.next_part() for s in self._shards])
 
     def state_dict(self) -> dict[str, Any]:

@@ -124,29 +124,34 @@ class Reader:
             StreamError: a file of the table cannot be read, or the transform is wrong.
         """
         began = time.time_ns()
-        pieces = order.window_pieces(unit.lane, unit.window)
         try:
-            if len(pieces) == 1 and (rows := self._by_column(order, unit, pieces[0])):
-                return rows
-            parts = [self._piece(order, unit.lane, piece) for piece in pieces]
+            rows = self._by_column(order, unit) or self._by_table(order, unit)
         except LakeError as e:
             raise StreamError(
                 f"the stream stops in epoch {unit.epoch}: {e}; nothing is lost: mend the table or "
                 "the file and go on from the last state_dict() or checkpoint"
             ) from e
+        if self.source.carrier is not None:
+            _trace(self.source.carrier, began, unit)
+        return rows
+
+    def _by_table(self, order: Order, unit: Unit) -> Rows:
+        pieces = order.window_pieces(unit.lane, unit.window)
+        parts = [self._piece(order, unit.lane, piece) for piece in pieces]
         table = pa.concat_tables([rows for rows, _ in parts])
         if len(parts) > 1:
             table = table.combine_chunks()
         picked = order.window_rows(unit.lane, unit.window)[unit.low : unit.high]
         whole = not order.shuffle and len(picked) == len(table)
         ids = _Identities([i for _, i in parts], [len(rows) for rows, _ in parts], picked)
-        if self.source.carrier is not None:
-            _trace(self.source.carrier, began, unit)
         return self._transformed(table, None if whole else picked, ids, len(picked))
 
-    def _by_column(self, order: Order, unit: Unit, piece: Piece) -> Rows | None:
+    def _by_column(self, order: Order, unit: Unit) -> Rows | None:
         """Read whole row groups column by column: each is put in order while in the cache."""
-        layout, chunk = order.layout, piece.chunk
+        pieces = order.window_pieces(unit.lane, unit.window)
+        if len(pieces) != 1:
+            return None
+        piece, layout, chunk = pieces[0], order.layout, pieces[0].chunk
         start, rows = int(layout.start[chunk]) + piece.low, piece.high - piece.low
         stop, all_live = (
             start + rows,

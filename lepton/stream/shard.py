@@ -46,6 +46,9 @@ class Shard:
         self._cursor = cursor or Cursor(order=stream.fingerprint)
         self._slabs: Ahead[list[Part]] | None = None
         self._ready: deque[Part] = deque()
+        self.pin = False
+        """Make batches in page-locked memory, where CUDA is there: they copy to the device while
+        it computes. Hold each batch until its copy is done; lepton.train's worker does."""
         self.agree: Callable[[int], int] | None = None
         """How ranks that follow a table settle on rank 0's version; default torch.distributed."""
 
@@ -100,7 +103,7 @@ class Shard:
 
     def _begin(self) -> Ahead[list[Part]]:
         """Start putting batches together, in a thread, from the cursor on."""
-        pool = Pool(pinned() if self._format == "torch" else None)
+        pool = Pool(pinned() if self.pin else None)
         assembly = Assembly(self._stream, self.rank, self.world_size, pool)
         self._slabs = Ahead(assembly.slabs(self._feed, self._cursor), SLABS_AHEAD)
         return self._slabs

@@ -98,6 +98,7 @@ class Worker:
         self._metrics: dict[str, float] = {}
         self._former: Attempt | None = None
         self._shard.agree = self._version_of_rank_0
+        self._shard.pin = self.device.type == "cuda"  # a batch is held until its step is done
         self._begin()
 
     @property
