@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+S3 := $(VENV)/s3/bin/moto_server
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 
 .PHONY: demo test check bench clean chromium
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256s
 demo: $(STAMP)                    ## the whole loop on real data
 	$(BIN)/lepton demo $(ARGS)
 
-test: $(STAMP)-dev chromium       ## every test
+test: $(STAMP)-dev chromium $(S3) ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)-dev               ## format, lint, types, layers, unit tests
@@ -28,6 +29,10 @@ clean:                            ## forget the environment and what the demo wr
 chromium:                         # the report's test opens it in a real browser
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) \
 	  || echo "install chromium: a test opens the demo's report in it" >&2
+
+$(S3): $(VENV)/bin/python         # an S3 server of its own environment, for tests/cluster/test_s3.py
+	$(PYTHON) -m venv $(VENV)/s3
+	$(VENV)/s3/bin/pip install -q 'moto[server]==5.2.5'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

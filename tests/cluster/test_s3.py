@@ -1,0 +1,129 @@
+"""Tables on S3, by a real S3 server: the same order as on a local path, with both engines."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+import lepton
+from lepton.errors import LakeError
+from lepton.lake import Snapshot
+from lepton.stream import Cursor, Digest
+
+SERVER = Path(__file__).parents[2] / ".venv" / "s3" / "bin" / "moto_server"
+
+pytestmark = [
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.skipif(not SERVER.exists(), reason="no S3 server: run the tests by make test"),
+]
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
+    server = subprocess.Popen([str(SERVER), "-p", str(port)], stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            try:
+                httpx.put(f"{url}/lake", timeout=5).raise_for_status()
+                break
+            except httpx.TransportError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def options(endpoint: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "open-sesame",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+
+
+@pytest.fixture(scope="module")
+def tables(
+    endpoint: str, options: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Snapshot, Snapshot]:
+    """One table twice, file by file: on a local path and on S3."""
+    root = tmp_path_factory.mktemp("lake") / "t"
+    for first in (0, 500, 1000):
+        ids = np.arange(first, first + 500)
+        rows = pa.table({"id": ids, "x": list(ids[:, None] * np.ones(3)), "even": ids % 2 == 0})
+        lepton.write(rows, root, partition_by=["even"])
+    DeltaTable(root).delete("id >= 700 AND id < 730")
+    for file in root.rglob("*"):
+        if file.is_file():
+            target = f"{endpoint}/lake/t/{file.relative_to(root)}"
+            httpx.put(target.replace("%", "%25"), content=file.read_bytes()).raise_for_status()
+    return lepton.table(root), lepton.table("s3://lake/t", storage_options=options)
+
+
+def digest(shards: list[Any]) -> Digest:
+    total = Digest()
+    for shard in shards:
+        while True:
+            try:
+                total += shard.next_part().digest
+            except StopIteration:
+                break
+    return total
+
+
+def test_the_order_is_that_of_a_local_path_at_any_size_with_both_engines(
+    tables: tuple[Snapshot, Snapshot],
+) -> None:
+    here, there = tables
+    expected = here.stream(batch_size=64, lanes=4, seed=1).expected(0)
+    stream = there.stream(batch_size=64, lanes=4, seed=1)
+    cluster = there.stream(batch_size=64, lanes=4, seed=1, engine="ray_data")
+
+    assert stream.expected(0) == expected
+    for n in (1, 3):
+        assert digest([stream.shard(rank, n) for rank in range(n)]) == expected
+    assert digest([cluster.shard(0, 1)]) == expected
+
+
+def test_rows_filters_and_resuming_work_over_s3(tables: tuple[Snapshot, Snapshot]) -> None:
+    here, there = tables
+    mine, its = here.where("id > 600 AND even"), there.where("id > 600 AND even")
+    rest = there.stream(batch_size=64, lanes=2).shard(0, 1, Cursor(0, 640), format="arrow")
+
+    assert its.to_arrow().equals(mine.to_arrow())
+    assert its.count_rows() == mine.count_rows()
+    assert sum(len(rows) for rows in rest) == here.count_rows() - 640
+    assert [c.version for c in there.history()] == [3, 2, 1, 0]
+
+
+def test_writing_to_s3_and_what_goes_wrong_there(options: dict[str, str]) -> None:
+    rows = pa.table({"k": [1, 2, 3]})
+    first = lepton.write(rows, "s3://lake/written", storage_options=options, txn=("job", 1))
+    again = lepton.write(rows, "s3://lake/written", storage_options=options, txn=("job", 1))
+
+    assert first.version == again.version == 0
+    assert again.to_arrow().equals(rows)
+    assert "open-sesame" not in repr(again)
+    with pytest.raises(LakeError, match="no Delta table at 's3://lake/nothing'") as missing:
+        lepton.table("s3://lake/nothing", storage_options=options)
+    with pytest.raises(LakeError, match="s3://no-such-bucket/t") as bucket:
+        lepton.table("s3://no-such-bucket/t", storage_options=options)
+    for error in (missing, bucket):
+        assert "open-sesame" not in str(error.value)
