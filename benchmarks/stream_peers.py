@@ -96,7 +96,8 @@ def _read_ahead(
     groups: list[tuple[str, int]], then: Callable[[pa.Table], pa.Table]
 ) -> Iterator[pa.Table]:
     def read(file: str, group: int) -> pa.Table:
-        return then(pq.ParquetFile(file).read_row_group(group, use_threads=False))
+        opened = pq.ParquetFile(file, memory_map=True, pre_buffer=False)  # the fastest way to read
+        return then(opened.read_row_group(group, use_threads=False))
 
     with ThreadPoolExecutor(THREADS) as threads:
         waiting: deque[Any] = deque()
