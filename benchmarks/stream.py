@@ -5,8 +5,8 @@ figures are medians over rounds. The files a peer reads are in the file cache be
 Rates are rows per second from the first request of a batch to the last batch, as a ratio to the
 pyarrow scan of the same round. A peer whose rows or sums are not the table's is an error.
 
-Results: ``benchmarks/results/stream.json`` (the claims), ``stream_runs.json`` (all that was measured)
-and ``stream.png``.
+Results: ``benchmarks/results/stream.json`` (the claims), ``stream_runs.json`` (all that was
+measured) and ``stream.png``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from lepton.lake import Snapshot
 from lepton.stream.assembly import Part
 from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.order import Digest, Ints, Order
-from lepton.stream.shard import Format, Shard
+from lepton.stream.shard import Format, Shard, formed
 from lepton.stream.stream import Engine, Stream
 from lepton.stream.tensors import Batch
 from lepton.telemetry import Carrier
@@ -235,7 +235,7 @@ class MixedShard:
     def __init__(self, mixture: Mixture, shards: list[Shard], batch_format: Format) -> None:
         self._mixture = mixture
         self._shards = shards
-        self._format = batch_format
+        self._format: Format = batch_format
         self.pin = False
         self.agree: Callable[[int], int] | None = None
         self.rank = shards[0].rank
@@ -245,8 +245,7 @@ class MixedShard:
         return self
 
     def __next__(self) -> Any:
-        part = self.next_part()
-        return part.batch if self._format == "torch" else part.rows
+        return formed(self.next_part(), self._format)
 
     def __len__(self) -> int:
         """Steps that remain."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
+
 from lepton.errors import StreamError
 from lepton.stream.ahead import Ahead
 from lepton.stream.assembly import Assembly, Feed, Part
@@ -18,11 +20,20 @@ from lepton.stream.memory import Pool
 from lepton.stream.tensors import pinned
 
 if TYPE_CHECKING:
+    from lepton.stream.mixture import MixedPart
     from lepton.stream.stream import Stream
 
-Format = Literal["torch", "arrow"]
+Format = Literal["torch", "arrow"] | Callable[[pa.Table], Any]
+"""Dicts of tensors, Arrow tables, or whatever a person's own collate function makes of a table."""
 
 SLABS_AHEAD = 2
+
+
+def formed(part: Part | MixedPart, batch_format: Format) -> Any:
+    """Return a slice as the consumer wants it."""
+    if batch_format == "torch":
+        return part.batch
+    return part.rows if batch_format == "arrow" else batch_format(part.rows)
 
 
 class Shard:
@@ -42,7 +53,7 @@ class Shard:
         self.rank = rank
         self.world_size = world_size
         self._feed = feed
-        self._format = batch_format
+        self._format: Format = batch_format
         self._cursor = cursor or Cursor(order=stream.fingerprint)
         self._slabs: Ahead[list[Part]] | None = None
         self._ready: deque[Part] = deque()
@@ -56,8 +67,7 @@ class Shard:
         return self
 
     def __next__(self) -> Any:
-        part = self.next_part()
-        return part.batch if self._format == "torch" else part.rows
+        return formed(self.next_part(), self._format)
 
     def __len__(self) -> int:
         """Steps that remain, over all epochs."""

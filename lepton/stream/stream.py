@@ -270,7 +270,8 @@ class Stream:
             rank: from 0.
             world_size: how many ranks share the stream, at most its lanes.
             cursor: a shard's ``state_dict()``, of any rank at any world size.
-            format: ``torch`` for dicts of tensors, ``arrow`` for Arrow tables.
+            format: ``torch`` for dicts of tensors, ``arrow`` for Arrow tables, or a function
+                that makes a batch of an Arrow table (a collate function).
 
         Raises:
             ValueError: rank or world size do not fit.

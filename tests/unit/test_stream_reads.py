@@ -210,6 +210,16 @@ def test_a_batch_may_be_changed_in_place(table: Snapshot) -> None:
         assert total[0] == total[1] == sum(by_id(table.select(["id"]).to_arrow()))
 
 
+def test_a_persons_own_collate_makes_the_batches(table: Snapshot) -> None:
+    def collate(rows: pa.Table) -> list[str]:
+        return [f"{t}!" for t in rows["text"].to_pylist()]
+
+    stream = table.stream(batch_size=64, columns=["text"])
+    found = [text for batch in stream.shard(0, 1, format=collate) for text in batch]
+
+    assert sorted(found) == sorted(f"{t}!" for t in table.to_arrow()["text"].to_pylist())
+
+
 def test_nulls_are_refused_as_tensors_and_delivered_as_arrow(table: Snapshot) -> None:
     stream = table.stream(batch_size=64, columns=["gap"])
 
