@@ -102,10 +102,47 @@ def save(
         program: an exported program to keep with it.
         described: further fields of :class:`Manifest`.
     """
+    return write(directory, flatten(state), step=step, cursor=cursor, program=program, **described)
+
+
+def write(
+    directory: str | os.PathLike[str],
+    flat: tuple[Tensors, Any],
+    *,
+    step: int,
+    cursor: Mapping[str, Any],
+    program: Path | None = None,
+    **described: Any,
+) -> Manifest:
+    """Write a state that :func:`flatten` has copied and commit it; see :func:`save`.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written; nothing was committed.
+    """
     root = Path(directory)
     folder = f"data/step-{step:08d}-{secrets.token_hex(4)}"
+    try:
+        return _write(root, folder, flat, step=step, cursor=cursor, program=program, **described)
+    except OSError as e:
+        shutil.rmtree(root / folder, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write the checkpoint of step {step} to {root} ({e}): make room or mend the "
+            "permissions and train again by the same name; the checkpoints before it are whole"
+        ) from e
+
+
+def _write(
+    root: Path,
+    folder: str,
+    flat: tuple[Tensors, Any],
+    *,
+    step: int,
+    cursor: Mapping[str, Any],
+    program: Path | None,
+    **described: Any,
+) -> Manifest:
+    tensors, tree = flat
     (root / folder).mkdir(parents=True)
-    tensors, tree = flatten(state)
     _save_tensors(root / folder / STATE, tensors)
     (root / folder / TREE).write_text(json.dumps(tree))
     if program is not None:
@@ -166,7 +203,7 @@ def restore(manifest: Manifest) -> dict[str, Any]:
         tree = json.loads(manifest.path(TREE).read_text())
     except (SafetensorError, ValueError) as e:
         raise CheckpointError(f"checkpoint {manifest.uri} cannot be decoded: {e}") from e
-    return cast("dict[str, Any]", _unflatten(tree, tensors))
+    return joined(tree, tensors)
 
 
 def all_of(directory: str | os.PathLike[str]) -> list[Manifest]:
@@ -201,8 +238,31 @@ def prune(directory: str | os.PathLike[str]) -> int:
     return len(orphans)
 
 
-def flatten(state: Any) -> tuple[Tensors, Any]:
-    """Split nested dicts, lists and tuples into tensors by path and a JSON tree of the rest.
+def flatten(state: Any, into: Tensors | None = None) -> tuple[Tensors, Any]:
+    """Return copies in CPU memory of all tensors, by path, and a JSON tree of the rest.
+
+    Args:
+        state: nested dicts, lists and tuples.
+        into: tensors that a former call returned, and nobody reads any more: those of the same
+            shape are written over, which is several times faster than new memory.
+
+    Raises:
+        CheckpointError: a leaf is neither a tensor nor a plain value.
+    """
+    import torch
+
+    tensors, tree = split(state)
+    copies: Tensors = {}
+    for path, tensor in tensors.items():
+        copy = (into or {}).get(path)
+        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        copies[path] = copy.copy_(tensor)
+    return copies, tree
+
+
+def split(state: Any) -> tuple[Tensors, Any]:
+    """Return all tensors of a state, by path and not copied, and a JSON tree of the rest.
 
     Raises:
         CheckpointError: a leaf is neither a tensor nor a plain value.
@@ -211,11 +271,16 @@ def flatten(state: Any) -> tuple[Tensors, Any]:
     return tensors, _flatten(state, "", tensors)
 
 
+def joined(tree: Any, tensors: Tensors) -> dict[str, Any]:
+    """Put a state together again from what :func:`split` or :func:`flatten` returned."""
+    return cast("dict[str, Any]", _unflatten(tree, tensors))
+
+
 def _flatten(value: Any, path: str, tensors: Tensors) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach().to("cpu").contiguous().clone()
+        tensors[path] = value.detach()
         return {"$tensor": path}
     if isinstance(value, Mapping):
         pairs = cast("Mapping[Any, Any]", value).items()

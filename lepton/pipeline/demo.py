@@ -184,14 +184,19 @@ def _train(shown: Demo, data: Snapshot, trace: Carrier) -> tuple[Run, Stream]:
 
 def _tell_training(shown: Demo, run: Run, stream: Stream, kill: Kill) -> None:
     used = run.consumption(stream)
-    attempts = run.attempts
-    lives = len(attempts)
+    killed = next((p for p in run.pauses if p.step >= kill.step), None)
+    if not used.exact or kill.pid == 0 or killed is None:
+        raise LeptonError(
+            f"training was to survive a kill with every row exactly once: {used}, killed {kill}, "
+            f"changes of the workers: {run.pauses}"
+        )
     shown.say(
         "train",
         f"{run.steps} steps of {BATCH} rows, {EPOCHS} epochs, 2 workers fed by Ray Data; worker "
-        f"{kill.rank} killed (SIGKILL) after step {kill.step}, back by itself in {_gap(run):.1f} s",
+        f"{kill.rank} killed (SIGKILL) after step {killed.step}, the next step made "
+        f"{killed.seconds:.2f} s later by {killed.after} workers",
         steps=str(run.steps),
-        kills=f"{lives - 1} (SIGKILL)",
+        kills="1 (SIGKILL)",
     )
     shown.say(
         "",
@@ -205,18 +210,6 @@ def _tell_training(shown: Demo, run: Run, stream: Stream, kill: Kill) -> None:
         "steps replayed": str(run.replayed),
     }
     shown.figures.pop("", None)
-    if not used.exact or kill.pid == 0 or lives < 2:
-        raise LeptonError(
-            f"training was to survive a kill with every row exactly once: {used}, killed {kill}, "
-            f"{lives} lives of the worker group"
-        )
-
-
-def _gap(run: Run) -> float:
-    """Seconds from the last step before the kill to the first one after it."""
-    (_, before), (after, steps) = run.attempts[-2:]
-    last = max(s.time_ns for s in before[max(before)])
-    return (min(s.time_ns for s in steps[after.step + 1]) - last) / 1e9
 
 
 def _evaluate(

@@ -11,6 +11,7 @@ import numpy as np
 from lepton.report import Fault, LossPoint, Report, Sample, Span, Stage, render
 from lepton.telemetry import spans_of
 from lepton.training import Run, load_run
+from lepton.training.steps import loss_of
 
 if TYPE_CHECKING:
     from lepton.pipeline.demo import Demo
@@ -62,17 +63,18 @@ def _spans(shown: Demo) -> list[Span]:
 
 def _losses(run: Run) -> list[LossPoint]:
     return [
-        LossPoint(step=n, loss=parts[0].loss, world_size=attempt.world_size, attempt=attempt.number)
+        LossPoint(
+            step=n, loss=loss_of(parts), world_size=attempt.world_size, attempt=attempt.number
+        )
         for attempt, steps in run.attempts
         for n, parts in sorted(steps.items())
     ]
 
 
 def _faults(run: Run) -> list[Fault]:
-    lives = run.attempts
     return [
-        Fault(step=max(steps, default=attempt.step), label="worker killed (SIGKILL)")
-        for attempt, steps in lives[:-1]
+        Fault(step=pause.step, label=f"{pause.before} to {pause.after} workers")
+        for pause in run.pauses
     ]
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from lepton.errors import StreamError
 from lepton.lake import Snapshot
 from lepton.stream.assembly import Part
-from lepton.stream.cursor import Cursor, cursor_of
+from lepton.stream.cursor import cursor_of
 from lepton.stream.order import Digest, Ints, Order
 from lepton.stream.shard import Format, Shard, formed
 from lepton.stream.stream import Engine, Stream
@@ -172,16 +172,64 @@ class Mixture:
 
     def shards(self, world_size: int) -> list[MixedShard]:
         """Return one shard a rank, fed by a coordinator per stream; see the ``ray_data`` engine."""
-        from lepton.stream.ray_engine import coordinated_shards
+        hosted = self.hosted(world_size)
+        return [hosted.shard(rank, world_size) for rank in range(world_size)]
 
-        by_stream = [coordinated_shards(s, world_size) for s in self.streams]
-        return [MixedShard(self, list(ranks), "torch") for ranks in zip(*by_stream, strict=True)]
+    def states(self, state: Mapping[str, Any] | None) -> list[Any]:
+        """Return each stream's own state; None for each at the beginning.
+
+        Raises:
+            StreamError: the state is not of this mixture.
+        """
+        if state is None:
+            return [None] * len(self.streams)
+        found: Any = state.get("streams")
+        if cursor_of(state).order != self.fingerprint or len(found or ()) != len(self.streams):
+            raise StreamError(
+                "the cursor is of another mixture: resume with the same streams (table versions, "
+                "filters, batch sizes, seeds and lanes) in the same order, or start a new run"
+            )
+        return list(found)
+
+    def hosted(self, most: int) -> HostedMixture:
+        """Return this mixture with a coordinator per stream; see :class:`Hosted`."""
+        return HostedMixture(self, most)
 
     def __call__(self) -> ray.data.Dataset:
         """Ray Train takes a function that makes a dataset: ``datasets={"train": mixture}``."""
         from lepton.stream.ray_dataset import dataset_of
 
         return dataset_of(self.first, split=self)
+
+
+class HostedMixture:
+    """A mixture with its streams' coordinators; see :class:`lepton.stream.ray_engine.Hosted`."""
+
+    def __init__(self, mixture: Mixture, most: int) -> None:
+        from lepton.stream.ray_engine import Hosted
+
+        self._mixture = mixture
+        self._hosted = [Hosted(s, most) for s in mixture.streams]
+
+    def shard(
+        self,
+        rank: int,
+        world_size: int,
+        cursor: Mapping[str, Any] | None = None,
+        *,
+        generation: int = 0,
+    ) -> MixedShard:
+        """Return a rank's shard; see :meth:`lepton.stream.ray_engine.Hosted.shard`.
+
+        Raises:
+            StreamError: the cursor is of another mixture.
+        """
+        states = self._mixture.states(cursor)
+        shards = [
+            h.shard(rank, world_size, state, generation=generation)
+            for h, state in zip(self._hosted, states, strict=True)
+        ]
+        return MixedShard(self._mixture, shards, "torch")
 
 
 class MixedPart:
@@ -272,12 +320,10 @@ class MixedShard:
         Raises:
             StreamError: the state is not of this mixture.
         """
-        cursor: Cursor = cursor_of(state)
-        found: Any = state.get("streams")
-        if cursor.order != self._mixture.fingerprint or len(found or ()) != len(self._shards):
-            raise StreamError(
-                "the cursor is of another mixture: resume with the same streams (table versions, "
-                "filters, batch sizes, seeds and lanes) in the same order, or start a new run"
-            )
-        for shard, its in zip(self._shards, found, strict=True):
+        for shard, its in zip(self._shards, self._mixture.states(state), strict=True):
             shard.load_state_dict(its)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        for shard in self._shards:
+            shard.close()

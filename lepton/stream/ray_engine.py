@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ray.exceptions import RayTaskError
 
 from lepton.errors import StreamError
 from lepton.stream.columns import columns_of
-from lepton.stream.cursor import Cursor
+from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.order import Ints, Layout, Order, Unit, lanes_of
 from lepton.stream.reader import ROW, Reader, Rows, Source, expected_rows
 from lepton.stream.shard import Shard
@@ -230,80 +231,101 @@ def read_on_cluster(
         raise _stream_error(e) from None
 
 
-class Coordinator:
-    """Runs the pipeline for a worker group; an actor with one thread a rank and one to read."""
+@dataclass
+class _Reading:
+    """One run of the pipeline: from a cursor, for the ranks of one generation."""
 
-    def __init__(self, stream: Stream, world_size: int) -> None:
+    generation: int
+    start: Cursor
+    queues: list[queue.Queue[tuple[Bundle, Any] | None]]
+    stop: threading.Event = field(default_factory=threading.Event)
+    error: StreamError | None = None
+
+
+class Coordinator:
+    """Runs the pipeline for a worker group; an actor with one thread a rank and one to read.
+
+    Workers that change in number begin again as another *generation*: the pipeline of the one
+    before ends, and whoever still asks for its blocks is told so.
+    """
+
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._world_size = world_size
         self._lock = threading.Lock()
-        self._start: Cursor | None = None
-        self._queues: list[queue.Queue[tuple[Bundle, Any] | None]] = []
-        self._error: StreamError | None = None
-        self._stop = threading.Event()
+        self._reading: _Reading | None = None
 
     def ready(self) -> None:
         """Return once the actor runs."""
         _ = self._stream.order(0)
 
-    def begin(self, cursor: Cursor) -> None:
+    def begin(self, cursor: Cursor, world_size: int, generation: int) -> None:
         """Start reading from a cursor; every rank calls it with the same one.
 
         Raises:
-            StreamError: the ranks disagree about where to begin.
+            StreamError: the ranks disagree about where to begin, or begin too late.
         """
         with self._lock:
-            if self._start == cursor:
-                return
-            if self._start is not None:
+            now = self._reading
+            if now is not None and now.generation >= generation:
+                if now.generation == generation and now.start == cursor:
+                    return
                 raise StreamError(
-                    f"ranks begin at different cursors ({self._start} and {cursor}): load the same "
+                    f"ranks begin at different cursors ({now.start} and {cursor}): load the same "
                     "state on every rank before iterating"
                 )
-            self._start = cursor
-            size = QUEUE_BLOCKS + self._stream.lane_count // self._world_size
-            self._queues = [queue.Queue(size) for _ in range(self._world_size)]
-            threading.Thread(target=self._read, args=(cursor,), daemon=True).start()
+            if now is not None:
+                now.stop.set()
+            size = QUEUE_BLOCKS + self._stream.lane_count // world_size
+            queues = [queue.Queue[tuple[Bundle, Any] | None](size) for _ in range(world_size)]
+            self._reading = _Reading(generation, cursor, queues)
+            threading.Thread(target=self._read, args=(self._reading,), daemon=True).start()
 
-    def _read(self, cursor: Cursor) -> None:
+    def _read(self, reading: _Reading) -> None:
+        world_size = len(reading.queues)
         try:
             lanes = lanes_of(0, 1, self._stream.lane_count)
-            pieces = self._stream.pieces(lanes, cursor)
-            for bundle, ref in _blocks(self._stream, pieces, self._world_size):
-                self._put(bundle[0].lane % self._world_size, (bundle, ref))
-                if self._stop.is_set():
+            pieces = self._stream.pieces(lanes, reading.start)
+            for bundle, ref in _blocks(self._stream, pieces, world_size):
+                _put(reading, bundle[0].lane % world_size, (bundle, ref))
+                if reading.stop.is_set():
                     return
-            for rank in range(self._world_size):
-                self._put(rank, None)
+            for rank in range(world_size):
+                _put(reading, rank, None)
         except Exception as e:  # noqa: BLE001 - whatever stops reading must reach the ranks
-            self._error = _stream_error(e)
+            reading.error = _stream_error(e)
 
-    def _put(self, rank: int, item: tuple[Bundle, Any] | None) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._queues[rank].put(item, timeout=POLL_S)
-            except queue.Full:
-                continue
-        return None
-
-    def next(self, rank: int) -> tuple[Bundle, list[Any]] | None:
+    def next(self, rank: int, generation: int) -> tuple[Bundle, list[Any]] | None:
         """Return the rank's next block as (units, [reference]); None at the end.
 
         Raises:
-            StreamError: reading failed.
+            StreamError: reading failed, or another generation reads now.
         """
-        while True:
+        reading = self._reading
+        while reading is not None and reading.generation == generation:
+            if reading.stop.is_set():
+                break
             try:
-                item = self._queues[rank].get(timeout=POLL_S)
+                item = reading.queues[rank].get(timeout=POLL_S)
             except queue.Empty:
-                if self._error is not None:
-                    raise self._error from None
+                if reading.error is not None:
+                    raise reading.error from None
                 continue
             return None if item is None else (item[0], [item[1]])
+        raise StreamError("the workers have changed: another generation reads this stream now")
 
     def stop(self) -> None:
         """End reading."""
-        self._stop.set()
+        if self._reading is not None:
+            self._reading.stop.set()
+
+
+def _put(reading: _Reading, rank: int, item: tuple[Bundle, Any] | None) -> None:
+    while not reading.stop.is_set():
+        try:
+            return reading.queues[rank].put(item, timeout=POLL_S)
+        except queue.Full:
+            continue
+    return None
 
 
 def _stream_error(error: BaseException) -> StreamError:
@@ -320,29 +342,64 @@ def _stream_error(error: BaseException) -> StreamError:
 
 def coordinated_shards(stream: Stream, world_size: int) -> list[Shard]:
     """Return one shard a rank, all fed by one coordinator actor on this node."""
-    _ = stream.layout  # planned once, here, and sent along
-    if stream.engine == "worker":
-        return [stream.shard(rank, world_size) for rank in range(world_size)]
-    actor: Any = (
-        ray.remote(Coordinator)
-        .options(num_cpus=0, max_concurrency=world_size + 2)
-        .remote(stream, world_size)
-    )
-    ray.get(actor.ready.remote())  # its imports are done, and it is known to run
-    start = Cursor(order=stream.fingerprint)
-    return [
-        Shard(stream, rank, world_size, CoordinatedFeed(actor, rank, stream), cursor=start)
-        for rank in range(world_size)
-    ]
+    hosted = Hosted(stream, world_size)
+    return [hosted.shard(rank, world_size) for rank in range(world_size)]
+
+
+class Hosted:
+    """A stream with its coordinator: what workers whose number changes open their shards from.
+
+    Args:
+        stream: the rows; read by the ranks themselves if its engine is ``worker``.
+        most: ranks at the most.
+    """
+
+    def __init__(self, stream: Stream, most: int) -> None:
+        _ = stream.layout  # planned once, here, and sent along
+        self._stream = stream
+        self._actor: Any = None
+        if stream.engine == "worker":
+            return
+        self._actor = (
+            ray.remote(Coordinator).options(num_cpus=0, max_concurrency=2 * most + 4).remote(stream)
+        )
+        ray.get(self._actor.ready.remote())  # its imports are done, and it is known to run
+
+    def shard(
+        self,
+        rank: int,
+        world_size: int,
+        cursor: Mapping[str, Any] | None = None,
+        *,
+        generation: int = 0,
+    ) -> Shard:
+        """Return a rank's shard; a higher generation ends the reading of the one before.
+
+        Raises:
+            StreamError: the cursor is of another order.
+        """
+        stream = self._stream
+        if self._actor is None:
+            return stream.shard(rank, world_size, cursor)
+        start = Cursor() if cursor is None else cursor_of(cursor)
+        stream.check_cursor(start)
+        feed = CoordinatedFeed(self._actor, rank, world_size, stream, generation)
+        return Shard(
+            stream, rank, world_size, feed, cursor=replace(start, order=stream.fingerprint)
+        )
 
 
 class CoordinatedFeed:
     """The ranks' end of a coordinator: asks for one block ahead of the one in use."""
 
-    def __init__(self, actor: Any, rank: int, stream: Stream) -> None:
+    def __init__(
+        self, actor: Any, rank: int, world_size: int, stream: Stream, generation: int
+    ) -> None:
         self._actor = actor
         self._rank = rank
+        self._world_size = world_size
         self._stream = stream
+        self._generation = generation
 
     def _next(self, asked: Any) -> tuple[Bundle, list[Any]] | None:
         found: Any = ray.get(asked)
@@ -355,10 +412,10 @@ class CoordinatedFeed:
             StreamError: reading failed, or the coordinator died.
         """
         try:
-            ray.get(self._actor.begin.remote(cursor))
-            following = self._actor.next.remote(self._rank)
+            ray.get(self._actor.begin.remote(cursor, self._world_size, self._generation))
+            following = self._actor.next.remote(self._rank, self._generation)
             while (found := self._next(following)) is not None:
-                following = self._actor.next.remote(self._rank)
+                following = self._actor.next.remote(self._rank, self._generation)
                 bundle, (ref,) = found
                 order = self._stream.order(bundle[0].epoch)
                 block: Any = ray.get(ref)

@@ -118,6 +118,10 @@ class Shard:
         self._slabs = Ahead(assembly.slabs(self._feed, self._cursor), SLABS_AHEAD)
         return self._slabs
 
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._stop()
+
     def _stop(self) -> None:
         if self._slabs is not None:
             self._slabs.stop()

@@ -51,14 +51,14 @@ def watch(folder: Path, steps: int, *, show: bool) -> Generator[None]:
 
 
 def newest_step(folder: Path) -> tuple[int, float] | None:
-    """Return the last step and loss that rank 0 of the newest attempt wrote, if any."""
-    logs = sorted((folder / "steps").glob("*-0000.jsonl"))
-    if not logs:
-        return None
-    with logs[-1].open("rb") as f:
-        f.seek(max(0, logs[-1].stat().st_size - 1_000_000))
-        lines = f.read().split(b"\n")
-    if len(lines) < 2 or not lines[-2]:
-        return None
-    last = json.loads(lines[-2])
-    return int(last["step"]), float(last["loss"])
+    """Return the last step that any rank of the newest attempts saw made, and its loss."""
+    logs = sorted((folder / "steps").glob("*.jsonl"))
+    for log in reversed(logs[-8:]):
+        with log.open("rb") as f:
+            f.seek(max(0, log.stat().st_size - 1_000_000))
+            lines = f.read().split(b"\n")[:-1]
+        for line in reversed(lines):
+            if line.startswith(b'{"made"'):
+                last = json.loads(line)
+                return int(last["made"]), float(last["loss"])
+    return None

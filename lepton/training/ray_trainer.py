@@ -1,40 +1,106 @@
-"""Running the loop on Ray Train: the worker group, what to do when it breaks, and progress.
+"""Running the loop on Ray Train: the worker group, who stands in when it breaks, and progress.
 
-Ray Train places the workers and starts them again after a loss, at whatever size between the
-bounds the cluster then allows. What a worker restores and where the stream goes on is decided by
-lepton's own checkpoints alone; Ray keeps none.
+Ray Train places the workers and replaces each one that is lost, alone, while the others train on
+(its hook for that is a backend with replica groups). Who makes steps with whom is settled at the
+run's rendezvous; what a worker restores, and where the stream goes on, by lepton's own checkpoints
+and by the survivors. Ray keeps no checkpoint.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
+import secrets
+import time
 import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.callback import UserCallback  # not re-exported by ray.train
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util import get_node_ip_address as node_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton import cluster
 from lepton.errors import LeptonError, TrainingError
+from lepton.stream import Mixture
 from lepton.telemetry import name_process
+from lepton.training.meeting import Meeting
+from lepton.training.membership import Membership
 from lepton.training.progress import watch
 from lepton.training.recovery import fatal_rank
+from lepton.training.reserves import Reserves
+from lepton.training.run import next_attempt
 
 if TYPE_CHECKING:
-    from lepton.stream import Mixture, Stream
+    from lepton.stream import Stream
     from lepton.training.trainer import Loop
     from lepton.training.worker import Plan
 
 HEALTH_CHECK_S = "0.5"
 """How often Ray Train looks after its workers (its own default is 2 s)."""
+POLL_S = 0.25
+END_S = 10.0
+"""How long Ray Train may take to end after the run has: it may wait for a node that is gone."""
+
+
+class _Bare(Backend):
+    """Sets nothing up: workers connect at the rendezvous. A worker that fails is replaced alone."""
+
+    has_replica_groups = True
+
+
+@dataclass
+class _BareConfig(BackendConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _Bare
+
+
+class _Trainer(DataParallelTrainer):
+    """Ray Train's trainer, looked after while it runs, and able to end without its last worker."""
+
+    look_after: Callable[[], bool]
+    """Called several times a second; returns whether the run has finished."""
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        here = NodeAffinitySchedulingStrategy(
+            node_id=ray.get_runtime_context().get_node_id(), soft=False
+        )
+        actor: Any = ray.remote(TrainController)
+        controller = actor.options(num_cpus=0, scheduling_strategy=here).remote(**arguments)
+        running = controller.run.remote()
+        finished_at: float | None = None
+        try:
+            while not ray.wait([running], timeout=POLL_S)[0]:
+                if self.look_after() and finished_at is None:
+                    finished_at = time.monotonic()
+                if finished_at is not None and time.monotonic() - finished_at > END_S:
+                    return _abort(controller)
+            ray.get(running)
+            return ray.get(controller.get_result.remote())
+        except BaseException:
+            _abort(controller)
+            raise
+
+
+def _abort(controller: Any) -> Any:
+    """End the controller and its workers; return what stands for a result without an error."""
+    aborted = controller.abort.remote()
+    ray.wait([aborted], timeout=5)
+    ray.kill(controller)
+    return _Ended()
+
+
+@dataclass(frozen=True)
+class _Ended:
+    error: None = None
 
 
 def train_on_ray(
@@ -46,6 +112,7 @@ def train_on_ray(
     resources: Mapping[str, float] | None,
     *,
     show: bool,
+    hang_s: float,
 ) -> None:
     """Run the loop to its end on a worker group.
 
@@ -58,15 +125,20 @@ def train_on_ray(
     gpu = bool(ray.cluster_resources().get("GPU")) if resources is None else "GPU" in resources
     each = dict(resources) if resources is not None else {"CPU": 1, **({"GPU": 1} if gpu else {})}
     stream = stream.read_by(_engine(stream, bounds[1], each), stream.trace)
-    trainer = TorchTrainer(
+    room = _room(each)
+    core = min(max(bounds[0], room), bounds[1])
+    meeting = _meeting(Path(plan.folder), bounds, core, hang_s)
+    config = {
+        "loop": loop,
+        "plan": plan,
+        "rows": _hosted(stream, bounds[1]),
+        "invitation": ray.get(meeting.open.remote()),
+    }
+    trainer = _Trainer(
         _on_worker,
-        train_loop_config={"loop": loop, "plan": plan},
-        datasets={"train": stream},
-        scaling_config=ScalingConfig(
-            num_workers=bounds[0] if bounds[0] == bounds[1] else bounds,
-            resources_per_worker=each,
-            use_gpu=gpu,
-        ),
+        train_loop_config=config,
+        backend_config=_BareConfig(),
+        scaling_config=ScalingConfig(num_workers=core, resources_per_worker=each, use_gpu=gpu),
         run_config=RunConfig(
             name="group",
             storage_path=str(Path(plan.folder) / "ray"),
@@ -74,8 +146,53 @@ def train_on_ray(
             callbacks=[_EndOnOwnErrors()],
         ),
     )
-    with watch(Path(plan.folder), stream.steps, show=show), _interruptible():
-        _fit(trainer, plan)
+    spares = 1 if room > core else 0
+    reserves = Reserves(config, bounds[1] - core + spares, each, max_failures)
+
+    def look_after() -> bool:
+        reserves.look_after()
+        status: Any = ray.get(meeting.status.remote())
+        return bool(status["finished"])
+
+    trainer.look_after = look_after
+    try:
+        with watch(Path(plan.folder), stream.steps, show=show):
+            _fit(trainer, plan)
+    finally:
+        reserves.end()
+        ray.kill(meeting)
+    if not (Path(plan.folder) / "done.json").is_file():
+        raise TrainingError(
+            f"run {plan.lineage['run']!r} ended before its last step: train again by the same name "
+            "to go on from its last checkpoint"
+        )
+
+
+def _room(each: Mapping[str, float]) -> int:
+    """How many workers the cluster has room for now."""
+    free = ray.available_resources()
+    return min((int(free.get(k, 0) // v) for k, v in each.items() if v > 0), default=1)
+
+
+def _meeting(folder: Path, bounds: tuple[int, int], core: int, hang_s: float) -> Any:
+    membership = Membership(
+        fewest=bounds[0], most=bounds[1], expected=core, number=next_attempt(folder)
+    )
+    here = NodeAffinitySchedulingStrategy(
+        node_id=ray.get_runtime_context().get_node_id(), soft=False
+    )
+    actor: Any = ray.remote(Meeting)
+    return actor.options(num_cpus=0, scheduling_strategy=here).remote(
+        membership, secrets.token_hex(16), hang_s
+    )
+
+
+def _hosted(stream: Stream | Mixture, most: int) -> Any:
+    if isinstance(stream, Mixture):
+        return stream.hosted(most)
+    from lepton.stream.ray_engine import Hosted
+
+    return Hosted(stream, most)
 
 
 def _engine(stream: Stream | Mixture, workers: int, each: Mapping[str, float]) -> Any:
@@ -88,7 +205,7 @@ def _engine(stream: Stream | Mixture, workers: int, each: Mapping[str, float]) -
     return "ray_data" if left >= 1 else "worker"
 
 
-def _fit(trainer: TorchTrainer, plan: Plan) -> None:
+def _fit(trainer: _Trainer, plan: Plan) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's own deprecations, nothing a person can mend
@@ -108,15 +225,40 @@ def _fit(trainer: TorchTrainer, plan: Plan) -> None:
 
 def _on_worker(config: dict[str, Any]) -> None:
     """The function each Ray Train worker runs."""
+    run_loop(config, f"train worker {ray.train.get_context().get_world_rank()}")
+
+
+def run_loop(config: dict[str, Any], title: str) -> None:
+    """Run the loop as one worker, to the end of the run or of this worker's part in it.
+
+    Args:
+        config: what :func:`train_on_ray` put together.
+        title: name of the process in the trace.
+    """
+    from lepton.training.seat import Released, Seat
     from lepton.training.worker import Worker
 
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    name_process(f"train worker {rank}")
-    shard: Any = ray.train.get_dataset_shard("train")  # a Shard: see stream/ray_dataset.py
-    worker = Worker(config["plan"], shard, rank=rank, world_size=world_size)
-    config["loop"](worker)
-    worker.finish()
+    name_process(title)
+    node = ray.get_runtime_context().get_node_id()
+    address: Any = node_address
+    seat = Seat(config["invitation"], node=node, host=str(address()))
+    rows = config["rows"]
+
+    def open_shard(rank: int, world_size: int, cursor: Any, generation: int) -> Any:
+        return rows.shard(rank, world_size, cursor, generation=generation)
+
+    worker = Worker(config["plan"], open_shard, seat)
+    try:
+        config["loop"](worker)
+        worker.finish()
+    except Released:
+        seat.wait_closed()
+    except Exception as e:
+        if fatal_rank({0: _names(e)}) is not None:
+            seat.leave(f"the training loop raised {type(e).__name__} on rank {worker.rank}: {e}")
+        raise
+    finally:
+        seat.close()
 
 
 class _EndOnOwnErrors(UserCallback):
@@ -154,17 +296,3 @@ def _names(error: BaseException) -> list[str]:
 
 def _first_line(error: object) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-
-
-@contextmanager
-def _interruptible() -> Generator[None]:
-    """Turn Ray Train's answer to Ctrl-C (abort, then exit 0) into a KeyboardInterrupt."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if main else None
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)

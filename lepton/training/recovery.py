@@ -15,7 +15,7 @@ VANISHED = (
     "RayActorError",
     "NodeDiedError",
 )
-COLLATERAL = ("PeerLost", "DistNetworkError", "DistBackendError", "DistStoreError")
+COLLATERAL = ("Stopped", "PeerLost", "DistNetworkError", "DistBackendError", "DistStoreError")
 
 
 def fatal_rank(errors: Mapping[int, Sequence[str]]) -> int | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,15 @@ from lepton.errors import TrainingError
 from lepton.lake import home_of
 from lepton.stream import Digest, Mixture, Stream
 from lepton.stream.reader import expected_rows
-from lepton.training.steps import Attempt, Step, attempts_of, effective, replayed, steps_of
+from lepton.training.steps import (
+    Attempt,
+    Step,
+    attempts_of,
+    effective,
+    loss_of,
+    replayed,
+    steps_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +49,24 @@ class Consumption:
     def exact(self) -> bool:
         """Whether every row was consumed once, where the plan has it."""
         return self.order_hash == self.expected_hash and not self.lost and not self.repeated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pause:
+    """A change of the workers, and how long no step was made because of it.
+
+    Attributes:
+        step: the last one made before.
+        seconds: from that step to the next.
+        before, after: world sizes.
+        replayed: steps made again.
+    """
+
+    step: int
+    seconds: float
+    before: int
+    after: int
+    replayed: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,10 +119,29 @@ class Run:
         return replayed(self.attempts)
 
     @property
+    def pauses(self) -> list[Pause]:
+        """Where workers were lost, joined or left, in order."""
+        made = [(a, steps) for a, steps in self.attempts if steps]
+        found: list[Pause] = []
+        for (a, before), (b, after) in pairwise(made):
+            last, first = max(before), min(after)
+            gap = min(_times(after[first])) - max(_times(before[last]))
+            found.append(
+                Pause(
+                    step=last,
+                    seconds=gap / 1e9,
+                    before=a.world_size,
+                    after=b.world_size,
+                    replayed=max(0, last - b.step),
+                )
+            )
+        return found
+
+    @property
     def losses(self) -> list[float]:
         """Mean loss of each counted step."""
         counted = effective(self.attempts)
-        return [counted[n][0].loss for n in sorted(counted)]
+        return [loss_of(counted[n]) for n in sorted(counted)]
 
     def consumption(self, stream: Stream | Mixture) -> Consumption:
         """Compare what the counted steps consumed with the plan, row by row.
@@ -125,6 +172,10 @@ class Run:
         )
 
 
+def _times(step: Sequence[Step]) -> list[int]:
+    return [s.time_ns for s in step if s.time_ns]
+
+
 def _refuse_moving(name: str, stream: Stream | Mixture) -> Stream:
     if isinstance(stream, Stream) and not stream.follow:
         return stream
@@ -151,6 +202,11 @@ def _planned(stream: Stream, cursor: Any) -> tuple[set[tuple[int, int]], Digest]
             rows.update((epoch, int(i)) for i in ids[kept])
             total += digest_of(slots[kept], ids[kept])
     return rows, total
+
+
+def next_attempt(folder: Path) -> int:
+    """Return the number that a run's next generation of workers gets."""
+    return max((a.number for a in attempts_of(folder / "steps")), default=-1) + 1
 
 
 def run_folder(name: str, home: str | None = None) -> Path:

@@ -1,9 +1,11 @@
-"""The step log: what every rank consumed in every step, written before the next one begins.
+"""The step log: what every rank gave to every step, written before the gradients are summed.
 
-One JSON line a step, appended with one write call to a file of its own per attempt and rank, so
-that what a killed worker had done can be read afterwards. An *attempt* is one life of the worker
-group; a restart begins the next from the newest checkpoint, and the steps after that checkpoint
-are made again. A step counts in the attempt that made it last.
+Two JSON lines a step, each appended with one write call to a file of its own per attempt and rank:
+what the rank contributes, before the collective; and that the step was made, after it. So what a
+killed worker had contributed to a step that its peers completed can be read afterwards. An
+*attempt* is one generation of workers (:mod:`lepton.training.membership`). It begins at the step
+that the furthest survivor had made, or at the newest checkpoint if nobody survived. A step counts
+in the attempt that made it last.
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lepton.stream import Digest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """How one life of the worker group began: its first line, written by rank 0."""
+    """How one generation of workers began, written by its rank 0."""
 
     number: int
     session: str
@@ -40,20 +41,20 @@ class Step:
         step: optimiser steps made, this one included.
         epoch, batch: the global batch it consumed.
         rows: rows of this rank's slice.
-        loss: mean loss over the global batch.
         high, low: digest of the rows consumed (see :class:`lepton.stream.Digest`).
+        loss: mean loss over the global batch; None if this rank did not see the step made.
+        time_ns: when it was made, Unix nanoseconds; 0 if this rank did not see that.
         ids: identities of the rows, when the run is audited.
-        time_ns: when it ended, Unix nanoseconds.
     """
 
     step: int
     epoch: int
     batch: int
     rows: int
-    loss: float
     high: int
     low: int
-    time_ns: int
+    loss: float | None = None
+    time_ns: int = 0
     ids: Sequence[int] | None = None
 
     @property
@@ -70,9 +71,15 @@ class StepLog:
         path = folder / f"{attempt:04d}-{rank:04d}.jsonl"
         self._file = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
 
-    def write(self, step: Step) -> None:
-        """Append one step."""
-        os.write(self._file, json.dumps(asdict(step)).encode() + b"\n")
+    def contribute(self, step: Step) -> None:
+        """Append what this rank gives to a step that is about to be made."""
+        body = {k: v for k, v in asdict(step).items() if k not in ("loss", "time_ns")}
+        os.write(self._file, json.dumps(body).encode() + b"\n")
+
+    def made(self, step: int, loss: float, time_ns: int) -> None:
+        """Append that the step was made."""
+        body = {"made": step, "loss": loss, "time_ns": time_ns}
+        os.write(self._file, json.dumps(body).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -99,13 +106,36 @@ def attempts_of(folder: Path) -> list[Attempt]:
 
 
 def steps_of(folder: Path, attempt: int) -> dict[int, list[Step]]:
-    """Return an attempt's records by step; a step's list has one entry a rank that made it."""
-    found: dict[int, list[Step]] = {}
+    """Return the steps made in an attempt; a step's list has one entry a rank of it.
+
+    A step that nobody saw made (its workers went away in the middle of it) is left out.
+    """
+    given: dict[int, list[Step]] = {}
+    made: set[int] = set()
     for path in sorted(folder.glob(f"{attempt:04d}-*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            step = Step(**json.loads(line))
-            found.setdefault(step.step, []).append(step)
-    return found
+        for step in _lines_of(path):
+            given.setdefault(step.step, []).append(step)
+            if step.loss is not None:
+                made.add(step.step)
+    return {n: steps for n, steps in sorted(given.items()) if n in made}
+
+
+def _lines_of(path: Path) -> list[Step]:
+    """Return a rank's steps, in order; a last line cut off by a kill is left out."""
+    found: dict[int, Step] = {}
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        body: dict[str, Any] = json.loads(line)
+        if "made" in body:
+            step = found[body["made"]]
+            found[step.step] = replace(step, loss=body["loss"], time_ns=body["time_ns"])
+        else:
+            found[body["step"]] = Step(**body)
+    return list(found.values())
+
+
+def loss_of(step: Sequence[Step]) -> float:
+    """Return the mean loss of a step over its global batch."""
+    return next(s.loss for s in step if s.loss is not None)
 
 
 def effective(attempts: Sequence[tuple[Attempt, dict[int, list[Step]]]]) -> dict[int, list[Step]]:
@@ -121,9 +151,9 @@ def effective(attempts: Sequence[tuple[Attempt, dict[int, list[Step]]]]) -> dict
 
 
 def replayed(attempts: Sequence[tuple[Attempt, dict[int, list[Step]]]]) -> int:
-    """Return how many steps had to be made again after restarts."""
-    total = 0
-    for (_, before), (attempt, _) in pairwise(attempts):
-        reached = max(before, default=attempt.step)
+    """Return how many steps that had been made were made again, after all workers were lost."""
+    total, reached = 0, 0
+    for attempt, steps in attempts:
         total += max(0, reached - attempt.step)
+        reached = max(steps, default=attempt.step)
     return total

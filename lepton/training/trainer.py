@@ -38,6 +38,7 @@ def train(
     home: str | None = None,
     checkpoint_every: int = 100,
     max_failures: int = 3,
+    hang_timeout_s: float = 10.0,
     resources: Mapping[str, float] | None = None,
     audit: bool = False,
     progress: bool = True,
@@ -57,6 +58,8 @@ def train(
         home: where runs are kept; see :func:`lepton.lake.home_of`.
         checkpoint_every: steps between checkpoints.
         max_failures: how many times lost workers are made up for before giving up.
+        hang_timeout_s: silence after which a worker counts as hung and is replaced, seconds. Only
+            a process that does not run at all is silent; a slow step is not.
         resources: of each worker, such as ``{"CPU": 2, "GPU": 1}``; default one CPU, and one GPU
             if the cluster has any.
         audit: keep every consumed row's identity, for :meth:`Run.consumption`.
@@ -92,7 +95,17 @@ def train(
         else:
             from lepton.training.ray_trainer import train_on_ray
 
-            train_on_ray(loop, stream, plan, (fewest, most), max_failures, resources, show=progress)
+            bounds = (fewest, most)
+            train_on_ray(
+                loop,
+                stream,
+                plan,
+                bounds,
+                max_failures,
+                resources,
+                show=progress,
+                hang_s=hang_timeout_s,
+            )
         run = load_run(name, home)
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)
     return run
@@ -207,7 +220,11 @@ def _train_here(loop: Loop, stream: Stream | Mixture, plan: Plan) -> None:
     from lepton.training.worker import Worker
 
     here = stream.read_by("worker", stream.trace) if stream.engine == "auto" else stream
-    worker = Worker(plan, here.shard(0, 1))
+
+    def open_shard(rank: int, world_size: int, cursor: Any, _: int) -> Any:
+        return here.shard(rank, world_size, cursor)
+
+    worker = Worker(plan, open_shard)
     try:
         loop(worker)
     except StreamError as e:

@@ -3,36 +3,45 @@
 Invariant: a step happens on every rank or on none that counts. The global batch and the weight of
 each row do not depend on the world size: losses are summed over rows, gradients summed over ranks
 and divided by the rows of the global batch.
+
+A peer that goes away in mid-step costs that try alone: the survivors come together as the next
+generation, put back what the try left behind, and get the same global batch once more, in larger
+slices.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 
 from lepton import checkpoints, telemetry
-from lepton.errors import CheckpointError, TrainingError
+from lepton.errors import TrainingError
 from lepton.stream import Part, Shard
 from lepton.stream.mixture import MixedPart, MixedShard
 from lepton.telemetry import Carrier
-from lepton.training.steps import (
-    Attempt,
-    Step,
-    StepLog,
-    attempts_of,
-    steps_of,
-    write_attempt,
-)
+from lepton.training import state
+from lepton.training.gradients import Summed, reduce
+from lepton.training.group import Group, PeerLost
+from lepton.training.run import next_attempt
+from lepton.training.saving import Saver
+from lepton.training.seat import Place, Seat
+from lepton.training.steps import Attempt, Step, StepLog, attempts_of, steps_of, write_attempt
 from lepton.training.watcher import Watcher
+
+TRIES = 20
+"""How often a group is made anew without one step in between before the run gives up."""
+
+Opener = Callable[[int, int, Mapping[str, Any] | None, int], Shard | MixedShard]
+"""Opens (rank, world size, cursor, generation)'s shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,57 +69,76 @@ class Plan:
     seed: int
 
 
-class PeerLost(RuntimeError):  # noqa: N818 - the event, not the person's mistake
-    """A collective broke because another worker went away; the group restarts."""
+@dataclass(slots=True)
+class _Due:
+    """What is to be done at the next boundary between steps."""
+
+    checkpoint: bool = False
+    regroup: bool = False
+    leaving: bool = False
+    lost: bool = False
 
 
-@dataclass
-class _Progress:
-    step: int = 0
-    epoch_began_ns: int = 0
-    epoch: int = -1
+@dataclass(slots=True)
+class _Broken:
+    """Since when no step was made, whether by a loss, and how many are to be made again."""
+
+    since_ns: int = 0
+    lost: bool = False
+    replayed: int = 0
 
 
 class Worker:
     """One rank of a training run.
 
     Attributes:
-        rank: from 0.
-        world_size: workers in this attempt.
         device: where batches and attached nets are.
-        step_number: optimiser steps made so far.
     """
 
-    def __init__(
-        self, plan: Plan, shard: Shard | MixedShard, *, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.rank = rank
-        self.world_size = world_size
+    def __init__(self, plan: Plan, rows: Opener, seat: Seat | None = None) -> None:
         self.device = _device()
         self._plan = plan
-        self._shard = shard
+        self._opener = rows
+        self._root = Path(plan.folder)
+        self._group = Group(seat, self.device)
+        self._saver = Saver(self._root / "checkpoints", plan.carrier)
         self._attached: dict[str, Any] = {}
         self._watcher = Watcher(lambda: self._batch)
+        self._shard: Shard | MixedShard | None = None
+        self._log: StepLog | None = None
         self._part: Part | MixedPart | None = None
+        self._before: state.Before | None = None
+        self._due = _Due()
         self._batch: dict[str, Any] = {}
-        self._progress = _Progress()
-        self._saved: checkpoints.Manifest | None = None
+        self._step = 0
+        self._cursor: Mapping[str, Any] | None = None
+        self._epoch = -1
+        self._epoch_began_ns: int = 0
         self._metrics: dict[str, float] = {}
-        self._former: Attempt | None = None
-        self._shard.agree = self._version_of_rank_0
-        self._shard.pin = self.device.type == "cuda"  # a batch is held until its step is done
-        self._begin()
+        self._broken = _Broken()
+        self._exhausted = False
+
+    @property
+    def rank(self) -> int:
+        """Among the workers, from 0. It may change with every step, as the world size may."""
+        return self._group.rank
+
+    @property
+    def world_size(self) -> int:
+        """Workers that make the steps together now."""
+        return self._group.world_size
 
     @property
     def step_number(self) -> int:
         """Optimiser steps made so far, over all attempts."""
-        return self._progress.step
+        return self._step
 
     def attach(self, **objects: Any) -> None:
         """Give nets, optimisers and anything else with a ``state_dict`` into lepton's care.
 
         Nets go to this worker's device and start equal on every rank; everything attached is in
-        each checkpoint and is restored when the run resumes. Call it once, before ``batches()``.
+        each checkpoint, is restored when the run resumes, and is handed to workers that join
+        later. Call it once, before ``batches()``: here the worker meets the others.
 
         Raises:
             TrainingError: called too late, twice, or with something that has no state.
@@ -127,9 +155,8 @@ class Worker:
         self._attached = dict(objects)
         for net in self._nets().values():
             net.to(self.device)
-        self._restore()
-        self._broadcast()
-        torch.manual_seed(hash((self._plan.seed, self.rank, self._progress.step)) % 2**63)
+        self._join(None)
+        torch.manual_seed(hash((self._plan.seed, self.rank, self._step)) % 2**63)
         for name, net in self._nets().items():
             self._watcher.watch(name, net)
 
@@ -137,6 +164,7 @@ class Worker:
         """Yield this rank's slice of each global batch: column name to tensor, on the device.
 
         Every rank makes the same number of steps; in a short last batch a slice may be empty.
+        After a peer was lost in mid-step, the same global batch comes again, sliced anew.
 
         Raises:
             TrainingError: nothing attached, or a batch was not followed by ``worker.step``.
@@ -149,15 +177,21 @@ class Worker:
                     "the loop asked for the next batch without worker.step(loss) for the last "
                     "one: call worker.step(loss) once for each batch"
                 )
+            self._cross_boundary()
             try:
-                part = self._shard.next_part()
+                part = self._open_shard.next_part()
             except StopIteration:
+                self._exhausted = True
                 self._end_epoch()
                 return
-            if part.epoch != self._progress.epoch:
+            except PeerLost:  # while agreeing on the version of a followed table
+                self._lose()
+                continue
+            if part.epoch != self._epoch:
                 self._end_epoch()
-                self._progress.epoch = part.epoch
-                self._progress.epoch_began_ns = time.time_ns()
+                self._epoch, self._epoch_began_ns = part.epoch, time.time_ns()
+            if self._group.seat is not None:
+                self._before = state.Before(self._attached)
             self._part = part
             self._batch = {
                 k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v
@@ -165,14 +199,29 @@ class Worker:
             }
             yield self._batch
 
-    def step(self, loss: torch.Tensor) -> float:
+    def step(
+        self,
+        loss: torch.Tensor,
+        *,
+        clip: float | None = None,
+        update: Callable[[], None] | None = None,
+    ) -> float:
         """Make one optimiser step together with all ranks; return the global batch's mean loss.
+
+        If a peer went away the step is not made: ``batches()`` yields the same global batch
+        again, and the mean over this rank's rows is returned meanwhile.
 
         Args:
             loss: the *sum* of the losses of this rank's rows (``reduction="sum"``), a scalar.
+                A loss without a graph has been back-propagated by the loop itself, in as many
+                pieces as it liked (gradient accumulation).
+            clip: largest norm of the mean gradient over all attached nets; default unlimited.
+            update: makes the step in place of every attached optimiser's ``step()``; the
+                gradients are means over the global batch by then.
 
         Raises:
-            TrainingError: no batch under way, or a loss that is not a scalar tensor.
+            TrainingError: no batch under way, a loss that is not a scalar tensor, or not a finite
+                number: then the last good step is checkpointed first.
         """
         part = self._part
         if part is None:
@@ -182,17 +231,21 @@ class Worker:
                 "worker.step(loss) takes the summed loss of the batch, a scalar tensor: use "
                 "reduction='sum' in the loss function"
             )
-        loss.backward()
-        mean = self._reduce(loss, part.delivered)
-        for opt in self._optimisers():
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-        self._progress.step += 1
-        self._part = None
-        self._write_step(part, mean)
-        if self._progress.step % self._plan.checkpoint_every == 0:
-            self._checkpoint()
-        return mean
+        if loss.requires_grad:
+            loss.backward()
+        self._contribute(part)
+        try:
+            found = reduce(self._nets().values(), loss, part.delivered, self._group)
+            if found.ended:
+                raise TrainingError(self._uneven(found.ended))
+            if not math.isfinite(found.mean):
+                self._refuse(loss, part)
+        except PeerLost:
+            self._lose()
+            return float(loss.detach()) / max(1, part.delivered)
+        self._update(clip, update)
+        self._made(part, found)
+        return found.mean
 
     def log(self, **metrics: float) -> None:
         """Add figures to the next checkpoint's metrics (those of rank 0 are kept)."""
@@ -202,212 +255,285 @@ class Worker:
         """End the run: write the last checkpoint. The trainer calls it after the loop.
 
         Raises:
-            TrainingError: the loop never made a step, or could not be saved.
+            TrainingError: the loop never made a step, or ranks made different numbers of them.
         """
         if self._part is not None:
             raise TrainingError("the loop ended between a batch and its worker.step(loss)")
-        if self._progress.step == 0:
+        if self._step == 0:
             raise TrainingError(
                 "the loop made no step: iterate over worker.batches() and call worker.step(loss)"
             )
-        if self._saved is None or self._saved.step != self._progress.step:
-            self._checkpoint()
-        self._log.close()
+        self._cross_boundary()
+        while not self._ends_together():
+            self._join(self._step)
+        self._close()
         if self.rank == 0:
-            done = {"step": self._progress.step, "cursor": self._shard.state_dict()}
-            target = Path(self._plan.folder) / "done.json"
+            done = {"step": self._step, "cursor": self._cursor}
+            target = self._root / "done.json"
             target.with_suffix(".tmp").write_text(json.dumps(done))
             target.with_suffix(".tmp").replace(target)
         telemetry.flush()
 
-    # -- beginning ------------------------------------------------------------------------------
+    def _ends_together(self) -> bool:
+        """Settle the end with the other ranks, the last checkpoint written; False: try again."""
+        if not self._exhausted and self.world_size > 1:
+            none = torch.zeros((), device=self.device)
+            try:
+                found = reduce(self._nets().values(), none, 0, self._group, ended=True)
+            except PeerLost:
+                return False
+            if found.ended < self.world_size:
+                raise TrainingError(self._uneven(found.ended))
+        if self.rank == 0:
+            newest = self._saver.wait()
+            if newest is None or newest.step != self._step:
+                self._checkpoint()
+                self._saver.wait()
+        return self._group.seat is None or self._group.seat.done(self._step)
+
+    def _uneven(self, ended: int) -> str:
+        return (
+            f"{ended} of {self.world_size} ranks ended their loop after step {self._step}, the "
+            "others did not: every rank must make every step; decide to stop by something that is "
+            "equal on all ranks, such as what worker.step returns"
+        )
+
+    # -- generations ----------------------------------------------------------------------------
+
+    def _join(self, step: int | None) -> None:
+        """Join the next generation, however often it takes."""
+        if step is not None:
+            self._broken.since_ns = self._broken.since_ns or time.time_ns()
+        reason: PeerLost | None = None
+        for _ in range(TRIES):
+            try:
+                place = self._group.join(step)
+                self._settle(place)
+            except PeerLost as e:
+                reason = e
+                continue
+            return
+        raise TrainingError(
+            f"the workers cannot connect to each other after {TRIES} tries: {reason}"
+        )
+
+    def _settle(self, place: Place) -> None:
+        if place.source is None:
+            self._begin()
+        elif place.behind:
+            mine = (self._step, self._cursor, self._epoch, self._epoch_began_ns)
+            found = state.hand_over(self._attached, self._group, mine)
+            if place.rank in place.behind:
+                self._step, self._cursor, self._epoch, self._epoch_began_ns = found
+        self._open(place)
 
     def _begin(self) -> None:
-        root = Path(self._plan.folder)
-        facts = torch.zeros(2, dtype=torch.int64, device=self.device)
+        """Start from the newest checkpoint, or equal on every rank."""
+        folder = self._root / "checkpoints"
+        newest = None
         if self.rank == 0:
-            checkpoints.prune(root / "checkpoints")
-            newest = checkpoints.latest(root / "checkpoints")
-            self._former = next(iter(reversed(attempts_of(root / "steps"))), None)
-            facts[0] = self._former.number + 1 if self._former else 0
-            facts[1] = newest.step if newest else 0
-        self._collect(dist.broadcast, facts, 0)
-        number, step = (int(x) for x in facts)
+            checkpoints.prune(folder)
+            newest = checkpoints.latest(folder)
+        step: int = self._group.share(newest.step if newest else 0, 0)
         if step:
-            self._saved = checkpoints.load(root / "checkpoints" / f"step-{step:08d}.json")
-            self._shard.load_state_dict(self._saved.cursor)
-            self._progress.step = step
-            self._progress.epoch = int(self._saved.cursor["epoch"])
-            self._progress.epoch_began_ns = time.time_ns()
-        self._announce(root, number, step)
-        self._log = StepLog(root / "steps", number, self.rank)
-
-    def _announce(self, root: Path, number: int, step: int) -> None:
-        mine = (os.getpid(), socket.gethostname())
-        everyone: list[Any] = [mine] * self.world_size
-        if self.world_size > 1:
-            self._collect(dist.all_gather_object, everyone, mine)
+            saved = checkpoints.load(folder / f"step-{step:08d}.json")
+            state.load(self._attached, checkpoints.restore(saved))
+            self._saver.saved = saved
+            self._step, self._cursor = step, saved.cursor
+            self._epoch, self._epoch_began_ns = int(saved.cursor["epoch"]), time.time_ns()
         if self.rank == 0:
-            write_attempt(
-                root / "steps",
-                Attempt(
-                    number=number,
-                    session=self._plan.session,
-                    step=step,
-                    world_size=self.world_size,
-                    pids=tuple(pid for pid, _ in everyone),
-                    hosts=tuple(host for _, host in everyone),
-                    time_ns=time.time_ns(),
-                ),
-            )
-
-    def _restore(self) -> None:
-        if self._saved is None:
-            return
-        state = checkpoints.restore(self._saved)
-        if set(state) != set(self._attached):
-            raise CheckpointError(
-                f"checkpoint {self._saved.uri} holds {sorted(state)}, the loop attached "
-                f"{sorted(self._attached)}: it is of another model; use another run name"
-            )
-        for name, thing in self._attached.items():
-            try:
-                thing.load_state_dict(state[name])
-            except (RuntimeError, ValueError, KeyError) as e:
-                raise CheckpointError(
-                    f"checkpoint {self._saved.uri} does not fit {name!r}, so it is of another "
-                    f"model; use another run name: {e}"
-                ) from e
-
-    def _broadcast(self) -> None:
+            self._remember_failure()
         for net in self._nets().values():
             for tensor in net.state_dict().values():
-                self._collect(dist.broadcast, tensor, 0)
+                self._group.broadcast(tensor)
 
-    # -- a step ---------------------------------------------------------------------------------
-
-    def _reduce(self, loss: torch.Tensor, rows: int) -> float:
-        """Sum gradients and loss over ranks, divide by the rows of the global batch.
-
-        Args:
-            loss: summed over this rank's rows.
-            rows: how many those are; a transform may have dropped some of the planned ones.
-        """
-        groups: dict[torch.dtype, list[torch.Tensor]] = {}
-        count = torch.tensor(rows, dtype=torch.float32, device=loss.device)
-        counted = torch.stack([loss.detach().to(torch.float32).reshape(()), count])
-        groups[torch.float32] = [counted]
-        for net in self._nets().values():
-            for p in net.parameters():
-                if p.requires_grad:
-                    p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                    groups.setdefault(p.grad.dtype, []).append(p.grad)
-        divisor: torch.Tensor | None = None
-        for gradients in groups.values():
-            flat = torch.cat([g.reshape(-1) for g in gradients])
-            self._collect(dist.all_reduce, flat)
-            divisor = flat[1].clamp(min=1).clone() if divisor is None else divisor
-            flat /= divisor
-            at = 0
-            for g in gradients:
-                g.copy_(flat[at : at + g.numel()].view_as(g))
-                at += g.numel()
-        return float(counted[0])
-
-    def _collect(self, collective: Any, *arguments: Any) -> None:
-        if self.world_size == 1:
+    def _remember_failure(self) -> None:
+        """All workers were lost: the time since their last step is a failure's."""
+        logs = self._root / "steps"
+        former = next(iter(reversed(attempts_of(logs))), None)
+        if former is None or former.session != self._plan.session:
             return
-        try:
-            collective(*arguments)
-        except RuntimeError as e:
-            raise PeerLost(f"rank {self.rank} lost a peer: {e}") from e
+        made = steps_of(logs, former.number)
+        last = max(made, default=former.step)
+        since = max((s.time_ns for s in made.get(last, [])), default=former.time_ns)
+        self._broken = _Broken(since_ns=since, lost=True, replayed=last - self._step)
+
+    def _open(self, place: Place) -> None:
+        """Open this generation's step log and shard."""
+        logs = self._root / "steps"
+        number = place.number
+        if self._group.seat is None:
+            number = next_attempt(self._root)
+        if self.rank == 0:
+            attempt = Attempt(
+                number=number,
+                session=self._plan.session,
+                step=self._step,
+                world_size=self.world_size,
+                pids=place.pids or (os.getpid(),),
+                hosts=place.hosts or (socket.gethostname(),),
+                time_ns=time.time_ns(),
+            )
+            write_attempt(logs, attempt)
+        self._close()
+        self._log = StepLog(logs, number, self.rank)
+        self._shard = self._opener(self.rank, self.world_size, self._cursor, number)
+        self._shard.agree = self._version_of_rank_0
+        self._shard.pin = self.device.type == "cuda"  # a batch is held until its step is done
+
+    def _close(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+        if self._log is not None:
+            self._log.close()
+        self._shard = self._log = None
+
+    def _lose(self) -> None:
+        """A peer went away: come together at the boundary, when the loop's body is done."""
+        self._broken.since_ns = self._broken.since_ns or time.time_ns()
+        self._broken.lost = True
+        self._due.lost = True
+        self._part = None
+
+    def _cross_boundary(self) -> None:
+        """Do between steps what is due there: here the loop's own state is that of a whole step.
+
+        (Inside of ``step`` it is not: a schedule is stepped on after it.)
+        """
+        due, self._due = self._due, _Due()
+        before, self._before = self._before, None
+        if before is not None:
+            before.restore()
+        if due.checkpoint:
+            self._checkpoint()
+        if due.leaving:
+            self._saver.wait()
+        if due.lost or due.regroup:
+            self._join(self._step)
 
     def _version_of_rank_0(self, version: int) -> int:
         """Settle on one table version for the next epoch."""
-        found = torch.tensor([version], dtype=torch.int64, device=self.device)
-        self._collect(dist.broadcast, found, 0)
-        return int(found)
+        return int(self._group.share(version, 0))
 
-    def _write_step(self, part: Part | MixedPart, loss: float) -> None:
+    @property
+    def _open_shard(self) -> Shard | MixedShard:
+        assert self._shard is not None  # noqa: S101 - attach has opened it
+        return self._shard
+
+    # -- a step ---------------------------------------------------------------------------------
+
+    def _contribute(self, part: Part | MixedPart) -> None:
+        assert self._log is not None  # noqa: S101 - opened with the shard
         digest = part.digest
-        self._log.write(
+        self._log.contribute(
             Step(
-                step=self._progress.step,
+                step=self._step + 1,
                 epoch=part.epoch,
                 batch=part.step,
                 rows=len(part.ids),
-                loss=loss,
                 high=digest.high,
                 low=digest.low,
-                time_ns=time.time_ns(),
                 ids=cast("list[int]", part.ids.tolist()) if self._plan.audit else None,
             )
         )
-        self._metrics["loss"] = loss
-        self._record_recovery()
 
-    def _record_recovery(self) -> None:
-        """Once, after the first step of an attempt that followed a failure: how long it took."""
-        former, self._former = self._former, None
-        if former is None or former.session != self._plan.session:
-            return
-        made = steps_of(Path(self._plan.folder) / "steps", former.number)
-        last = max(made, default=former.step)
-        began = max((s.time_ns for s in made.get(last, [])), default=former.time_ns)
-        telemetry.record(
-            "lepton.train.failure",
-            self._plan.carrier,
-            began,
-            error="WorkerLost",
-            attributes={
-                "lepton.step": last,
-                "lepton.steps_replayed": last - (self.step_number - 1),
-                "lepton.world_size": self.world_size,
-            },
+    def _refuse(self, loss: torch.Tensor, part: Part | MixedPart) -> None:
+        """Stop at a loss that is no finite number, with the last good step on disk."""
+        mine = [] if math.isfinite(float(loss.detach())) else [int(i) for i in part.ids[:8]]
+        guilty = {r: ids for r, ids in enumerate(self._group.gather(mine)) if ids}
+        state.drop_gradients(self._attached)
+        if self._step:
+            self._checkpoint()
+            self._saver.wait()
+        table = f"{self._plan.lineage['table']}@{self._plan.lineage['table_version']}"
+        first = {rank: [(i >> 32, i & 0xFFFFFFFF) for i in ids] for rank, ids in guilty.items()}
+        raise TrainingError(
+            f"the loss of step {self._step + 1} (epoch {part.epoch}, global batch {part.step}) is "
+            f"not a finite number; the weights of step {self._step} are checkpointed. Rows of "
+            f"{table} in it, by rank, as (file, row) from the slice's first: {first}. Look at "
+            "these rows, lower the learning rate or clip the gradients"
         )
 
-    def _end_epoch(self) -> None:
-        if self.rank == 0 and self._progress.epoch_began_ns:
+    def _update(self, clip: float | None, update: Callable[[], None] | None) -> None:
+        if clip is not None:
+            parameters = [p for net in self._nets().values() for p in net.parameters()]
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        if update is not None:
+            update()
+        else:
+            for opt in self._optimisers():
+                opt.step()
+        state.drop_gradients(self._attached)
+
+    def _made(self, part: Part | MixedPart, found: Summed) -> None:
+        assert self._log is not None  # noqa: S101 - opened with the shard
+        now, mean = time.time_ns(), found.mean
+        self._step += 1
+        self._cursor = self._open_shard.state_dict()
+        self._part = self._before = None
+        self._log.made(self._step, mean, now)
+        self._due = _Due(
+            checkpoint=self._step % self._plan.checkpoint_every == 0 or found.leaving > 0,
+            regroup=found.called > 0,
+            leaving=found.leaving > 0,
+        )
+        self._metrics["loss"] = mean
+        if self._group.seat is not None:
+            self._group.seat.step = self._step
+        if self._broken.since_ns:
+            self._record_recovery(now)
+
+    def _record_recovery(self, now: int) -> None:
+        """Record, after the first step made anew, how long the workers took to come together."""
+        broken, self._broken = self._broken, _Broken()
+        if self.rank == 0:
             telemetry.record(
-                "lepton.train.epoch",
+                "lepton.train.failure" if broken.lost else "lepton.train.resize",
                 self._plan.carrier,
-                self._progress.epoch_began_ns,
+                broken.since_ns,
+                now,
+                error="WorkerLost" if broken.lost else None,
                 attributes={
-                    "lepton.epoch": self._progress.epoch,
-                    "lepton.step": self._progress.step,
+                    "lepton.step": self._step - 1,
+                    "lepton.steps_replayed": broken.replayed,
                     "lepton.world_size": self.world_size,
                 },
             )
-        self._progress.epoch_began_ns = 0
+
+    def _end_epoch(self) -> None:
+        if self.rank == 0 and self._epoch_began_ns:
+            telemetry.record(
+                "lepton.train.epoch",
+                self._plan.carrier,
+                self._epoch_began_ns,
+                attributes={
+                    "lepton.epoch": self._epoch,
+                    "lepton.step": self._step,
+                    "lepton.world_size": self.world_size,
+                },
+            )
+        self._epoch_began_ns = 0
 
     # -- checkpoints ----------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
         """Rank 0 writes; the state is equal everywhere."""
-        if self.rank != 0:
+        if self.rank != 0 or self._cursor is None:
             return
-        root = Path(self._plan.folder)
-        began = time.time_ns()
-        cursor = self._shard.state_dict()
-        followed = {} if cursor["version"] is None else {"table_version": cursor["version"]}
-        signature, error = self._watcher.export(root / checkpoints.PROGRAM)
-        with telemetry.span(
-            "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": self.step_number}
-        ) as span:
-            self._saved = checkpoints.save(
-                root / "checkpoints",
-                step=self._progress.step,
-                state={name: thing.state_dict() for name, thing in self._attached.items()},
-                cursor=cursor,
-                program=root / checkpoints.PROGRAM if signature else None,
-                lineage={**self._plan.lineage, **followed},
-                preparation=self._plan.preparation,
-                signature=signature.to_dict() if signature else None,
-                program_error=error,
-                metrics=dict(self._metrics),
-                traceparent=span.carrier.traceparent,
-            )
-            span.set(lepton_bytes=self._saved.size, lepton_prepare_ns=time.time_ns() - began)
+        version = self._cursor["version"]
+        followed = {} if version is None else {"table_version": version}
+        signature, error = self._watcher.export(self._root / checkpoints.PROGRAM)
+        self._saver.save(
+            self._step,
+            self._attached,
+            cursor=self._cursor,
+            program=self._root / checkpoints.PROGRAM if signature else None,
+            lineage={**self._plan.lineage, **followed},
+            preparation=self._plan.preparation,
+            signature=signature.to_dict() if signature else None,
+            program_error=error,
+            metrics=dict(self._metrics),
+        )
 
     def _nets(self) -> dict[str, torch.nn.Module]:
         return {n: t for n, t in self._attached.items() if isinstance(t, torch.nn.Module)}

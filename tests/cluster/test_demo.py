@@ -66,7 +66,7 @@ def test_says_what_happened_in_few_lines(demo: tuple[Path, list[str]]) -> None:
     assert len(lines) <= 25
     assert "killed (SIGKILL)" in text
     assert "rows lost 0, repeated 0 of 23120" in text
-    assert re.search(r"order hash \w+ = the plan's; steps replayed \d+", text)
+    assert re.search(r"order hash \w+ = the plan's; steps replayed 0", text)
     assert "gate accuracy >= 0.9662 passed; version 2 at 10%, then version 2 at 100 %" in text
     assert re.search(r"\d{3} requests, 0 failed \(version 1: \d+, version 2: \d+\)", text)
 
@@ -82,8 +82,8 @@ def test_the_weights_are_made_of_every_row_once(demo: tuple[Path, list[str]]) ->
     rows = table.where("split = 'train'")
     stream = rows.stream(batch_size=128, epochs=16, columns=["pixels", "label"], lanes=2)
 
-    assert len(run.attempts) == 2
-    assert run.replayed > 0
+    assert len(run.attempts) >= 2
+    assert run.replayed == 0
     assert run.consumption(stream).exact
 
 

@@ -1,0 +1,134 @@
+"""Workers as plain processes around a rendezvous in this one: recovery without Ray in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lepton.training.membership import Membership
+from lepton.training.rendezvous import Rendezvous
+from lepton.training.run import next_attempt
+from lepton.training.seat import Invitation
+
+TOKEN = "crew"
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each process runs."""
+    import torch
+
+    from lepton.training.seat import Released, Seat
+    from lepton.training.worker import Worker
+
+    torch.set_num_threads(1)
+    seat = Seat(config["invitation"], node=config["node"])
+    stream = config["stream"]
+    worker = Worker(config["plan"], lambda r, n, cursor, _: stream.shard(r, n, cursor), seat)
+    try:
+        config["loop"](worker)
+        worker.finish()
+    except Released:
+        pass
+    except Exception as e:
+        seat.leave(f"rank {worker.rank}: {e}")
+        raise
+    finally:
+        seat.close()
+
+
+class Crew:
+    """Starts workers, kills them, and waits for the end."""
+
+    def __init__(
+        self,
+        loop: Callable[[Any], None],
+        stream: Any,
+        plan: Any,
+        *,
+        most: int,
+        first: int,
+        hang_s: float = 10.0,
+    ) -> None:
+        membership = Membership(
+            fewest=1, most=most, expected=first, number=next_attempt(Path(plan.folder))
+        )
+        self.rendezvous = Rendezvous(
+            membership=membership, token=TOKEN, hung=self._hung, hang_s=hang_s
+        )
+        self._events = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._events.run_forever, daemon=True)
+        self._thread.start()
+        port = self._do(self.rendezvous.open("127.0.0.1"))
+        invitation = Invitation(host="127.0.0.1", port=port, token=TOKEN)
+        self._config = {"loop": loop, "stream": stream, "plan": plan, "invitation": invitation}
+        self._folder = Path(plan.folder)
+        self._spawn = multiprocessing.get_context("spawn")
+        self.processes: list[Any] = []
+        for _ in range(first):
+            self.add()
+
+    def _do(self, what: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(what, self._events).result(30)
+
+    async def _hung(self, pid: int, host: str, node: str) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def add(self, node: str = "here") -> Any:
+        """Start one more worker."""
+        process = self._spawn.Process(target=work, args=({**self._config, "node": node},))
+        process.start()
+        self.processes.append(process)
+        return process
+
+    def release(self, node: str) -> None:
+        """Tell that a node goes away."""
+        self._do(self.rendezvous.release_nodes({node}))
+
+    def status(self) -> dict[str, Any]:
+        """What the rendezvous knows."""
+
+        async def ask() -> dict[str, Any]:
+            return self.rendezvous.status()
+
+        return self._do(ask())
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> Any:
+        """Poll until the status fulfils a condition."""
+        end = time.monotonic() + timeout_s
+        while not condition(status := self.status()):
+            assert time.monotonic() < end, status
+            time.sleep(0.01)
+        return status
+
+    def pid_of_rank(self, rank: int) -> int:
+        """Process id of a rank of the newest generation."""
+        newest = sorted((self._folder / "steps").glob("[0-9]*.json"))[-1]
+        return int(json.loads(newest.read_text())["pids"][rank])
+
+    def join(self, timeout_s: float = 60) -> dict[str, Any]:
+        """Wait for the end of the run and of every process."""
+        try:
+            return self.wait_for(lambda s: s["finished"] or bool(s["error"]), timeout_s)
+        finally:
+            for process in self.processes:
+                process.join(10)
+            self.close()
+
+    def close(self) -> None:
+        """End everything."""
+        for process in self.processes:
+            with suppress(ProcessLookupError, AttributeError):
+                process.kill()
+        self._do(self.rendezvous.close())
+        self._events.call_soon_threadsafe(self._events.stop)
+        self._thread.join()
+        self._events.close()

@@ -1,0 +1,235 @@
+"""Workers killed, stopped, added and let go in training: no step and no row is lost. No Ray."""
+
+import os
+import random
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.nn import functional
+
+import lepton
+from lepton import checkpoints
+from lepton.lake import Snapshot
+from lepton.telemetry import Carrier
+from lepton.training.run import Run
+from lepton.training.trainer import _lineage, _write_run  # the parts of train() without Ray
+from lepton.training.worker import Plan
+from tests.cluster.crew import Crew
+
+ROWS, BATCH, EPOCHS = 4000, 40, 3
+
+
+def loop(worker: Any, gates: dict[int, Path] | None = None) -> None:
+    """Train; at a gated step wait until the gate's file is there."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 16), torch.nn.BatchNorm1d(16, momentum=0.0), torch.nn.Linear(16, 3)
+    ).double()
+    net[1].eval()
+    opt = torch.optim.Adam(net.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(opt, step_size=40, gamma=0.7)
+    worker.attach(net=net, opt=opt, schedule=schedule)
+    for batch in worker.batches():
+        while (gate := (gates or {}).get(worker.step_number)) and not gate.exists():
+            time.sleep(0.01)
+        loss = functional.cross_entropy(net(batch["x"].double()), batch["y"], reduction="sum")
+        worker.step(loss)
+        schedule.step()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    x = np.random.default_rng(0).normal(size=(ROWS, 3)).astype("float32")
+    rows = pa.table({"x": list(x), "y": x.argmax(1).astype("int64")})
+    return lepton.write(rows, tmp_path_factory.mktemp("lake") / "t")
+
+
+def stream_of(table: Snapshot) -> Any:
+    return table.stream(batch_size=BATCH, epochs=EPOCHS, lanes=12, engine="worker")
+
+
+def prepare(folder: Path, stream: Any) -> Plan:
+    carrier = Carrier("", str(folder.parent / "traces"))
+    _write_run(folder, folder.name, stream, carrier)
+    return Plan(
+        folder=str(folder),
+        checkpoint_every=25,
+        audit=True,
+        lineage={**_lineage(stream), "run": folder.name},
+        preparation=None,
+        carrier=carrier,
+        session="s",
+        seed=0,
+    )
+
+
+def run_of(folder: Path) -> Run:
+    return Run(name=folder.name, folder=str(folder))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(table: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    home = str(tmp_path_factory.mktemp("home"))
+    return lepton.train(loop, stream_of(table), name="whole", home=home, checkpoint_every=25)
+
+
+def check(run: Run, whole: Run, table: Snapshot, *, replayed: int = 0) -> None:
+    """Nothing lost, nothing repeated, and the same model."""
+    stream = stream_of(table)
+    assert run.steps == whole.steps == stream.steps
+    assert run.consumption(stream).exact
+    assert run.replayed <= replayed
+    assert run.losses == pytest.approx(whole.losses, rel=1e-6)
+    weights = checkpoints.restore(run.checkpoint)["net"]
+    for name, value in checkpoints.restore(whole.checkpoint)["net"].items():
+        assert torch.allclose(weights[name], value, rtol=1e-9, atol=1e-12)
+
+
+def past(step: int) -> Any:
+    return lambda s: max(s["members"].values(), default=0) >= step
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_killed_worker_costs_no_step(
+    table: Snapshot, undisturbed: Run, tmp_path: Path, rank: int
+) -> None:
+    crew = Crew(loop, stream_of(table), prepare(tmp_path / "r", stream_of(table)), most=3, first=3)
+    crew.wait_for(past(30))
+    os.kill(crew.pid_of_rank(rank), signal.SIGKILL)
+    status = crew.join()
+
+    assert not status["error"]
+    run = run_of(tmp_path / "r")
+    assert [a.world_size for a, _ in run.attempts] == [3, 2]
+    check(run, undisturbed, table)
+
+
+def test_newcomers_join_and_leave_at_a_boundary(
+    table: Snapshot, undisturbed: Run, tmp_path: Path
+) -> None:
+    gates = {20: tmp_path / "a", 60: tmp_path / "b", 61: tmp_path / "b"}
+    plan = prepare(tmp_path / "r", stream_of(table))
+    crew = Crew(partial(loop, gates=gates), stream_of(table), plan, most=3, first=1)
+    crew.add()
+    crew.add("going")
+    crew.wait_for(lambda s: len(s["waiting"]) == 2)
+    gates[20].touch()
+    crew.wait_for(lambda s: len(s["members"]) == 3)
+    crew.release("going")
+    gates[60].touch()
+    status = crew.join()
+
+    assert not status["error"]
+    run = run_of(tmp_path / "r")
+    sizes = [a.world_size for a, _ in run.attempts]
+    assert sizes[0] == 1
+    assert 3 in sizes
+    assert sizes[-1] == 2
+    check(run, undisturbed, table)
+
+
+def test_a_stopped_process_is_replaced_by_the_spare(
+    table: Snapshot, undisturbed: Run, tmp_path: Path
+) -> None:
+    plan = prepare(tmp_path / "r", stream_of(table))
+    gate = tmp_path / "gate"
+    gated = partial(loop, gates={20: gate})
+    crew = Crew(gated, stream_of(table), plan, most=2, first=2, hang_s=1.0)
+    crew.wait_for(past(20))
+    crew.add()
+    crew.wait_for(lambda s: len(s["waiting"]) == 1)
+    os.kill(crew.pid_of_rank(1), signal.SIGSTOP)
+    gate.touch()
+    crew.wait_for(lambda s: any(e.kind == "hung" for e in s["events"]))
+    status = crew.join()
+
+    assert [e.kind for e in status["events"] if e.kind in ("hung", "lost")] == ["hung", "lost"]
+    run = run_of(tmp_path / "r")
+    assert [a.world_size for a, _ in run.attempts][-1] == 2
+    check(run, undisturbed, table)
+
+
+def test_all_killed_go_on_from_the_newest_checkpoint(
+    table: Snapshot, undisturbed: Run, tmp_path: Path
+) -> None:
+    plan = prepare(tmp_path / "r", stream_of(table))
+    crew = Crew(loop, stream_of(table), plan, most=2, first=2)
+    crew.wait_for(past(60))
+    pids = [crew.pid_of_rank(0), crew.pid_of_rank(1)]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    crew.add()
+    crew.add()
+    crew.join()
+
+    run = run_of(tmp_path / "r")
+    assert run.attempts[1][0].step >= 25
+    check(run, undisturbed, table, replayed=300)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_schedule_of_faults_ends_with_the_same_model(
+    table: Snapshot, undisturbed: Run, tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    crew = Crew(loop, stream_of(table), prepare(tmp_path / "r", stream_of(table)), most=3, first=3)
+    at = 10
+    for _ in range(4):
+        crew.wait_for(lambda s, at=at: past(at)(s) or s["finished"])
+        members = crew.status()["members"]
+        if len(members) > 1:  # one is left to carry the state on
+            victim = chance.choice(list(members))
+            os.kill(crew.status()["pids"][victim], signal.SIGKILL)
+            crew.wait_for(lambda s, victim=victim: victim not in s["pids"])
+        crew.add()
+        at += chance.randint(1, 40)
+    status = crew.join()
+
+    assert not status["error"]
+    check(run_of(tmp_path / "r"), undisturbed, table)
+
+
+def fails_on_one(worker: Any) -> None:
+    net = torch.nn.Linear(3, 3)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+        if worker.step_number == 5 and worker.rank == 1:
+            break  # this rank alone ends early
+
+
+def test_a_rank_that_ends_early_stops_the_run(table: Snapshot, tmp_path: Path) -> None:
+    plan = prepare(tmp_path / "r", stream_of(table))
+    crew = Crew(fails_on_one, stream_of(table), plan, most=2, first=2)
+    status = crew.join()
+
+    assert "1 of 2 ranks ended their loop after step 5" in status["error"]
+
+
+def blows_up(worker: Any) -> None:
+    net = torch.nn.Linear(3, 3)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        loss = functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum")
+        if worker.step_number == 7 and worker.rank == 1:
+            loss = loss * float("nan")
+        worker.step(loss)
+
+
+def test_a_loss_that_is_no_number_stops_at_the_last_good_step(
+    table: Snapshot, tmp_path: Path
+) -> None:
+    plan = prepare(tmp_path / "r", stream_of(table))
+    crew = Crew(blows_up, stream_of(table), plan, most=2, first=2)
+    status = crew.join()
+
+    assert "loss of step 8 (epoch 0, global batch 7) is not a finite number" in status["error"]
+    assert "{1: [(0, " in status["error"]
+    assert run_of(tmp_path / "r").checkpoint.step == 7
