@@ -40,8 +40,8 @@ from lepton.training.run import next_attempt
 
 if TYPE_CHECKING:
     from lepton.stream import Stream
+    from lepton.training.plan import Plan
     from lepton.training.trainer import Loop
-    from lepton.training.worker import Plan
 
 HEALTH_CHECK_S = "0.5"
 """How often Ray Train looks after its workers (its own default is 2 s)."""

@@ -21,7 +21,8 @@ from lepton.telemetry import Carrier
 from lepton.training.run import Run, load_run, run_folder
 
 if TYPE_CHECKING:
-    from lepton.training.worker import Plan, Worker
+    from lepton.training.plan import Plan
+    from lepton.training.worker import Worker
 
 Loop = Callable[["Worker"], None]
 
@@ -136,7 +137,7 @@ def _is_done(folder: Path, stream: Stream | Mixture) -> bool:
 def _plan(
     folder: Path, name: str, stream: Stream | Mixture, carrier: Carrier, every: int, audit: bool
 ) -> Plan:
-    from lepton.training.worker import Plan
+    from lepton.training.plan import Plan
 
     to_json = getattr(stream.transform, "to_json", None)
     return Plan(

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -27,14 +25,14 @@ from lepton import checkpoints, telemetry
 from lepton.errors import TrainingError
 from lepton.stream import Part, Shard
 from lepton.stream.mixture import MixedPart, MixedShard
-from lepton.telemetry import Carrier
 from lepton.training import state
 from lepton.training.gradients import Summed, reduce
 from lepton.training.group import Group, PeerLost
-from lepton.training.run import next_attempt
+from lepton.training.journal import Epoch, Journal
+from lepton.training.plan import Plan
+from lepton.training.refusals import not_finite, uneven
 from lepton.training.saving import Saver
 from lepton.training.seat import Place, Seat
-from lepton.training.steps import Attempt, Step, StepLog, attempts_of, steps_of, write_attempt
 from lepton.training.watcher import Watcher
 
 TRIES = 20
@@ -42,31 +40,6 @@ TRIES = 20
 
 Opener = Callable[[int, int, Mapping[str, Any] | None, int], Shard | MixedShard]
 """Opens (rank, world size, cursor, generation)'s shard."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What every worker of a run is told.
-
-    Attributes:
-        folder: the run's folder.
-        checkpoint_every: steps between checkpoints.
-        audit: keep the identity of every consumed row in the step log.
-        lineage: recorded in every checkpoint.
-        preparation: JSON of the preparation, or None.
-        carrier: the run's span.
-        session: id of this call of train(): attempts that share it follow a failure.
-        seed: for torch's random numbers, mixed with rank and step.
-    """
-
-    folder: str
-    checkpoint_every: int
-    audit: bool
-    lineage: Mapping[str, Any]
-    preparation: str | None
-    carrier: Carrier
-    session: str
-    seed: int
 
 
 @dataclass(slots=True)
@@ -77,15 +50,6 @@ class _Due:
     regroup: bool = False
     leaving: bool = False
     lost: bool = False
-
-
-@dataclass(slots=True)
-class _Broken:
-    """Since when no step was made, whether by a loss, and how many are to be made again."""
-
-    since_ns: int = 0
-    lost: bool = False
-    replayed: int = 0
 
 
 class Worker:
@@ -101,21 +65,18 @@ class Worker:
         self._opener = rows
         self._root = Path(plan.folder)
         self._group = Group(seat, self.device)
+        self._journal = Journal(plan, self._group)
         self._saver = Saver(self._root / "checkpoints", plan.carrier)
         self._attached: dict[str, Any] = {}
         self._watcher = Watcher(lambda: self._batch)
         self._shard: Shard | MixedShard | None = None
-        self._log: StepLog | None = None
         self._part: Part | MixedPart | None = None
         self._before: state.Before | None = None
         self._due = _Due()
         self._batch: dict[str, Any] = {}
         self._step = 0
         self._cursor: Mapping[str, Any] | None = None
-        self._epoch = -1
-        self._epoch_began_ns: int = 0
         self._metrics: dict[str, float] = {}
-        self._broken = _Broken()
         self._exhausted = False
 
     @property
@@ -182,14 +143,12 @@ class Worker:
                 part = self._open_shard.next_part()
             except StopIteration:
                 self._exhausted = True
-                self._end_epoch()
+                self._journal.end_epoch(self._step)
                 return
             except PeerLost:  # while agreeing on the version of a followed table
                 self._lose()
                 continue
-            if part.epoch != self._epoch:
-                self._end_epoch()
-                self._epoch, self._epoch_began_ns = part.epoch, time.time_ns()
+            self._journal.turn_to(part.epoch, self._step)
             if self._group.seat is not None:
                 self._before = state.Before(self._attached)
             self._part = part
@@ -233,18 +192,18 @@ class Worker:
             )
         if loss.requires_grad:
             loss.backward()
-        self._contribute(part)
+        self._journal.contribute(self._step + 1, part)
         try:
             found = reduce(self._nets().values(), loss, part.delivered, self._group)
             if found.ended:
-                raise TrainingError(self._uneven(found.ended))
+                raise TrainingError(uneven(found.ended, self.world_size, self._step))
             if not math.isfinite(found.mean):
                 self._refuse(loss, part)
         except PeerLost:
             self._lose()
             return float(loss.detach()) / max(1, part.delivered)
         self._update(clip, update)
-        self._made(part, found)
+        self._made(found)
         return found.mean
 
     def log(self, **metrics: float) -> None:
@@ -266,7 +225,8 @@ class Worker:
         self._cross_boundary()
         while not self._ends_together():
             self._join(self._step)
-        self._close()
+        self._journal.close()
+        self._open_shard.close()
         if self.rank == 0:
             done = {"step": self._step, "cursor": self._cursor}
             target = self._root / "done.json"
@@ -283,7 +243,7 @@ class Worker:
             except PeerLost:
                 return False
             if found.ended < self.world_size:
-                raise TrainingError(self._uneven(found.ended))
+                raise TrainingError(uneven(found.ended, self.world_size, self._step))
         if self.rank == 0:
             newest = self._saver.wait()
             if newest is None or newest.step != self._step:
@@ -291,19 +251,12 @@ class Worker:
                 self._saver.wait()
         return self._group.seat is None or self._group.seat.done(self._step)
 
-    def _uneven(self, ended: int) -> str:
-        return (
-            f"{ended} of {self.world_size} ranks ended their loop after step {self._step}, the "
-            "others did not: every rank must make every step; decide to stop by something that is "
-            "equal on all ranks, such as what worker.step returns"
-        )
-
     # -- generations ----------------------------------------------------------------------------
 
     def _join(self, step: int | None) -> None:
         """Join the next generation, however often it takes."""
         if step is not None:
-            self._broken.since_ns = self._broken.since_ns or time.time_ns()
+            self._journal.interrupted(lost=False)
         reason: PeerLost | None = None
         for _ in range(TRIES):
             try:
@@ -321,11 +274,13 @@ class Worker:
         if place.source is None:
             self._begin()
         elif place.behind:
-            mine = (self._step, self._cursor, self._epoch, self._epoch_began_ns)
+            epoch = self._journal.epoch
+            mine = (self._step, self._cursor, epoch.number, epoch.began_ns)
             found = state.hand_over(self._attached, self._group, mine)
             if place.rank in place.behind:
-                self._step, self._cursor, self._epoch, self._epoch_began_ns = found
-        self._open(place)
+                self._step, self._cursor = found[:2]
+                self._journal.epoch = Epoch(*found[2:])
+        self._open()
 
     def _begin(self) -> None:
         """Start from the newest checkpoint, or equal on every rank."""
@@ -340,58 +295,25 @@ class Worker:
             state.load(self._attached, checkpoints.restore(saved))
             self._saver.saved = saved
             self._step, self._cursor = step, saved.cursor
-            self._epoch, self._epoch_began_ns = int(saved.cursor["epoch"]), time.time_ns()
+            self._journal.epoch = Epoch(int(saved.cursor["epoch"]), time.time_ns())
         if self.rank == 0:
-            self._remember_failure()
+            self._journal.resumed(step)
         for net in self._nets().values():
             for tensor in net.state_dict().values():
                 self._group.broadcast(tensor)
 
-    def _remember_failure(self) -> None:
-        """All workers were lost: the time since their last step is a failure's."""
-        logs = self._root / "steps"
-        former = next(iter(reversed(attempts_of(logs))), None)
-        if former is None or former.session != self._plan.session:
-            return
-        made = steps_of(logs, former.number)
-        last = max(made, default=former.step)
-        since = max((s.time_ns for s in made.get(last, [])), default=former.time_ns)
-        self._broken = _Broken(since_ns=since, lost=True, replayed=last - self._step)
-
-    def _open(self, place: Place) -> None:
+    def _open(self) -> None:
         """Open this generation's step log and shard."""
-        logs = self._root / "steps"
-        number = place.number
-        if self._group.seat is None:
-            number = next_attempt(self._root)
-        if self.rank == 0:
-            attempt = Attempt(
-                number=number,
-                session=self._plan.session,
-                step=self._step,
-                world_size=self.world_size,
-                pids=place.pids or (os.getpid(),),
-                hosts=place.hosts or (socket.gethostname(),),
-                time_ns=time.time_ns(),
-            )
-            write_attempt(logs, attempt)
-        self._close()
-        self._log = StepLog(logs, number, self.rank)
+        number = self._journal.open(self._step)
+        if self._shard is not None:
+            self._shard.close()
         self._shard = self._opener(self.rank, self.world_size, self._cursor, number)
         self._shard.agree = self._version_of_rank_0
         self._shard.pin = self.device.type == "cuda"  # a batch is held until its step is done
 
-    def _close(self) -> None:
-        if self._shard is not None:
-            self._shard.close()
-        if self._log is not None:
-            self._log.close()
-        self._shard = self._log = None
-
     def _lose(self) -> None:
         """A peer went away: come together at the boundary, when the loop's body is done."""
-        self._broken.since_ns = self._broken.since_ns or time.time_ns()
-        self._broken.lost = True
+        self._journal.interrupted(lost=True)
         self._due.lost = True
         self._part = None
 
@@ -422,21 +344,6 @@ class Worker:
 
     # -- a step ---------------------------------------------------------------------------------
 
-    def _contribute(self, part: Part | MixedPart) -> None:
-        assert self._log is not None  # noqa: S101 - opened with the shard
-        digest = part.digest
-        self._log.contribute(
-            Step(
-                step=self._step + 1,
-                epoch=part.epoch,
-                batch=part.step,
-                rows=len(part.ids),
-                high=digest.high,
-                low=digest.low,
-                ids=cast("list[int]", part.ids.tolist()) if self._plan.audit else None,
-            )
-        )
-
     def _refuse(self, loss: torch.Tensor, part: Part | MixedPart) -> None:
         """Stop at a loss that is no finite number, with the last good step on disk."""
         mine = [] if math.isfinite(float(loss.detach())) else [int(i) for i in part.ids[:8]]
@@ -445,14 +352,7 @@ class Worker:
         if self._step:
             self._checkpoint()
             self._saver.wait()
-        table = f"{self._plan.lineage['table']}@{self._plan.lineage['table_version']}"
-        first = {rank: [(i >> 32, i & 0xFFFFFFFF) for i in ids] for rank, ids in guilty.items()}
-        raise TrainingError(
-            f"the loss of step {self._step + 1} (epoch {part.epoch}, global batch {part.step}) is "
-            f"not a finite number; the weights of step {self._step} are checkpointed. Rows of "
-            f"{table} in it, by rank, as (file, row) from the slice's first: {first}. Look at "
-            "these rows, lower the learning rate or clip the gradients"
-        )
+        raise TrainingError(not_finite(self._plan.lineage, self._step, part, guilty))
 
     def _update(self, clip: float | None, update: Callable[[], None] | None) -> None:
         if clip is not None:
@@ -465,54 +365,19 @@ class Worker:
                 opt.step()
         state.drop_gradients(self._attached)
 
-    def _made(self, part: Part | MixedPart, found: Summed) -> None:
-        assert self._log is not None  # noqa: S101 - opened with the shard
-        now, mean = time.time_ns(), found.mean
+    def _made(self, found: Summed) -> None:
         self._step += 1
         self._cursor = self._open_shard.state_dict()
         self._part = self._before = None
-        self._log.made(self._step, mean, now)
+        self._journal.made(self._step, found.mean)
+        self._metrics["loss"] = found.mean
         self._due = _Due(
             checkpoint=self._step % self._plan.checkpoint_every == 0 or found.leaving > 0,
             regroup=found.called > 0,
             leaving=found.leaving > 0,
         )
-        self._metrics["loss"] = mean
         if self._group.seat is not None:
             self._group.seat.step = self._step
-        if self._broken.since_ns:
-            self._record_recovery(now)
-
-    def _record_recovery(self, now: int) -> None:
-        """Record, after the first step made anew, how long the workers took to come together."""
-        broken, self._broken = self._broken, _Broken()
-        if self.rank == 0:
-            telemetry.record(
-                "lepton.train.failure" if broken.lost else "lepton.train.resize",
-                self._plan.carrier,
-                broken.since_ns,
-                now,
-                error="WorkerLost" if broken.lost else None,
-                attributes={
-                    "lepton.step": self._step - 1,
-                    "lepton.steps_replayed": broken.replayed,
-                    "lepton.world_size": self.world_size,
-                },
-            )
-
-    def _end_epoch(self) -> None:
-        if self.rank == 0 and self._epoch_began_ns:
-            telemetry.record(
-                "lepton.train.epoch",
-                self._plan.carrier,
-                self._epoch_began_ns,
-                attributes={
-                    "lepton.epoch": self._epoch,
-                    "lepton.step": self._step,
-                    "lepton.world_size": self.world_size,
-                },
-            )
-        self._epoch_began_ns = 0
 
     # -- checkpoints ----------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ import lepton
 from lepton import checkpoints
 from lepton.lake import Snapshot
 from lepton.telemetry import Carrier
+from lepton.training.plan import Plan
 from lepton.training.run import Run
 from lepton.training.trainer import _lineage, _write_run  # the parts of train() without Ray
-from lepton.training.worker import Plan
 from tests.cluster.crew import Crew
 
 ROWS, BATCH, EPOCHS = 4000, 40, 3

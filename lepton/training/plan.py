@@ -1,0 +1,34 @@
+"""What every worker of a run is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lepton.telemetry import Carrier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every worker of a run is told.
+
+    Attributes:
+        folder: the run's folder.
+        checkpoint_every: steps between checkpoints.
+        audit: keep the identity of every consumed row in the step log.
+        lineage: recorded in every checkpoint.
+        preparation: JSON of the preparation, or None.
+        carrier: the run's span.
+        session: id of this call of train(): attempts that share it follow a failure.
+        seed: for torch's random numbers, mixed with rank and step.
+    """
+
+    folder: str
+    checkpoint_every: int
+    audit: bool
+    lineage: Mapping[str, Any]
+    preparation: str | None
+    carrier: Carrier
+    session: str
+    seed: int

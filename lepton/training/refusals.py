@@ -1,0 +1,42 @@
+"""What a run says when it stops by itself. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lepton.stream import Part
+from lepton.stream.mixture import MixedPart
+
+
+def not_finite(
+    lineage: Mapping[str, Any],
+    step: int,
+    part: Part | MixedPart,
+    rows: Mapping[int, Sequence[int]],
+) -> str:
+    """Describe a loss that is no finite number.
+
+    Args:
+        lineage: of the run, for the table's name.
+        step: the last good one.
+        part: a slice of the global batch that gave it.
+        rows: by rank, identities of the first rows of the slices whose loss it is.
+    """
+    table = f"{lineage['table']}@{lineage['table_version']}"
+    first = {rank: [(i >> 32, i & 0xFFFFFFFF) for i in ids] for rank, ids in rows.items()}
+    return (
+        f"the loss of step {step + 1} (epoch {part.epoch}, global batch {part.step}) is not a "
+        f"finite number; the weights of step {step} are checkpointed. Rows of {table} in it, by "
+        f"rank, as (file, row) from the slice's first: {first}. Look at these rows, lower the "
+        "learning rate or clip the gradients"
+    )
+
+
+def uneven(ended: int, world_size: int, step: int) -> str:
+    """Describe ranks of which only some have ended their loops."""
+    return (
+        f"{ended} of {world_size} ranks ended their loop after step {step}, the others did not: "
+        "every rank must make every step; decide to stop by something that is equal on all ranks, "
+        "such as what worker.step returns"
+    )
