@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+ROW_BITS = 40
+
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -271,7 +273,12 @@ def lanes_of(rank: int, world_size: int, lanes: int) -> range:
 
 def row_ids(file: int, positions: Ints) -> Ints:
     """Return identities of rows: the file's index above 40 bits of stored position."""
-    return (np.int64(file) << 40) | positions
+    return (np.int64(file) << ROW_BITS) | positions
+
+
+def place_of(row_id: int) -> tuple[int, int]:
+    """Return (file's index, stored position) of a row's identity."""
+    return row_id >> ROW_BITS, row_id & ((1 << ROW_BITS) - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+import ray.exceptions
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.callback import UserCallback  # not re-exported by ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -34,7 +38,7 @@ from lepton.telemetry import name_process
 from lepton.training.meeting import Meeting
 from lepton.training.membership import Membership
 from lepton.training.progress import watch
-from lepton.training.recovery import fatal_rank
+from lepton.training.recovery import fatal_rank, in_a_row
 from lepton.training.reserves import Reserves
 from lepton.training.run import next_attempt
 
@@ -46,7 +50,11 @@ if TYPE_CHECKING:
 HEALTH_CHECK_S = "0.5"
 """How often Ray Train looks after its workers (its own default is 2 s)."""
 POLL_S = 0.25
-END_S = 10.0
+RETRIES = 100
+"""What Ray Train is allowed; the rendezvous knows better how a run gets on (``max_failures``)."""
+ROOM_S = 3.0
+"""How long a run waits for room before it says so."""
+END_S = 3.0
 """How long Ray Train may take to end after the run has: it may wait for a node that is gone."""
 
 
@@ -63,6 +71,23 @@ class _BareConfig(BackendConfig):
         return _Bare
 
 
+class _Controller(TrainController):
+    """Ray Train's controller, able to replace several workers that were lost at once."""
+
+    def _replace_bad_workers(self, poll_status: Any) -> None:
+        """Replace what can be replaced; what could not be is seen, and tried, by the next poll.
+
+        Ray talks to every other worker while it replaces one, and fails if one of those is lost
+        too, so all that are known to be lost are taken down first.
+        """
+        group = self.get_worker_group()
+        replicas = (group.get_replica_groups() if group else None) or []
+        for index in poll_status.failing_replica_group_indices:
+            replicas[index].shutdown()
+        with suppress(ray.exceptions.RayError, WorkerGroupStartupFailedError):
+            super()._replace_bad_workers(poll_status)
+
+
 class _Trainer(DataParallelTrainer):
     """Ray Train's trainer, looked after while it runs, and able to end without its last worker."""
 
@@ -73,7 +98,7 @@ class _Trainer(DataParallelTrainer):
         here = NodeAffinitySchedulingStrategy(
             node_id=ray.get_runtime_context().get_node_id(), soft=False
         )
-        actor: Any = ray.remote(TrainController)
+        actor: Any = ray.remote(_Controller)
         controller = actor.options(num_cpus=0, scheduling_strategy=here).remote(**arguments)
         running = controller.run.remote()
         finished_at: float | None = None
@@ -142,19 +167,14 @@ def train_on_ray(
         run_config=RunConfig(
             name="group",
             storage_path=str(Path(plan.folder) / "ray"),
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=RETRIES),
             callbacks=[_EndOnOwnErrors()],
         ),
     )
     spares = 1 if room > core else 0
     reserves = Reserves(config, bounds[1] - core + spares, each, max_failures)
 
-    def look_after() -> bool:
-        reserves.look_after()
-        status: Any = ray.get(meeting.status.remote())
-        return bool(status["finished"])
-
-    trainer.look_after = look_after
+    trainer.look_after = _Watch(plan, meeting, reserves, core, each, max_failures)
     try:
         with watch(Path(plan.folder), stream.steps, show=show):
             _fit(trainer, plan)
@@ -166,6 +186,58 @@ def train_on_ray(
             f"run {plan.lineage['run']!r} ended before its last step: train again by the same name "
             "to go on from its last checkpoint"
         )
+
+
+@dataclass
+class _Watch:
+    """Looks after a run several times a second, from the driver."""
+
+    plan: Plan
+    meeting: Any
+    reserves: Reserves
+    core: int
+    each: Mapping[str, float]
+    max_failures: int
+    since: float = field(default_factory=time.monotonic)
+    said: bool = False
+    stopped_at: float = 0.0
+
+    def __call__(self) -> bool:
+        """Return whether the run has finished.
+
+        Raises:
+            TrainingError: a worker's loop raised, or too many workers were lost in a row.
+        """
+        self.reserves.look_after()
+        status: Any = ray.get(self.meeting.status.remote())
+        if status["error"]:
+            self.stopped_at = self.stopped_at or time.monotonic()
+            if time.monotonic() - self.stopped_at > END_S:  # Ray Train would have said it better
+                raise TrainingError(status["error"])
+        losses = [e.step for e in status["events"] if e.kind == "lost"]
+        lost = in_a_row(losses, self.plan.checkpoint_every)
+        if lost > self.max_failures:
+            raise TrainingError(
+                f"run {self.plan.lineage['run']!r} lost {lost} workers without making "
+                f"{self.plan.checkpoint_every} steps in between, which is more than max_failures="
+                f"{self.max_failures}: look into the workers' logs, then train again by the same "
+                "name to go on from the last checkpoint"
+            )
+        if status["events"]:
+            self.reserves.start()
+        self._say_what_is_missing(started=bool(status["pids"] or status["events"]))
+        return bool(status["finished"])
+
+    def _say_what_is_missing(self, *, started: bool) -> None:
+        if started or self.said or time.monotonic() - self.since < ROOM_S:
+            return
+        self.said = True
+        room = _room(self.each)
+        if room < self.core:
+            sys.stderr.write(
+                f"run {self.plan.lineage['run']!r} waits for room: {self.core} workers of "
+                f"{dict(self.each)} each, the cluster has room for {room} now\n"
+            )
 
 
 def _room(each: Mapping[str, float]) -> int:

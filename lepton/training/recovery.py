@@ -1,4 +1,4 @@
-"""Which failures a restart can mend. Pure: decides by what the workers' errors are.
+"""Which failures can be mended, and how many are too many. Pure.
 
 A worker that vanished (killed, its node lost) is mended by starting again from the newest
 checkpoint; so are the errors that its going causes in its peers. An exception in the person's own
@@ -30,3 +30,13 @@ def fatal_rank(errors: Mapping[int, Sequence[str]]) -> int | None:
         if not set(names) & set(COLLATERAL):
             return rank
     return None
+
+
+def in_a_row(losses: Sequence[int], progress: int) -> int:
+    """Return how many workers were lost lately without the run getting on in between.
+
+    Args:
+        losses: the step at which each worker was lost, in order.
+        progress: steps that count as getting on.
+    """
+    return sum(step > losses[-1] - progress for step in losses) if losses else 0

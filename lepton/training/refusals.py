@@ -7,6 +7,7 @@ from typing import Any
 
 from lepton.stream import Part
 from lepton.stream.mixture import MixedPart
+from lepton.stream.order import place_of
 
 
 def not_finite(
@@ -24,7 +25,7 @@ def not_finite(
         rows: by rank, identities of the first rows of the slices whose loss it is.
     """
     table = f"{lineage['table']}@{lineage['table_version']}"
-    first = {rank: [(i >> 32, i & 0xFFFFFFFF) for i in ids] for rank, ids in rows.items()}
+    first = {rank: [place_of(i) for i in ids] for rank, ids in rows.items()}
     return (
         f"the loss of step {step + 1} (epoch {part.epoch}, global batch {part.step}) is not a "
         f"finite number; the weights of step {step} are checkpointed. Rows of {table} in it, by "

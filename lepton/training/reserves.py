@@ -42,10 +42,15 @@ class Reserves:
         self, config: dict[str, Any], count: int, each: Mapping[str, float], losses: int
     ) -> None:
         self._config = ray.put(config) if count else None
+        self._count = count
         self._each = dict(each)
         self._left = losses
         self._running: dict[Any, Any] = {}
-        for _ in range(count):
+
+    def start(self) -> None:
+        """Ask for all of them, once: not before Ray Train's group has got its place."""
+        wanted, self._count = self._count, 0
+        for _ in range(wanted):
             self._start()
 
     def _start(self) -> None:

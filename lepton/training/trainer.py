@@ -58,7 +58,8 @@ def train(
             this process without Ray.
         home: where runs are kept; see :func:`lepton.lake.home_of`.
         checkpoint_every: steps between checkpoints.
-        max_failures: how many times lost workers are made up for before giving up.
+        max_failures: how many workers may be lost in a row, that is without ``checkpoint_every``
+            steps made in between, before the run gives up.
         hang_timeout_s: silence after which a worker counts as hung and is replaced, seconds. Only
             a process that does not run at all is silent; a slow step is not.
         resources: of each worker, such as ``{"CPU": 2, "GPU": 1}``; default one CPU, and one GPU
