@@ -217,7 +217,14 @@ def _deletions(opened: DeltaTable) -> dict[str, bytes]:
     if "deletionVectors" not in (opened.protocol().reader_features or []):
         return {}
     masks: dict[str, bytes] = {}
-    for batch in pa.RecordBatchReader.from_stream(opened.deletion_vectors()):
+    try:
+        vectors_of = pa.RecordBatchReader.from_stream(opened.deletion_vectors())
+    except (DeltaError, OSError, ValueError) as e:
+        raise LakeError(
+            f"cannot read the deletion vectors of {opened.table_uri!r}@{opened.version()}: {e}; "
+            "restore the files deletion_vector_*.bin from a copy, or the table to an older version"
+        ) from e
+    for batch in vectors_of:
         paths: Any = batch.column("filepath").to_pylist()
         vectors: Any = batch.column("selection_vector")
         for path, mask in zip(paths, vectors, strict=True):
@@ -230,6 +237,8 @@ def _deletions(opened: DeltaTable) -> dict[str, bytes]:
 
 def path_of(uri: str, path: str) -> str:
     """Return the full path of a data file, given as the log does: relative or absolute."""
+    if path.startswith("file:"):
+        return "/" + path.removeprefix("file:").lstrip("/")
     if "://" in path or Path(path).is_absolute():
         return path
     return f"{uri.rstrip('/')}/{path}"
