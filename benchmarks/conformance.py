@@ -11,7 +11,6 @@ answer) and ``conformance.md`` (the table by feature).
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import pickle
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,32 +44,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--readers", default=",".join(READERS), help=f"of {','.join(READERS)}")
     parser.add_argument("--only", default="", help="only cases whose name has this in it")
+    parser.add_argument(
+        "--python-for",
+        action="append",
+        default=[],
+        metavar="READER=PATH",
+        help="run a reader by another environment's python, if its packages clash",
+    )
     parser.add_argument("--show", action="store_true", help="say of every answer what was wrong")
     ask = parser.parse_args()
+    pythons = dict(pair.split("=", 1) for pair in ask.python_for)
+    used: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="lepton-conformance-") as folder:
         asked = [c for c in cases(Path(folder)) if ask.only in c.name]
         file = Path(folder) / "cases.pickle"
         file.write_bytes(pickle.dumps(asked))
         found: Answers = {}
         for name in ask.readers.split(","):
-            missing = [m for m in READERS[name].needs if importlib.util.find_spec(m) is None]
+            python = pythons.get(name, sys.executable)
+            there = versions(python, READERS[name].needs)
+            missing = [m for m, version in there.items() if version is None]
             if missing:
                 print(f"{READERS[name].title}: left out, {', '.join(missing)} not installed")
-            else:
-                found[name] = answers(name, file, asked)
+                continue
+            used[name] = ", ".join(f"{m} {version}" for m, version in there.items())
+            found[name] = answers(name, file, asked, python)
     show(asked, found, everything=ask.show)
     if not ask.only:
         record(claims_of(asked, found), "conformance")
-        write({"versions": versions(), "cases": matrix(asked, found)}, "conformance_matrix.json")
-        write(markdown(asked, found), "conformance.md")
+        write({"versions": used, "cases": matrix(asked, found)}, "conformance_matrix.json")
+        write(markdown(asked, found, used), "conformance.md")
 
 
-def answers(name: str, file: Path, asked: list[Case]) -> dict[str, dict[str, str]]:
+def answers(name: str, file: Path, asked: list[Case], python: str) -> dict[str, dict[str, str]]:
     """Return a reader's answers by case; where its process dies, the next begins after it."""
     found: dict[str, dict[str, str]] = {}
     environment = {**os.environ, "PYTHONPATH": str(HERE), "TZ": "UTC"}
     while len(found) < len(asked):
-        ask = [sys.executable, "-m", "benchmarks.conformance_once", name, str(file)]
+        ask = [python, "-m", "benchmarks.conformance_once", name, str(file)]
         done = subprocess.run(
             [*ask, str(len(found))], cwd=HERE, env=environment, capture_output=True, text=True
         )
@@ -128,7 +139,7 @@ def matrix(asked: list[Case], found: Answers) -> list[dict[str, Any]]:
     ]
 
 
-def markdown(asked: list[Case], found: Answers) -> str:
+def markdown(asked: list[Case], found: Answers, used: dict[str, str]) -> str:
     """Return the table for people: right answers by feature, and how many differ in silence."""
     head = ["", *(READERS[r].title for r in found)]
     lines = [head, ["---", *("---:" for _ in found)]]
@@ -138,6 +149,7 @@ def markdown(asked: list[Case], found: Answers) -> str:
     every = [c.name for c in asked]
     lines.append([f"**all ({len(every)})**", *(_cell(found[r], every) for r in found)])
     legend = "Right answers; ✗: silently different; r: refused by name; e: another error.\n"
+    legend += f"Compared: {'; '.join(filter(None, dict.fromkeys(used.values())))}.\n"
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend}"
 
 
@@ -151,15 +163,20 @@ def _cell(given: dict[str, dict[str, str]], names: list[str]) -> str:
     return ", ".join(parts)
 
 
-def versions() -> dict[str, str]:
-    """Return what was compared."""
-    found: dict[str, str] = {}
-    for name in ("ray", "deltalake", "pyarrow", "duckdb", "polars", "daft"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
+def versions(python: str, names: Sequence[str]) -> dict[str, str | None]:
+    """Return the versions of some distributions in an environment; None where it has none."""
+    done = subprocess.run(
+        [python, "-c", _VERSIONS, *names], capture_output=True, text=True, check=True
+    )
+    found: dict[str, str | None] = json.loads(done.stdout)
     return found
+
+
+_VERSIONS = """
+import importlib.metadata, json, sys
+found = {d.name.lower().replace("-", "_"): d.version for d in importlib.metadata.distributions()}
+print(json.dumps({name: found.get(name) for name in sys.argv[1:]}))
+"""
 
 
 if __name__ == "__main__":

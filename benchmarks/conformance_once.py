@@ -38,7 +38,7 @@ def answer(reader: Reader, case: Case) -> tuple[str, str]:
     if case.ask == "count":
         wrong = "" if found == len(case.rows) else f"{found}, not {len(case.rows)}"
     else:
-        wrong = same_rows(found, case.columns, case.rows)
+        wrong = same_rows(found, case, case.rows)
     return ("different" if wrong else "right"), wrong
 
 

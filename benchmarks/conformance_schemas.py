@@ -198,7 +198,9 @@ def partition_stored_too(root: Path) -> Made:
         metadata([column("p", "string"), column("x", "long")], ["p"]),
         log.add("1.parquet", rows, {"p": "log"}),
     )
-    return Made(feature="partition column stored in the file too", rows=[{"p": "log", "x": 1}])
+    return Made(
+        feature="partition column stored too, with another value", rows=[{"p": "log", "x": 1}]
+    )
 
 
 @made("partitions")

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lepton
+from benchmarks.conformance_log import protocol, removed, without
 from lepton.lake.read import POSITION
 
 Row = dict[str, Any]
@@ -84,7 +87,32 @@ class Written:
         DeltaTable(self.root).delete(f"id < {below}")
         self.rows = [r for r in self.rows if r["id"] >= below]
 
-    def rename(self) -> None:
+    def take(self, share: int) -> None:
+        """Delete by deletion vectors, as Spark does; deltalake cannot write the table after it."""
+        actions: list[dict[str, Any]] = []
+        for path, add in self._adds().items():
+            ids = pq.read_table(self.root / unquote(path), columns=["id"])["id"].to_pylist()
+            places = [n for n, number in enumerate(ids) if number % share == 0]
+            if places:
+                actions += [removed({"add": add}), without({"add": add}, places)]
+        self._commit(protocol(["deletionVectors"]), *actions)
+        self.rows = [r for r in self.rows if r["id"] % share]
+
+    def _adds(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for commit in sorted((self.root / "_delta_log").glob("*.json")):
+            for action in map(json.loads, commit.read_text().splitlines()):
+                found.pop(action.get("remove", {}).get("path"), None)
+                if "add" in action:
+                    found[action["add"]["path"]] = action["add"]
+        return found
+
+    def _commit(self, *actions: dict[str, Any]) -> None:
+        path = f"{DeltaTable(self.root).version() + 1:020}.json"
+        lines = "".join(json.dumps(a) + "\n" for a in actions)
+        (self.root / "_delta_log" / path).write_text(lines)
+
+    def rename(self, features: list[str]) -> None:
         """As ALTER TABLE RENAME COLUMN does: only the metadata changes."""
         table = DeltaTable(self.root)
         fields = json.loads(table.schema().to_json())["fields"]
@@ -105,9 +133,7 @@ class Written:
                 "createdTime": 0,
             }
         }
-        protocol = {"protocol": {"minReaderVersion": 2, "minWriterVersion": 5}}
-        path = self.root / "_delta_log" / f"{table.version() + 1:020}.json"
-        path.write_text(json.dumps(protocol) + "\n" + json.dumps(commit) + "\n")
+        self._commit(protocol(["columnMapping", *features]), commit)
 
     def expected(self) -> list[Row]:
         every = ["id", *self.columns]
@@ -147,7 +173,7 @@ def tables(draw: st.DrawFn) -> Callable[[Path], Written]:
         steps.append((list(known), rows))
         if draw(st.integers(0, 3)) == 0:
             steps.append(draw(st.integers(0, number + 1)))
-    rename = draw(st.booleans())
+    share, rename = draw(st.sampled_from([0, 2, 3])), draw(st.booleans())
 
     def make(root: Path) -> Written:
         written = Written(root, partition, [])
@@ -157,8 +183,10 @@ def tables(draw: st.DrawFn) -> Callable[[Path], Written]:
             else:
                 written.columns, rows = step
                 written.append(rows)
+        if share:
+            written.take(share)
         if rename:
-            written.rename()
+            written.rename(["deletionVectors"] if share else [])
         return written
 
     return make
