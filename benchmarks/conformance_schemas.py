@@ -102,6 +102,16 @@ def mapping_id_nested(root: Path) -> Made:
     )
 
 
+@made("refusal")
+def mapping_id_absent(root: Path) -> Made:
+    """A file without field ids: nulls throughout would look like data."""
+    log = Log(root)
+    mode = {"columnMapping_mode": "id", "columnMapping_maxColumnId": "1"}
+    add = log.add("1.parquet", table_of({"p1": I64}, p1=[7]))
+    log.commit(protocol(["columnMapping"]), metadata([column("a", "long", "p1", 1)], **mode), add)
+    return Made(feature="column mapping by id, file without ids", rows=None, columns=["a"])
+
+
 @made("mapping")
 def mapping_renamed_and_dropped(root: Path) -> Made:
     """A column renamed, another dropped and added again under its old name."""

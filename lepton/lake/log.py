@@ -8,6 +8,8 @@ path.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -105,6 +107,11 @@ def open_table(
     Raises:
         LakeError: no table there, no such version, or a log that cannot be replayed.
     """
+    if "://" not in uri and re.search("%[0-9A-Fa-f]{2}", uri):
+        raise LakeError(
+            f"the path {uri!r} has a percent escape in a folder's name, which deltalake takes for "
+            "another folder's; rename it (inside the table such names are fine)"
+        )
     options = dict(storage_options) if storage_options else None
     try:
         opened = DeltaTable(uri, storage_options=options)
@@ -183,6 +190,7 @@ def _files(opened: DeltaTable, uri: str) -> tuple[tuple[DataFile, ...], pa.Table
     parts = actions["partition"].to_pylist() if "partition" in names else None
     times: Any = actions["modification_time"].to_pylist()
     keeps = _deletions(opened)
+    root = uri if "://" in uri else os.path.realpath(uri)  # as deltalake names deleted rows' files
     files: list[DataFile] = []
     ordered: Any = actions["path"].to_pylist()
     for i, path in enumerate(ordered):
@@ -191,7 +199,7 @@ def _files(opened: DeltaTable, uri: str) -> tuple[tuple[DataFile, ...], pa.Table
                 path=path,
                 rows=counts[i] if counts else None,
                 partition=_values(parts[i]) if parts else {},
-                keep=keeps.pop(path_of(uri, path), None) if keeps else None,
+                keep=keeps.pop(path_of(root, path), None) if keeps else None,
                 modified_ms=int(times[i]),
             )
         )
