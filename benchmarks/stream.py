@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,12 +21,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims import HERE, RESULTS, Claim, record, write
 from benchmarks.stream_claims import claims_of
 from benchmarks.stream_peers import PEERS
 from benchmarks.stream_tables import FULL, QUICK, Place, make, rewrite
 
-RESULTS = Path(__file__).parent / "results"
-HERE = Path(__file__).parents[1]
 AT = (0.01, 0.5, 0.99)
 Runs = dict[str, list[dict[str, Any]]]
 
@@ -51,7 +49,7 @@ def main() -> None:
         for files in (10, 10_000):
             root = rewrite(ask.data / ("numeric-quick" if ask.quick else "numeric"), files)
             found["resume"][f"numeric in {files:,} files"] = resumes(root, ask.rounds)
-    record(claims_of(found, ask.rounds, quick=ask.quick), found)
+    finish(claims_of(found, ask.rounds, quick=ask.quick), found)
 
 
 def _arguments() -> argparse.Namespace:
@@ -209,31 +207,10 @@ def _line(run: dict[str, Any]) -> str:
     return f"{run['rate']:,.0f} rows/s, first batch {run['first_s']:.2f} s, {run['peak_mb']:.0f} MB"
 
 
-def machine() -> str:
-    """Say what this ran on, in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    python = platform.python_version()
-    return f"{platform.system()} {platform.machine()}, {cores} cores, Python {python}"
-
-
-def commit() -> str:
-    """Return the commit that was measured; "+" where files differ from it."""
-    ask = ["git", "describe", "--always", "--dirty=+"]
-    done = subprocess.run(ask, cwd=HERE, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
-def record(claims: list[dict[str, Any]], found: dict[str, Any]) -> None:
+def finish(claims: list[Claim], found: dict[str, Any]) -> None:
     """Print the claims; write them, with all that was measured, and the plot."""
-    for claim in claims:
-        claim.update(commit=commit(), machine=machine())
-        value = "-" if claim["value"] is None else f"{claim['value']:.3g}"
-        goal = "" if claim["goal"] is None else f" (goal {claim['goal']:g})"
-        mark = {True: "ok", False: "MISSED", None: ""}[claim["ok"]]
-        print(f"{claim['claim']:<66} {value:>8} {claim['unit']}{goal} {mark}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "stream.json").write_text(json.dumps(claims, indent=1) + "\n")
-    (RESULTS / "stream_runs.json").write_text(json.dumps(found, indent=1) + "\n")
+    record(claims, "stream")
+    write(found, "stream_runs.json")
     try:
         from benchmarks.stream_plot import plot
     except ModuleNotFoundError as e:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.claims import Claim
+from benchmarks.claims import claim as one_claim
+
 SCAN_GOAL = {"numeric": 0.70, "images": 0.80}
 OWN = ("lepton", "scan")
-Claim = dict[str, Any]
 
 
 def claims_of(found: dict[str, Any], rounds: int, *, quick: bool) -> list[Claim]:
@@ -14,12 +16,8 @@ def claims_of(found: dict[str, Any], rounds: int, *, quick: bool) -> list[Claim]
     claims: list[Claim] = []
 
     def claim(text: str, value: float | None, goal: float | None, unit: str, sign: int = 1) -> None:
-        ok = None if value is None or goal is None else (value - goal) * sign >= 0
         scope = " (quick)" if quick else ""
-        claims.append(
-            {"claim": text + scope, "value": value, "goal": goal, "unit": unit, "ok": ok}
-            | {"runs": rounds}
-        )
+        claims.append(one_claim(text + scope, value, goal, unit, sign, runs=rounds))
 
     for table, result in found["tables"].items():
         peers: dict[str, Any] = result["peers"]

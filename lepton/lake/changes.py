@@ -1,7 +1,8 @@
 """What changed between two versions, commit by commit, as a change data feed tells it.
 
 A commit that wrote change files (Delta protocol, section "Change Data Files") is read from them.
-Any other is worked out from the files that came, went, or got another deletion vector.
+Any other is worked out from the files that came or went, and from the rows that a file's deletion
+vector took or gave back.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 
 from lepton.errors import LakeError
 from lepton.lake.fields import Field
 from lepton.lake.history import actions_of
 from lepton.lake.log import DataFile, Version, load_version
-from lepton.lake.read import POSITION
+from lepton.lake.read import POSITION, stored_rows
 
 if TYPE_CHECKING:
     from lepton.lake.snapshot import Snapshot
@@ -82,18 +84,35 @@ def _typed(text: str | None, kind: pa.DataType) -> Any:
 def _differences(snapshot: Snapshot, version: Version, number: int) -> list[pa.Table]:
     before = load_version(snapshot.uri, number - 1, snapshot.options)
     after = load_version(snapshot.uri, number, snapshot.options)
-    old, new = {_state(f) for f in before.files}, {_state(f) for f in after.files}
-    sides = (("delete", before, new), ("insert", after, old))
+    old, new = ({f.path: f for f in side.files} for side in (before, after))
     return [
         _tagged(
             snapshot.read_part(version, _renamed(file, side, version)).drop_columns(POSITION),
             kind,
             number,
         )
-        for kind, side, other in sides
-        for file in side.files
-        if _state(file) not in other
+        for kind, side, other in (("delete", before, new), ("insert", after, old))
+        for one in side.files
+        if (file := _without(one, other.get(one.path), side, snapshot)) is not None
     ]
+
+
+def _without(
+    file: DataFile, other: DataFile | None, side: Version, snapshot: Snapshot
+) -> DataFile | None:
+    """The file with only those rows that its other state does not have; None where it has all."""
+    if other is None:
+        return file
+    if file.keep == other.keep:
+        return None
+    count = stored_rows(side, file, dict(snapshot.options))
+    every = np.ones(count, bool)
+    ours, theirs = (every if (k := f.kept(count)) is None else k for f in (file, other))
+    only = ours & ~theirs
+    if not only.any():
+        return None
+    padded = np.concatenate([only, np.zeros(-count % 8, bool)])
+    return replace(file, keep=np.packbits(padded, bitorder="little").tobytes())
 
 
 def _renamed(file: DataFile, of: Version, to: Version) -> DataFile:
@@ -102,10 +121,6 @@ def _renamed(file: DataFile, of: Version, to: Version) -> DataFile:
     now = {f.physical: f.name for f in to.fields}
     moved = {now[physical[c]]: v for c, v in file.partition.items() if physical[c] in now}
     return replace(file, partition=moved)
-
-
-def _state(file: DataFile) -> tuple[str, bytes | None]:
-    return file.path, file.keep
 
 
 def _tagged(rows: pa.Table, kind: str, number: int) -> pa.Table:

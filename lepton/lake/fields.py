@@ -147,6 +147,11 @@ def locate(field: Field, stored: Any) -> int | None:
     return names.index(field.physical) if field.physical in names else None
 
 
+def has_ids(stored: pa.Schema) -> bool:
+    """Whether any column of a file has a field id."""
+    return any(b"PARQUET:field_id" in (field.metadata or {}) for field in stored)
+
+
 def _width(stored: Any) -> int:
     return len(stored.names) if isinstance(stored, pa.Schema) else stored.num_fields
 

@@ -8,6 +8,8 @@ path.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -105,6 +107,11 @@ def open_table(
     Raises:
         LakeError: no table there, no such version, or a log that cannot be replayed.
     """
+    if "://" not in uri and re.search("%[0-9A-Fa-f]{2}", uri):
+        raise LakeError(
+            f"the path {uri!r} has a percent escape in a folder's name, which deltalake takes for "
+            "another folder's; rename it (inside the table such names are fine)"
+        )
     options = dict(storage_options) if storage_options else None
     try:
         opened = DeltaTable(uri, storage_options=options)
@@ -183,6 +190,7 @@ def _files(opened: DeltaTable, uri: str) -> tuple[tuple[DataFile, ...], pa.Table
     parts = actions["partition"].to_pylist() if "partition" in names else None
     times: Any = actions["modification_time"].to_pylist()
     keeps = _deletions(opened)
+    root = uri if "://" in uri else os.path.realpath(uri)  # as deltalake names deleted rows' files
     files: list[DataFile] = []
     ordered: Any = actions["path"].to_pylist()
     for i, path in enumerate(ordered):
@@ -191,7 +199,7 @@ def _files(opened: DeltaTable, uri: str) -> tuple[tuple[DataFile, ...], pa.Table
                 path=path,
                 rows=counts[i] if counts else None,
                 partition=_values(parts[i]) if parts else {},
-                keep=keeps.pop(path_of(uri, path), None) if keeps else None,
+                keep=keeps.pop(path_of(root, path), None) if keeps else None,
                 modified_ms=int(times[i]),
             )
         )
@@ -217,7 +225,14 @@ def _deletions(opened: DeltaTable) -> dict[str, bytes]:
     if "deletionVectors" not in (opened.protocol().reader_features or []):
         return {}
     masks: dict[str, bytes] = {}
-    for batch in pa.RecordBatchReader.from_stream(opened.deletion_vectors()):
+    try:
+        vectors_of = pa.RecordBatchReader.from_stream(opened.deletion_vectors())
+    except (DeltaError, OSError, ValueError) as e:
+        raise LakeError(
+            f"cannot read the deletion vectors of {opened.table_uri!r}@{opened.version()}: {e}; "
+            "restore the files deletion_vector_*.bin from a copy, or the table to an older version"
+        ) from e
+    for batch in vectors_of:
         paths: Any = batch.column("filepath").to_pylist()
         vectors: Any = batch.column("selection_vector")
         for path, mask in zip(paths, vectors, strict=True):
@@ -230,6 +245,8 @@ def _deletions(opened: DeltaTable) -> dict[str, bytes]:
 
 def path_of(uri: str, path: str) -> str:
     """Return the full path of a data file, given as the log does: relative or absolute."""
+    if path.startswith("file:"):
+        return "/" + path.removeprefix("file:").lstrip("/")
     if "://" in path or Path(path).is_absolute():
         return path
     return f"{uri.rstrip('/')}/{path}"

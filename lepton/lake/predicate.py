@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +25,7 @@ def expression_of(condition: pc.Expression | str, schema: pa.Schema) -> pc.Expre
     Raises:
         LakeError: it does not parse, uses something unsupported, or names an unknown column.
     """
-    expression: Any = _parse(condition) if isinstance(condition, str) else condition
+    expression: Any = _parse(condition, schema) if isinstance(condition, str) else condition
     if not isinstance(expression, pc.Expression):
         raise TypeError(
             "where() takes a SQL-like string or a pyarrow.compute expression, "
@@ -86,17 +88,32 @@ def _evaluates(expression: pc.Expression, empty: pa.Table, without: str) -> bool
     return True
 
 
-def _parse(text: str) -> pc.Expression:
+def _parse(text: str, schema: pa.Schema | None = None) -> pc.Expression:
     import sqlglot
     from sqlglot.errors import SqlglotError
 
     try:
-        return _translate(sqlglot.parse_one(text))
+        return _translate(sqlglot.parse_one(text), _decimals(schema))
     except SqlglotError as e:
         raise LakeError(f"cannot parse the filter {text!r}: {str(e).splitlines()[0]}") from e
 
 
-def _translate(node: Any) -> Any:
+def _decimals(schema: pa.Schema | None) -> frozenset[str]:
+    """Columns and members of decimal type, by dotted name."""
+    if schema is None:
+        return frozenset()
+    leaves: list[tuple[str, Any]] = [(f.name, f.type) for f in schema]
+    found: set[str] = set()
+    while leaves:
+        name, kind = leaves.pop()
+        if pa.types.is_struct(kind):
+            leaves += [(f"{name}.{m.name}", m.type) for m in kind]
+        elif pa.types.is_decimal(kind):
+            found.add(name)
+    return frozenset(found)
+
+
+def _translate(node: Any, decimals: frozenset[str]) -> Any:
     from sqlglot import exp
 
     binary: dict[type, Callable[[Any, Any], Any]] = {
@@ -114,40 +131,74 @@ def _translate(node: Any) -> Any:
         exp.Div: lambda a, b: a / b,
     }
     if type(node) in binary:
-        return binary[type(node)](_translate(node.this), _translate(node.expression))
+        sides = node.this, node.expression
+        exact = any(_is_decimal(side, decimals) for side in sides)
+        left, right = (_operand(side, decimals, exact=exact) for side in sides)
+        return binary[type(node)](left, right)
     if isinstance(node, exp.Paren):
-        return _translate(node.this)
+        return _translate(node.this, decimals)
     if isinstance(node, exp.Not):
-        return ~_translate(node.this)
+        return ~_translate(node.this, decimals)
     if isinstance(node, exp.Column):
         return pc.field(*[part.name for part in node.parts])
-    return _translate_leaf(node)
+    return _translate_leaf(node, decimals)
 
 
-def _translate_leaf(node: Any) -> Any:
+def _is_decimal(node: Any, decimals: frozenset[str]) -> bool:
+    """Whether a node is a decimal column, or arithmetic on nothing but such and constants."""
     from sqlglot import exp
 
-    if isinstance(node, exp.Literal | exp.Neg | exp.Boolean | exp.Cast):
+    names = [".".join(p.name for p in c.parts) for c in node.find_all(exp.Column)]
+    return bool(names) and all(n in decimals for n in names)
+
+
+def _operand(node: Any, decimals: frozenset[str], *, exact: bool) -> Any:
+    if exact and _is_constant(node):
+        return pc.scalar(constant_of(node, exact=True))
+    return _translate(node, decimals)
+
+
+def _is_constant(node: Any) -> bool:
+    from sqlglot import exp
+
+    return isinstance(node, exp.Literal | exp.Neg | exp.Boolean | exp.Cast)
+
+
+def _translate_leaf(node: Any, decimals: frozenset[str]) -> Any:
+    from sqlglot import exp
+
+    if _is_constant(node):
         return pc.scalar(constant_of(node))
     if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
-        return _translate(node.this).is_null()
+        return _translate(node.this, decimals).is_null()
+    exact = isinstance(node, exp.In | exp.Between) and _is_decimal(node.this, decimals)
     if isinstance(node, exp.In) and node.expressions:
-        return _translate(node.this).isin([constant_of(v) for v in node.expressions])
+        members = [constant_of(v, exact=exact) for v in node.expressions]
+        if exact:  # membership casts its members to the column's type, which may not hold them
+            value = _translate(node.this, decimals)
+            return reduce(lambda a, b: a | b, [value == pc.scalar(m) for m in members])
+        return _translate(node.this, decimals).isin(members)
     if isinstance(node, exp.Between):
-        value = _translate(node.this)
-        return (value >= _translate(node.args["low"])) & (value <= _translate(node.args["high"]))
+        value = _translate(node.this, decimals)
+        low, high = (_operand(node.args[k], decimals, exact=exact) for k in ("low", "high"))
+        return (value >= low) & (value <= high)
     raise LakeError(
         f"the filter uses {node.sql()!r}, which is not supported; use comparisons, AND, OR, NOT, "
         "IN (...), BETWEEN, IS NULL, + - * /, or pass a pyarrow.compute expression"
     )
 
 
-def constant_of(node: Any) -> Any:
-    """Return the Python value of a parsed SQL constant."""
+def constant_of(node: Any, *, exact: bool = False) -> Any:
+    """Return the Python value of a parsed SQL constant.
+
+    Args:
+        node: the constant.
+        exact: a number is to be compared with decimals: it stays a decimal itself.
+    """
     from sqlglot import exp
 
     if isinstance(node, exp.Neg):
-        return -constant_of(node.this)
+        return -constant_of(node.this, exact=exact)
     if isinstance(node, exp.Boolean):
         return bool(node.this)
     if isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal):
@@ -162,5 +213,7 @@ def constant_of(node: Any) -> Any:
         text = str(node.this)
         if node.is_string:
             return text
+        if exact:
+            return Decimal(text.rstrip("0").rstrip(".") if re.search(r"\.\d+$", text) else text)
         return int(text) if text.lstrip("+-").isdigit() else float(text)
     raise LakeError(f"the filter needs a constant where it has {node.sql()!r}")

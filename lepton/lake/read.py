@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
-from lepton.lake.fields import Field, convert, locate, nulls
+from lepton.lake.fields import Field, convert, has_ids, locate, nulls
 from lepton.lake.log import DataFile, Version, path_of
 
 POSITION = "__position__"
@@ -104,6 +104,11 @@ class OpenFile:
         if names not in self._found:
             by_name = {f.name: f for f in self._version.fields}
             fields = [by_name[name] for name in names]
+            if any(f.id is not None for f in fields) and not has_ids(self._stored):
+                raise LakeError(
+                    f"table {self._version.uri!r}@{self._version.number} maps columns by id, but "
+                    f"{self._full!r} has no field ids; write that file's rows anew"
+                )
             places = [
                 None if f.name in self._file.partition else locate(f, self._stored) for f in fields
             ]

@@ -152,8 +152,8 @@ def _leaf(node: Any, columns: Mapping[str, Bounds], files: int) -> Truth | None:
     if isinstance(node, exp.In) and node.expressions:
         return _membership(bounds, [constant_of(v) for v in node.expressions])
     if isinstance(node, exp.Between) and _is_constant(node.args["low"], node.args["high"]):
-        return _compare("gte", bounds, constant_of(node.args["low"])) & _compare(
-            "lte", bounds, constant_of(node.args["high"])
+        return _compare("gte", bounds, _constant(node.args["low"], bounds)) & _compare(
+            "lte", bounds, _constant(node.args["high"], bounds)
         )
     return None
 
@@ -165,7 +165,11 @@ def _comparison(node: Any, columns: Mapping[str, Bounds]) -> Truth | None:
     bounds = _bounds(left, columns)
     if bounds is None or not _is_constant(right):
         return None
-    return _compare(operator, bounds, constant_of(right))
+    return _compare(operator, bounds, _constant(right, bounds))
+
+
+def _constant(node: Any, bounds: Bounds) -> Any:
+    return constant_of(node, exact=pa.types.is_decimal(bounds.low.type))
 
 
 def _compare(operator: str, bounds: Bounds, value: Any) -> Truth:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -57,9 +58,11 @@ def table(
         from lepton.lake.catalog import resolve
 
         text, storage_options = resolve(text, catalog, storage_options)
+    if text.startswith("file://"):
+        text = unquote(text.removeprefix("file://"))
     if "://" not in text:
         text = str(Path(text).absolute())
-    text = text.removeprefix("file://").rstrip("/")
+    text = text.rstrip("/")
     number = open_table(text, version, storage_options).version()
     options = tuple(sorted((storage_options or {}).items()))
     snapshot = Snapshot(uri=text, version=number, options=options)

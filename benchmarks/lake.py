@@ -1,0 +1,281 @@
+"""How fast tables are read and opened: ``python -m benchmarks.lake [--quick]``.
+
+- Full read: ``to_dataset()`` and ``ray.data.read_delta``, both materialised on one local Ray, in
+  turn; the ratio is the median over rounds of the ratio within a round. Files are in the file
+  cache; both must deliver the same rows and the same sum.
+- ``where``: the files that a selective filter reads, and their bytes. All others are moved away
+  meanwhile, so that a file read needlessly is an error.
+- Opening: a log of 100,000 files, in a process of its own each time.
+- Page checksums: reading with and without verifying them, in turn; and flipped bits caught.
+
+Results: ``benchmarks/results/lake.json`` (the claims) and ``lake_runs.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lepton
+from benchmarks import lake_tables
+from benchmarks.claims import HERE, Claim, claim, record, write
+from lepton import Snapshot
+from lepton.errors import LakeError
+from lepton.lake.log import load_version
+from lepton.lake.statistics import verdicts
+
+FLIPS = 100
+OPEN_FILES = 100_000
+
+
+def main() -> None:
+    """Run the parts that are asked for and write what they found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("/tmp/lepton-bench/lake"))
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", default="read,where,open,checksums")
+    ask = parser.parse_args()
+    parts = {"read": read, "where": where, "open": opening, "checksums": checksums}
+    claims: list[Claim] = []
+    found: dict[str, Any] = {}
+    for name in ask.parts.split(","):
+        one, runs = parts[name](ask.data, 600_000 if ask.quick else 6_000_000, ask.rounds)
+        claims += one
+        found[name] = runs
+    for one in claims:
+        one["claim"] += " (quick)" if ask.quick else ""
+    record(claims, "lake")
+    write(found, "lake_runs.json")
+
+
+def read(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
+    """Compare distributed full reads."""
+    import ray.data  # noqa: TID251 - the peer itself
+
+    _ray()
+    claims: list[Claim] = []
+    runs: dict[str, Any] = {}
+    shapes = {"12 files": (rows, 12), "400 small files": (rows // 4, 400)}
+    for shape, (count, files) in shapes.items():
+        uri = lake_tables.rows(folder, count, files)
+        ways: dict[str, Callable[[], Any]] = {
+            "lepton": lambda uri=uri: _fresh(uri).to_dataset(),
+            "read_delta": lambda uri=uri: ray.data.read_delta(str(uri)),  # noqa: TID251
+        }
+        timed = {n: partial(_materialised, way, count) for n, way in ways.items()}
+        for name, way in ways.items():
+            if way().sum("id") != count * (count - 1) // 2:
+                raise SystemExit(f"{name} delivers other rows than {uri} has")
+        times = in_turn(timed, rounds)
+        runs[shape] = times
+        ratio = _ratio(times["read_delta"], times["lepton"])
+        claims.append(claim(f"full read, {shape}: to_dataset to read_delta", ratio, 1, "x"))
+        for name in ways:
+            rate = count / statistics.median(times[name]) / 1e6
+            claims.append(claim(f"full read, {shape}: {name}", rate, None, "million rows/s"))
+    return _with(claims, rounds), runs
+
+
+def _fresh(uri: Path) -> Snapshot:
+    """Open a table as for the first time: nothing of its log is kept from before."""
+    load_version.cache_clear()
+    verdicts.cache_clear()
+    return lepton.table(uri)
+
+
+def _materialised(way: Callable[[], Any], count: int) -> None:
+    data = way().materialize()
+    if data.count() != count:
+        raise SystemExit(f"{data.count()} rows, not {count}")
+
+
+def _ray() -> None:
+    import ray
+    import ray.data  # noqa: TID251
+
+    if not ray.is_initialized():
+        cpus = len(os.sched_getaffinity(0))
+        memory = {"object_store_memory": 2_000_000_000}
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, **memory
+        )
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        ray.data.DataContext.get_current().enable_progress_bars = False  # noqa: TID251
+
+
+def where(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
+    """Read by a filter that three of 400 files can match, with all others moved away."""
+    import ray.data  # noqa: TID251
+    from ray.data.expressions import col  # noqa: TID251
+
+    _ray()
+    count, files = rows // 4, 400
+    uri = lake_tables.rows(folder, count, files)
+    low, high = count // 2 - 10, count // 2 + 2 * (count // files) - 10
+
+    def chosen_rows() -> Snapshot:
+        return _fresh(uri).where(f"id >= {low} AND id < {high}")
+
+    chosen = {f.path for f in chosen_rows().files()}
+    every = {p.name: p.stat().st_size for p in uri.glob("*.parquet")}
+
+    def ours() -> None:
+        assert chosen_rows().to_dataset().materialize().count() == high - low
+
+    def theirs() -> None:
+        data = ray.data.read_delta(str(uri))  # noqa: TID251
+        kept = data.filter(expr=(col("id") >= low) & (col("id") < high)).materialize()
+        assert kept.count() == high - low
+
+    with tempfile.TemporaryDirectory(dir=uri.parent) as away:
+        for name in set(every) - chosen:
+            (uri / name).rename(Path(away) / name)
+        try:
+            ours()
+            assert len(chosen_rows().to_arrow()) == chosen_rows().count_rows() == high - low
+        finally:
+            for name in set(every) - chosen:
+                (Path(away) / name).rename(uri / name)
+    times = in_turn({"lepton": ours, "read_delta": theirs}, rounds)
+    share = 100 * sum(every[n] for n in chosen) / sum(every.values())
+    speed = _ratio(times["read_delta"], times["lepton"])
+    claims = [
+        claim("where: files read of 400 of which 3 can match", len(chosen), 3, "files", -1),
+        claim("where: bytes of those files, of all", share, 1, "%", -1),
+        claim("where: to_dataset to read_delta with the same filter", speed, 1, "x"),
+    ]
+    return _with(claims, rounds), times
+
+
+def opening(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
+    """Open logs of many files; files that claim few rows and files that claim many."""
+    del rows
+    few = lake_tables.listed(folder, OPEN_FILES, 10)
+    many = lake_tables.listed(folder, OPEN_FILES, 10_000_000)
+    vectors = lake_tables.deleted(folder, 100, 1_000_000)
+    runs = {
+        "lepton": [_open(few, "lepton") for _ in range(rounds)],
+        "many rows": [_open(many, "lepton") for _ in range(rounds)],
+        "deltalake": [_open(few, "deltalake")],
+        "deletion vectors": [_open(vectors, "lepton") for _ in range(rounds)],
+    }
+    middle = {
+        name: {key: statistics.median(r[key] for r in found) for key in found[0]}
+        for name, found in runs.items()
+    }
+    ours, more, gone = (middle[n] for n in ("lepton", "many rows", "deletion vectors"))
+    grown = more["peak_mb"] / ours["peak_mb"]
+    what = f"open {OPEN_FILES:,} files"
+    claims = [
+        claim(what, ours["seconds"], 5, "s", -1),
+        claim(f"{what}: memory kept", ours["mb"], None, "MB"),
+        claim(f"{what}: peak memory", ours["peak_mb"], None, "MB"),
+        claim(f"{what}: peak memory with a million times the rows", grown, 1.1, "x", -1),
+        claim(f"{what}: a filter's files", ours["where_s"], None, "s"),
+        claim(f"{what}: deltalake's to_pyarrow_dataset", middle["deltalake"]["seconds"], None, "s"),
+        claim("open 100 deletion vectors of 100 million rows", gone["seconds"], None, "s"),
+        claim("open 100 deletion vectors: memory kept", gone["mb"], None, "MB"),
+        claim("open 100 deletion vectors: peak memory", gone["peak_mb"], None, "MB"),
+    ]
+    return _with(claims, rounds), runs
+
+
+def _open(uri: Path, way: str) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.lake_once", str(uri), way],
+        cwd=HERE,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def checksums(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
+    """Time verifying; flip bits, one at a time, and count how many are caught."""
+    uri = lake_tables.rows(folder, rows // 4, 4, checksums=True)
+
+    def whole(verify: str) -> None:
+        os.environ["LEPTON_VERIFY_PAGES"] = verify
+        assert len(lepton.table(uri).to_arrow()) == rows // 4
+
+    times = in_turn({"on": lambda: whole("1"), "off": lambda: whole("0")}, rounds)
+    caught = {verify: _caught(folder, verify) for verify in ("1", "0")}
+    os.environ["LEPTON_VERIFY_PAGES"] = "1"
+    claims = [
+        claim(
+            "page checksums: reading time, verified to not",
+            _ratio(times["on"], times["off"]),
+            1.35,
+            "x",
+            -1,
+        ),
+        claim(f"page checksums: flipped bits caught of {FLIPS}", caught["1"], FLIPS, "bits"),
+        claim(f"page checksums off: flipped bits caught of {FLIPS}", caught["0"], None, "bits"),
+    ]
+    return _with(claims, rounds), {"seconds": times, "caught": caught}
+
+
+def _caught(folder: Path, verify: str) -> int:
+    """Count the flips after which reading raises."""
+    os.environ["LEPTON_VERIFY_PAGES"] = verify
+    uri = lake_tables.rows(folder, 20_000, 1, checksums=True)
+    file = next(uri.glob("*.parquet"))
+    chance, good = np.random.default_rng(7), file.read_bytes()
+    original = uri.parent / "original.parquet"
+    original.write_bytes(good)
+    caught = 0
+    try:
+        for _ in range(FLIPS):
+            lake_tables.flip(original, file, chance)
+            try:
+                lepton.table(uri).to_arrow()
+            except LakeError:
+                caught += 1
+    finally:
+        file.write_bytes(good)
+        original.unlink()
+    return caught
+
+
+def in_turn(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Time each way once a round, beginning with another each time; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for turn in range(rounds + 1):
+        at = turn % len(names)
+        for name in names[at:] + names[:at]:
+            started = time.perf_counter()
+            ways[name]()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def _ratio(top: list[float], bottom: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(top, bottom, strict=True))
+
+
+def _with(claims: list[Claim], rounds: int) -> list[Claim]:
+    return [{**one, "runs": rounds} for one in claims]
+
+
+if __name__ == "__main__":
+    main()
