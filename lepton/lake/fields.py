@@ -157,7 +157,15 @@ def _width(stored: Any) -> int:
 
 
 def convert(array: pa.Array[Any], field: Field) -> pa.Array[Any]:
-    """Return ``array``, as stored, in the field's logical type (renamed, filled, widened)."""
+    """Return ``array``, as stored, in the field's logical type (renamed, filled, widened).
+
+    Parquet files that Arrow wrote remember Arrow's own types, such as lists of a fixed size and
+    tensors; Delta knows lists.
+    """
+    if isinstance(array, pa.ExtensionArray):
+        return convert(cast("Any", array).storage, field)
+    if pa.types.is_fixed_size_list(array.type) or pa.types.is_large_list(array.type):
+        array = array.cast(pa.list_(array.type.value_field))
     if not field.children:
         return _convert_primitive(array, field)
     if pa.types.is_struct(field.type):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -148,3 +149,16 @@ def test_writes_merge_replace_and_happen_once(tmp_path: Path) -> None:
         lepton.write(pa.table({"k": [1]}), uri, mode="merge")
     with pytest.raises(TypeError, match="cannot write a list"):
         lepton.write([1], uri)
+
+
+def test_lists_of_a_fixed_size_and_tensors_are_read_as_lists(tmp_path: Path) -> None:
+    """Arrow's own types come back from files that Arrow wrote; the table has lists."""
+    flat = pa.array(np.arange(24, dtype="float32"))
+    fixed = pa.FixedSizeListArray.from_arrays(flat, 4)
+    nulls = pa.array([[1.0, 2.0], None, [3.0, 4.0]] * 2, pa.list_(pa.float64(), 2))
+    wide = pa.array([["a"], [], None, ["b", "c"], [], ["d"]], pa.large_list(pa.string()))
+    rows = pa.table({"fixed": fixed, "nulls": nulls, "wide": wide})
+    found = lepton.write(rows, tmp_path / "t").to_arrow()
+
+    for name in rows.column_names:
+        assert found[name].to_pylist() == rows[name].to_pylist()
