@@ -6,6 +6,7 @@ rather than guessed at. Rows for which the condition is null are not kept, as in
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +102,7 @@ def _parse(text: str, schema: pa.Schema | None = None) -> pc.Expression:
 
     try:
         return _translate(sqlglot.parse_one(text), _types(schema))
-    except SqlglotError as e:
+    except (SqlglotError, ValueError) as e:
         raise LakeError(f"cannot parse the filter {text!r}: {str(e).splitlines()[0]}") from e
 
 
@@ -205,7 +206,8 @@ def constant_of(node: Any, kind: pa.DataType | None = None) -> Any:
     Args:
         node: the constant.
         kind: the type that it is compared with, where known: beside a decimal a number is a
-            decimal, and beside an instant a time without a zone is in UTC.
+            decimal, text beside a date or a time is one too, and beside an instant a time
+            without a zone is in UTC.
     """
     from sqlglot import exp
 
@@ -214,20 +216,29 @@ def constant_of(node: Any, kind: pa.DataType | None = None) -> Any:
     if isinstance(node, exp.Boolean):
         return bool(node.this)
     if isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal):
-        import datetime as dt
-
         wanted = node.to.sql().upper()
-        if wanted == "DATE":
-            return dt.date.fromisoformat(node.this.this)
-        if wanted.startswith("TIMESTAMP"):
-            moment = dt.datetime.fromisoformat(node.this.this)
-            instants = kind is not None and pa.types.is_timestamp(kind) and kind.tz is not None
-            return moment.replace(tzinfo=dt.UTC) if instants and not moment.tzinfo else moment
+        if wanted == "DATE" or wanted.startswith("TIMESTAMP"):
+            return _time(str(node.this.this), kind, day=wanted == "DATE")
     if isinstance(node, exp.Literal):
-        text = str(node.this)
-        if node.is_string:
-            return text
-        if kind is not None and pa.types.is_decimal(kind):
-            return Decimal(text.rstrip("0").rstrip(".") if re.search(r"\.\d+$", text) else text)
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
+        return _literal(str(node.this), kind, quoted=bool(node.is_string))
     raise LakeError(f"the filter needs a constant where it has {node.sql()!r}")
+
+
+def _literal(text: str, kind: pa.DataType | None, *, quoted: bool) -> Any:
+    if quoted and kind is not None and (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        return _time(text, kind, day=pa.types.is_date(kind))
+    if quoted:
+        return text
+    if kind is not None and pa.types.is_decimal(kind):
+        return Decimal(text.rstrip("0").rstrip(".") if re.search(r"\.\d+$", text) else text)
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
+
+
+def _time(text: str, kind: pa.DataType | None, *, day: bool) -> dt.date | dt.datetime:
+    """A date or a time, in the way of the column that it is compared with."""
+    beside: Any = kind
+    if day and not (kind is not None and pa.types.is_timestamp(kind)):
+        return dt.date.fromisoformat(text)
+    moment = dt.datetime.fromisoformat(text)
+    instants = kind is not None and pa.types.is_timestamp(kind) and beside.tz is not None
+    return moment.replace(tzinfo=dt.UTC) if instants and not moment.tzinfo else moment

@@ -68,6 +68,11 @@ def test_a_time_without_a_zone_is_utc_beside_an_instant(tmp_path: Path) -> None:
         "at IN (TIMESTAMP '2020-01-01 02:00:00+01')",
     ):
         assert snapshot.where(text).to_arrow()["at"].to_pylist() == moments[1:2]
+    for text in ("at >= '2020-01-01T02:00:00Z'", "local >= '2020-01-01 02:00:00'"):
+        assert snapshot.where(text).count_rows() == 1
+    assert snapshot.where("at >= DATE '2020-01-01' AND local >= '2020-01-01'").count_rows() == 3
+    with pytest.raises(LakeError, match=r"cannot parse the filter .*'soon'"):
+        snapshot.where("at > 'soon'")
     between = "at BETWEEN TIMESTAMP '2020-01-01 00:30:00' AND TIMESTAMP '2020-01-01 09:00:00'"
     assert snapshot.where(between).count_rows() == 2
     assert snapshot.where("local > TIMESTAMP '2020-01-01 01:00:00'").count_rows() == 1
