@@ -118,47 +118,68 @@ def _ray() -> None:
 
 
 def where(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
-    """Read by a filter that three of 400 files can match, with all others moved away."""
-    import ray.data  # noqa: TID251
-    from ray.data.expressions import col  # noqa: TID251
-
+    """Read by filters that few of many files can match, and few row groups of big files."""
     _ray()
-    count, files = rows // 4, 400
-    uri = lake_tables.rows(folder, count, files)
-    low, high = count // 2 - 10, count // 2 + 2 * (count // files) - 10
+    claims: list[Claim] = []
+    runs: dict[str, Any] = {}
+    for shape, count, files, can in (
+        ("3 of 400 files", rows // 4, 400, 3),
+        ("1 of 12 files", rows, 12, 1),
+    ):
+        uri = lake_tables.rows(folder, count, files)
+        low = count // 2 + 10
+        high = low + (can - 1) * (count // files)
+        high = low + 1000 if can == 1 else high
+        read, share = _chosen(uri, low, high)
+        times = in_turn(_filtered(uri, low, high), rounds)
+        runs[shape] = times
+        speed = _ratio(times["read_delta"], times["lepton"])
+        claims += [
+            claim(f"where, {shape}: files read", read, can, "files", -1),
+            claim(f"where, {shape}: bytes of those files, of all", share, None, "%"),
+            claim(f"where, {shape}: to_dataset to read_delta filtered", speed, 1, "x"),
+        ]
+    return _with(claims, rounds), runs
 
-    def chosen_rows() -> Snapshot:
-        return _fresh(uri).where(f"id >= {low} AND id < {high}")
 
-    chosen = {f.path for f in chosen_rows().files()}
+def _chosen(uri: Path, low: int, high: int) -> tuple[int, float]:
+    """Return how many files the filter reads and their share of all bytes; the rest is away."""
+    chosen = {f.path for f in _between(uri, low, high).files()}
     every = {p.name: p.stat().st_size for p in uri.glob("*.parquet")}
-
-    def ours() -> None:
-        assert chosen_rows().to_dataset().materialize().count() == high - low
-
-    def theirs() -> None:
-        data = ray.data.read_delta(str(uri))  # noqa: TID251
-        kept = data.filter(expr=(col("id") >= low) & (col("id") < high)).materialize()
-        assert kept.count() == high - low
-
     with tempfile.TemporaryDirectory(dir=uri.parent) as away:
         for name in set(every) - chosen:
             (uri / name).rename(Path(away) / name)
         try:
-            ours()
-            assert len(chosen_rows().to_arrow()) == chosen_rows().count_rows() == high - low
+            snapshot = _between(uri, low, high)
+            found = (
+                len(snapshot.to_arrow()),
+                snapshot.count_rows(),
+                snapshot.to_dataset().materialize().count(),
+            )
         finally:
             for name in set(every) - chosen:
                 (Path(away) / name).rename(uri / name)
-    times = in_turn({"lepton": ours, "read_delta": theirs}, rounds)
-    share = 100 * sum(every[n] for n in chosen) / sum(every.values())
-    speed = _ratio(times["read_delta"], times["lepton"])
-    claims = [
-        claim("where: files read of 400 of which 3 can match", len(chosen), 3, "files", -1),
-        claim("where: bytes of those files, of all", share, 1, "%", -1),
-        claim("where: to_dataset to read_delta with the same filter", speed, 1, "x"),
-    ]
-    return _with(claims, rounds), times
+    if set(found) != {high - low}:
+        raise SystemExit(f"the filter of {uri} gave {found} rows, not {high - low}")
+    return len(chosen), 100 * sum(every[n] for n in chosen) / sum(every.values())
+
+
+def _between(uri: Path, low: int, high: int) -> Snapshot:
+    return _fresh(uri).where(f"id >= {low} AND id < {high}")
+
+
+def _filtered(uri: Path, low: int, high: int) -> dict[str, Callable[[], None]]:
+    import ray.data  # noqa: TID251
+    from ray.data.expressions import col  # noqa: TID251
+
+    def theirs() -> Any:
+        data = ray.data.read_delta(str(uri))  # noqa: TID251
+        return data.filter(expr=(col("id") >= low) & (col("id") < high))
+
+    return {
+        "lepton": lambda: _materialised(lambda: _between(uri, low, high).to_dataset(), high - low),
+        "read_delta": lambda: _materialised(theirs, high - low),
+    }
 
 
 def opening(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:

@@ -6,9 +6,10 @@ rather than guessed at. Rows for which the condition is null are not kept, as in
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import reduce
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lepton.errors import LakeError
+from lepton.lake.fields import nulls
 
 
 def expression_of(condition: pc.Expression | str, schema: pa.Schema) -> pc.Expression:
@@ -32,13 +34,19 @@ def expression_of(condition: pc.Expression | str, schema: pa.Schema) -> pc.Expre
             f"not {type(condition).__name__}"
         )
     try:
-        schema.empty_table().filter(expression)
+        _one_row(schema).filter(expression)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
         raise LakeError(
             f"the filter {condition!s} does not fit the table{_near(str(e), schema)}: "
             f"{str(e).splitlines()[0]}; columns: " + ", ".join(f"{f.name} {f.type}" for f in schema)
         ) from e
     return expression
+
+
+def _one_row(schema: pa.Schema) -> pa.Table:
+    """A row of nulls: some types are found not to match only where there is a row to compare."""
+    kinds: list[Any] = [field.type for field in schema]
+    return pa.table([nulls(1, kind) for kind in kinds], names=schema.names)
 
 
 def near_names(name: str, known: Sequence[str]) -> str:
@@ -93,27 +101,27 @@ def _parse(text: str, schema: pa.Schema | None = None) -> pc.Expression:
     from sqlglot.errors import SqlglotError
 
     try:
-        return _translate(sqlglot.parse_one(text), _decimals(schema))
-    except SqlglotError as e:
+        return _translate(sqlglot.parse_one(text), _types(schema))
+    except (SqlglotError, ValueError) as e:
         raise LakeError(f"cannot parse the filter {text!r}: {str(e).splitlines()[0]}") from e
 
 
-def _decimals(schema: pa.Schema | None) -> frozenset[str]:
-    """Columns and members of decimal type, by dotted name."""
-    if schema is None:
-        return frozenset()
-    leaves: list[tuple[str, Any]] = [(f.name, f.type) for f in schema]
-    found: set[str] = set()
+_Types = Mapping[str, pa.DataType]
+
+
+def _types(schema: pa.Schema | None) -> _Types:
+    """Types of columns and members, by dotted name."""
+    leaves: list[tuple[str, Any]] = [(f.name, f.type) for f in schema or ()]
+    found: dict[str, pa.DataType] = {}
     while leaves:
         name, kind = leaves.pop()
+        found[name] = kind
         if pa.types.is_struct(kind):
             leaves += [(f"{name}.{m.name}", m.type) for m in kind]
-        elif pa.types.is_decimal(kind):
-            found.add(name)
-    return frozenset(found)
+    return found
 
 
-def _translate(node: Any, decimals: frozenset[str]) -> Any:
+def _translate(node: Any, types: _Types) -> Any:
     from sqlglot import exp
 
     binary: dict[type, Callable[[Any, Any], Any]] = {
@@ -132,30 +140,32 @@ def _translate(node: Any, decimals: frozenset[str]) -> Any:
     }
     if type(node) in binary:
         sides = node.this, node.expression
-        exact = any(_is_decimal(side, decimals) for side in sides)
-        left, right = (_operand(side, decimals, exact=exact) for side in sides)
+        kind = _kind(node, types)
+        left, right = (_operand(side, types, kind) for side in sides)
         return binary[type(node)](left, right)
     if isinstance(node, exp.Paren):
-        return _translate(node.this, decimals)
+        return _translate(node.this, types)
     if isinstance(node, exp.Not):
-        return ~_translate(node.this, decimals)
+        return ~_translate(node.this, types)
     if isinstance(node, exp.Column):
         return pc.field(*[part.name for part in node.parts])
-    return _translate_leaf(node, decimals)
+    return _translate_leaf(node, types)
 
 
-def _is_decimal(node: Any, decimals: frozenset[str]) -> bool:
-    """Whether a node is a decimal column, or arithmetic on nothing but such and constants."""
+def _kind(node: Any, types: _Types) -> pa.DataType | None:
+    """The type of what a node's constants are compared with, where all its columns agree on it."""
     from sqlglot import exp
 
-    names = [".".join(p.name for p in c.parts) for c in node.find_all(exp.Column)]
-    return bool(names) and all(n in decimals for n in names)
+    names = {".".join(p.name for p in c.parts) for c in node.find_all(exp.Column)}
+    found = {types.get(name) for name in names}
+    decimals = [k for k in found if k is not None and pa.types.is_decimal(k)]
+    if decimals and len(decimals) == len(found):
+        return decimals[0]
+    return found.pop() if len(found) == 1 else None
 
 
-def _operand(node: Any, decimals: frozenset[str], *, exact: bool) -> Any:
-    if exact and _is_constant(node):
-        return pc.scalar(constant_of(node, exact=True))
-    return _translate(node, decimals)
+def _operand(node: Any, types: _Types, kind: pa.DataType | None) -> Any:
+    return pc.scalar(constant_of(node, kind)) if _is_constant(node) else _translate(node, types)
 
 
 def _is_constant(node: Any) -> bool:
@@ -164,23 +174,25 @@ def _is_constant(node: Any) -> bool:
     return isinstance(node, exp.Literal | exp.Neg | exp.Boolean | exp.Cast)
 
 
-def _translate_leaf(node: Any, decimals: frozenset[str]) -> Any:
+def _translate_leaf(node: Any, types: _Types) -> Any:
     from sqlglot import exp
 
     if _is_constant(node):
         return pc.scalar(constant_of(node))
     if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
-        return _translate(node.this, decimals).is_null()
-    exact = isinstance(node, exp.In | exp.Between) and _is_decimal(node.this, decimals)
+        return _translate(node.this, types).is_null()
+    kind = _kind(node, types)
     if isinstance(node, exp.In) and node.expressions:
-        members = [constant_of(v, exact=exact) for v in node.expressions]
-        if exact:  # membership casts its members to the column's type, which may not hold them
-            value = _translate(node.this, decimals)
+        members = [constant_of(v, kind) for v in node.expressions]
+        if kind is not None and pa.types.is_decimal(
+            kind
+        ):  # membership casts its members to the column's type, which may not hold them
+            value = _translate(node.this, types)
             return reduce(lambda a, b: a | b, [value == pc.scalar(m) for m in members])
-        return _translate(node.this, decimals).isin(members)
+        return _translate(node.this, types).isin(members)
     if isinstance(node, exp.Between):
-        value = _translate(node.this, decimals)
-        low, high = (_operand(node.args[k], decimals, exact=exact) for k in ("low", "high"))
+        value = _translate(node.this, types)
+        low, high = (_operand(node.args[k], types, kind) for k in ("low", "high"))
         return (value >= low) & (value <= high)
     raise LakeError(
         f"the filter uses {node.sql()!r}, which is not supported; use comparisons, AND, OR, NOT, "
@@ -188,32 +200,45 @@ def _translate_leaf(node: Any, decimals: frozenset[str]) -> Any:
     )
 
 
-def constant_of(node: Any, *, exact: bool = False) -> Any:
+def constant_of(node: Any, kind: pa.DataType | None = None) -> Any:
     """Return the Python value of a parsed SQL constant.
 
     Args:
         node: the constant.
-        exact: a number is to be compared with decimals: it stays a decimal itself.
+        kind: the type that it is compared with, where known: beside a decimal a number is a
+            decimal, text beside a date or a time is one too, and beside an instant a time
+            without a zone is in UTC.
     """
     from sqlglot import exp
 
     if isinstance(node, exp.Neg):
-        return -constant_of(node.this, exact=exact)
+        return -constant_of(node.this, kind)
     if isinstance(node, exp.Boolean):
         return bool(node.this)
     if isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal):
-        import datetime as dt
-
-        kind = node.to.sql().upper()
-        if kind == "DATE":
-            return dt.date.fromisoformat(node.this.this)
-        if kind.startswith("TIMESTAMP"):
-            return dt.datetime.fromisoformat(node.this.this)
+        wanted = node.to.sql().upper()
+        if wanted == "DATE" or wanted.startswith("TIMESTAMP"):
+            return _time(str(node.this.this), kind, day=wanted == "DATE")
     if isinstance(node, exp.Literal):
-        text = str(node.this)
-        if node.is_string:
-            return text
-        if exact:
-            return Decimal(text.rstrip("0").rstrip(".") if re.search(r"\.\d+$", text) else text)
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
+        return _literal(str(node.this), kind, quoted=bool(node.is_string))
     raise LakeError(f"the filter needs a constant where it has {node.sql()!r}")
+
+
+def _literal(text: str, kind: pa.DataType | None, *, quoted: bool) -> Any:
+    if quoted and kind is not None and (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        return _time(text, kind, day=pa.types.is_date(kind))
+    if quoted:
+        return text
+    if kind is not None and pa.types.is_decimal(kind):
+        return Decimal(text.rstrip("0").rstrip(".") if re.search(r"\.\d+$", text) else text)
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
+
+
+def _time(text: str, kind: pa.DataType | None, *, day: bool) -> dt.date | dt.datetime:
+    """A date or a time, in the way of the column that it is compared with."""
+    beside: Any = kind
+    if day and not (kind is not None and pa.types.is_timestamp(kind)):
+        return dt.date.fromisoformat(text)
+    moment = dt.datetime.fromisoformat(text)
+    instants = kind is not None and pa.types.is_timestamp(kind) and beside.tz is not None
+    return moment.replace(tzinfo=dt.UTC) if instants and not moment.tzinfo else moment

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
 from lepton.lake.fields import Field, convert, has_ids, locate, nulls
+from lepton.lake.groups import may_match
 from lepton.lake.log import DataFile, Version, path_of
 
 POSITION = "__position__"
@@ -79,6 +80,26 @@ class OpenFile:
         """Return which of the stored rows [start, stop) are not deleted; None for all."""
         kept = self._file.kept(self.stored)
         return None if kept is None else kept[start:stop]
+
+    def ranges(self, conditions: Sequence[str], start: int, stop: int) -> list[tuple[int, int]]:
+        """Cut [start, stop) down to the row groups that may hold rows that meet SQL conditions.
+
+        Groups side by side make one range; where there is none, the one range is empty.
+        """
+        if not any(conditions) or len(self.sizes) == 0:
+            return [(start, stop)]
+        version, file = self._version, self._file
+        metadata = self._parquet.metadata
+        may = may_match(metadata, self._stored, version.fields, file.partition, conditions)
+        found: list[tuple[int, int]] = []
+        for end, size, match in zip(self._ends.tolist(), self.sizes.tolist(), may, strict=True):
+            first, last = max(start, end - size), min(stop, end)
+            if not match or first >= last:
+                continue
+            if found and found[-1][1] == first:
+                first = found.pop()[0]
+            found.append((first, last))
+        return found or [(start, start)]
 
     def rows(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
         """Return the columns of stored rows [start, stop), deleted rows included.
@@ -222,9 +243,13 @@ def read_rows(
     *,
     start: int = 0,
     stop: int | None = None,
+    conditions: Sequence[str] = (),
     storage_options: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """Return live rows with stored positions in [start, stop), plus :data:`POSITION`.
+
+    Row groups in which no row can meet the SQL ``conditions`` are left out; rows of the others
+    are not filtered.
 
     Raises:
         LakeError: the file is missing or damaged, or a value does not fit its column's type.
@@ -233,13 +258,17 @@ def read_rows(
     try:
         stop = opened.stored if stop is None else min(stop, opened.stored)
         start = min(start, stop)
-        table = opened.rows(columns, start, stop)
-        positions = pa.array(np.arange(start, stop, dtype=np.int64))
-        table = table.append_column(POSITION, positions)
-        kept = opened.kept(start, stop)
-        return table if kept is None else table.filter(pa.array(kept))
+        parts = opened.ranges(conditions, start, stop)
+        return pa.concat_tables([_live(opened, columns, *part) for part in parts])
     finally:
         opened.close()
+
+
+def _live(opened: OpenFile, columns: Sequence[str], start: int, stop: int) -> pa.Table:
+    table = opened.rows(columns, start, stop)
+    table = table.append_column(POSITION, pa.array(np.arange(start, stop, dtype=np.int64)))
+    kept = opened.kept(start, stop)
+    return table if kept is None else table.filter(pa.array(kept))
 
 
 def stored_rows(

@@ -150,7 +150,7 @@ def _leaf(node: Any, columns: Mapping[str, Bounds], files: int) -> Truth | None:
     if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
         return Truth(bounds.nulls, bounds.values, np.zeros(files, bool))
     if isinstance(node, exp.In) and node.expressions:
-        return _membership(bounds, [constant_of(v) for v in node.expressions])
+        return _membership(bounds, [_constant(v, bounds) for v in node.expressions])
     if isinstance(node, exp.Between) and _is_constant(node.args["low"], node.args["high"]):
         return _compare("gte", bounds, _constant(node.args["low"], bounds)) & _compare(
             "lte", bounds, _constant(node.args["high"], bounds)
@@ -169,7 +169,7 @@ def _comparison(node: Any, columns: Mapping[str, Bounds]) -> Truth | None:
 
 
 def _constant(node: Any, bounds: Bounds) -> Any:
-    return constant_of(node, exact=pa.types.is_decimal(bounds.low.type))
+    return constant_of(node, bounds.low.type)
 
 
 def _compare(operator: str, bounds: Bounds, value: Any) -> Truth:

@@ -177,7 +177,13 @@ class Snapshot:
             extra = columns_read(self.predicate, version.schema)
             needed = [*wanted, *sorted(extra - set(wanted))]
         rows = read_rows(
-            version, file, needed, start=start, stop=stop, storage_options=dict(self.options)
+            version,
+            file,
+            needed,
+            start=start,
+            stop=stop,
+            conditions=self.conditions,
+            storage_options=dict(self.options),
         )
         if self.predicate is not None:
             rows = rows.filter(self.predicate)

@@ -1,9 +1,11 @@
 """The benchmark's own conformance cases: lepton answers each right, or refuses it by name."""
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 import lepton
@@ -55,6 +57,29 @@ def test_a_number_beside_a_decimal_is_a_decimal(
 
     assert [str(v) for v in snapshot.to_arrow()["d"].to_pylist()] == kept
     assert snapshot.count_rows() == len(kept)
+
+
+def test_a_time_without_a_zone_is_utc_beside_an_instant(tmp_path: Path) -> None:
+    moments = [datetime(2020, 1, 1, hour, tzinfo=UTC) for hour in range(3)]
+    rows = {"at": moments, "local": [m.replace(tzinfo=None) for m in moments]}
+    snapshot = lepton.write(pa.table(rows), tmp_path / "t")
+    for text in (
+        "at = TIMESTAMP '2020-01-01 01:00:00'",
+        "at IN (TIMESTAMP '2020-01-01 02:00:00+01')",
+    ):
+        assert snapshot.where(text).to_arrow()["at"].to_pylist() == moments[1:2]
+    for text in ("at >= '2020-01-01T02:00:00Z'", "local >= '2020-01-01 02:00:00'"):
+        assert snapshot.where(text).count_rows() == 1
+    assert snapshot.where("at >= DATE '2020-01-01' AND local >= '2020-01-01'").count_rows() == 3
+    with pytest.raises(LakeError, match=r"cannot parse the filter .*'soon'"):
+        snapshot.where("at > 'soon'")
+    between = "at BETWEEN TIMESTAMP '2020-01-01 00:30:00' AND TIMESTAMP '2020-01-01 09:00:00'"
+    assert snapshot.where(between).count_rows() == 2
+    assert snapshot.where("local > TIMESTAMP '2020-01-01 01:00:00'").count_rows() == 1
+    with pytest.raises(LakeError, match=r"does not fit the table"):
+        snapshot.where(pc.field("at") == datetime(2020, 1, 1))
+    with pytest.raises(LakeError, match=r"does not fit the table"):
+        snapshot.where("local = TIMESTAMP '2020-01-01 00:00:00Z'")
 
 
 @pytest.mark.parametrize("name", ["a b", "a%b", "a#b", "ü?", "x=y"])

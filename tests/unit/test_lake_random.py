@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, WriterProperties, write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +78,14 @@ class Written:
         schema = pa.schema({"id": pa.int64()} | {c: KINDS[c][0] for c in self.columns})
         data = pa.Table.from_pylist(rows, schema)
         by = [self.partition] if self.partition else None
-        write_deltalake(self.root, data, mode="append", schema_mode="merge", partition_by=by)
+        write_deltalake(
+            self.root,
+            data,
+            mode="append",
+            schema_mode="merge",
+            partition_by=by,
+            writer_properties=WriterProperties(max_row_group_size=2),
+        )
         if self.partition:  # the protocol has no empty string there: it is null
             rows = [{k: _logged(k, self.partition, v) for k, v in r.items()} for r in rows]
         self.rows += rows

@@ -8,12 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlglot import parse_one
 
 import lepton
+from benchmarks.conformance_log import Log, column, metadata, protocol
+from lepton.errors import LakeError
 from lepton.lake.predicate import expression_of, sql_of
 from lepton.lake.skipping import Bounds, exact, from_statistics, judge
 
@@ -167,3 +170,30 @@ def test_history_and_statistics_tell_what_the_log_holds(tmp_path: Path) -> None:
     assert [v["x"] for v in table["max"].to_pylist()] == [3, None, 7]
     assert [v["x"] for v in table["null_count"].to_pylist()] == [0, 1, 0]
     assert json.dumps(newest.metadata)
+
+
+def test_row_groups_that_cannot_match_are_not_read(tmp_path: Path) -> None:
+    log = Log(tmp_path / "t")
+    rows = pa.table({"x": range(40), "s": [f"{n:02}" for n in range(40)]})
+    add = log.add("1.parquet", rows, row_group_size=10, compression="none", use_dictionary=False)
+    columns = metadata([column("x", "long"), column("s", "string"), column("later", "long")])
+    log.commit(protocol(reader=1, writer=2), columns, add)
+    file = tmp_path / "t" / "1.parquet"
+    groups = pq.read_metadata(file)
+    whole = bytearray(file.read_bytes())
+    for group in (0, 2):
+        start = groups.row_group(group).column(0).data_page_offset
+        whole[start : start + 80] = b"\xff" * 80
+    file.write_bytes(bytes(whole))
+    snapshot = lepton.table(tmp_path / "t")
+
+    with pytest.raises(LakeError, match=r"1\.parquet"):
+        snapshot.to_arrow()
+    for condition in ("x BETWEEN 12 AND 13 OR x > 38", "s IN ('12', '13', '39')"):
+        found = snapshot.where(condition)
+        assert found.to_arrow()["x"].to_pylist() == [12, 13, 39]
+        assert found.read_file(snapshot.files()[0])["__position__"].to_pylist() == [12, 13, 39]
+        assert found.read_file(snapshot.files()[0], start=13, stop=39).num_rows == 1
+        assert found.count_rows() == 3
+    assert snapshot.where("later = 1").to_arrow().num_rows == 0
+    assert snapshot.where("x > 99").to_arrow().schema == snapshot.schema
