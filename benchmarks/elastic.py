@@ -26,6 +26,7 @@ from benchmarks.elastic_peers import EVERY, WORKERS
 
 PEERS = ("lepton", "torchrun", "ray_train")
 START_S, AGAIN_S = 90.0, 60.0
+SETTLED_S = 12.0  # a run is killed in its middle, not while it starts
 AT = EVERY + EVERY // 2  # half-way between two checkpoints
 
 
@@ -105,12 +106,16 @@ def one_run(peer: str, kills: int) -> list[Loss]:
 def one_kill(folder: Path, process: Any) -> Loss:
     """Wait until all workers train, between two checkpoints; kill one; read what it cost."""
 
+    since = time.time_ns()
+
     def trains(found: list[Made]) -> bool:
         if not found:
             return False
         last = found[-1].step
         lately = {m.pid for m in found if m.step >= last - 1}
-        return len(lately) >= WORKERS and last % EVERY >= AT % EVERY and last > EVERY
+        whole = [m.time_ns for m in found if m.pid in lately]
+        settled = time.time_ns() - max(min(t for t in whole), since) > SETTLED_S * 1e9
+        return len(lately) >= WORKERS and last % EVERY >= AT % EVERY and settled
 
     before = wait_for(folder, trains, START_S, process)
     if before is None:

@@ -79,7 +79,7 @@ class Part:
         found = [order.slots(u.lane, u.offset + a, b - a) for u, _, a, b in self._picked]
         return np.concatenate([np.empty(0, np.int64), *found])
 
-    @property
+    @cached_property
     def digest(self) -> Digest:
         """The order hash of what was consumed."""
         return digest_of(self.slots, self.ids)

@@ -285,6 +285,7 @@ class MixedShard:
         self._shards = shards
         self._format: Format = batch_format
         self.pin = False
+        self.account = False
         self.agree: Callable[[int], int] | None = None
         self.rank = shards[0].rank
         self.world_size = shards[0].world_size
@@ -306,7 +307,7 @@ class MixedShard:
             StopIteration: all epochs of the first stream are done.
         """
         for shard in self._shards:
-            shard.agree, shard.pin = self.agree, self.pin
+            shard.agree, shard.pin, shard.account = self.agree, self.pin, self.account
         return MixedPart([s.next_part() for s in self._shards])
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Invariant: after the same step every rank's state is the same cursor, whatever t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +60,8 @@ class Shard:
         self.pin = False
         """Make batches in page-locked memory, where CUDA is there: they copy to the device while
         it computes. Hold each batch until its copy is done; lepton.train's worker does."""
+        self.account = False
+        """Work out each slice's digest ahead, in the thread that puts batches together."""
         self.agree: Callable[[int], int] | None = None
         """How ranks that follow a table settle on rank 0's version; default torch.distributed."""
 
@@ -115,7 +117,8 @@ class Shard:
         """Start putting batches together, in a thread, from the cursor on."""
         pool = Pool(pinned() if self.pin else None)
         assembly = Assembly(self._stream, self.rank, self.world_size, pool)
-        self._slabs = Ahead(assembly.slabs(self._feed, self._cursor), SLABS_AHEAD)
+        slabs = assembly.slabs(self._feed, self._cursor)
+        self._slabs = Ahead(_accounted(slabs) if self.account else slabs, SLABS_AHEAD)
         return self._slabs
 
     def close(self) -> None:
@@ -173,3 +176,11 @@ class Shard:
         self._stream.check_cursor(cursor)
         self._cursor = cursor
         self._stop()
+
+
+def _accounted(slabs: Generator[list[Part]]) -> Generator[list[Part]]:
+    """Work out what each slice consumed before it is handed on."""
+    for parts in slabs:
+        for part in parts:
+            _ = part.digest
+        yield parts

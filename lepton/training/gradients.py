@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lepton.training.group import Group
+
+_torch: Any = torch  # whose stubs leave the calls on lists of tensors out
+
+FACTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,52 +32,111 @@ class Summed:
     ended: int
 
 
-def reduce(
-    nets: Iterable[torch.nn.Module],
-    loss: torch.Tensor,
-    rows: int,
-    group: Group,
-    *,
-    ended: bool = False,
-) -> Summed:
-    """Make every net's gradients the mean over the global batch, on every rank; collective.
+class Gradients:
+    """The gradients of all trained parameters, laid end to end, one tensor a data type.
 
-    One flat tensor a data type; the one of floats carries the loss, the rows and the flags too, so
-    that all ranks learn of them in the same step and without another collective.
+    Each parameter's ``grad`` is a view of its place, so summing over ranks copies nothing. What a
+    loop put elsewhere (``opt.zero_grad()`` drops the views) is copied into its place first. The
+    tensor of 32-bit floats carries the loss, the rows and the flags too, so that all ranks learn
+    of them in the same step and without another collective.
 
     Args:
-        nets: whose gradients; a parameter without one takes part with zeros.
-        loss: summed over this rank's rows.
-        rows: how many those are; a transform may have dropped some of the planned ones.
-        group: the ranks.
-        ended: whether this rank's loop has ended early.
-
-    Raises:
-        PeerLost: a worker went away; the gradients are spoiled.
+        nets: whose parameters; those that need no gradient are left out.
     """
-    groups: dict[torch.dtype, list[torch.Tensor]] = {}
-    seat = group.seat
-    flags = (False, False) if seat is None else (seat.called, seat.leaving)
-    facts = torch.tensor([0.0, rows, *flags, ended], dtype=torch.float32, device=loss.device)
-    facts[0] = loss.detach().to(torch.float32).reshape(())
-    groups[torch.float32] = [facts]
-    for net in nets:
-        for p in net.parameters():
-            if p.requires_grad:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                groups.setdefault(p.grad.dtype, []).append(p.grad)
-    divisor: torch.Tensor | None = None
-    counts: list[float] = []
-    for gradients in groups.values():
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        group.all_reduce(flat)
-        if divisor is None:
-            divisor = flat[1].clamp(min=1).clone()
-            counts = flat[2:5].tolist()
-        flat /= divisor
-        at = 0
-        for g in gradients:
-            g.copy_(flat[at : at + g.numel()].view_as(g))
-            at += g.numel()
-    called, leaving, early = (int(n) for n in counts)
-    return Summed(float(facts[0]), called, leaving, early)
+
+    def __init__(self, nets: Iterable[torch.nn.Module]) -> None:
+        self._nets = list(nets)
+        self._trained: list[torch.nn.Parameter] = []
+        self._places: list[torch.Tensor] = []
+        self._flats: list[torch.Tensor] = []
+        self._facts = torch.zeros(0)
+
+    def reduce(
+        self,
+        loss: torch.Tensor,
+        rows: int,
+        group: Group,
+        *,
+        divided: float = 1.0,
+        ended: bool = False,
+    ) -> Summed:
+        """Make every gradient the mean over the global batch, on every rank; collective.
+
+        Args:
+            loss: summed over this rank's rows.
+            rows: how many those are; a transform may have dropped some of the planned ones.
+            group: the ranks.
+            divided: what the gradients have been divided by on the way here.
+            ended: whether this rank's loop has ended early.
+
+        Raises:
+            PeerLost: a worker went away; the gradients are spoiled.
+        """
+        seat = group.seat
+        flags = (False, False) if seat is None else (seat.called, seat.leaving)
+        if group.world_size == 1:
+            self._scale(divided / max(1, rows))
+            mean = float(loss.detach()) / max(1, rows)
+            return Summed(mean, int(flags[0]), int(flags[1]), int(ended))
+        self._gather()
+        facts = torch.tensor([0.0, rows, *flags, ended], dtype=torch.float32)
+        self._facts.copy_(facts)
+        self._facts[0] = loss.detach()
+        for flat in self._flats:
+            group.all_reduce(flat)
+        numbers: list[float] = self._facts.tolist()
+        total, count, called, leaving, early = numbers
+        self._scale(divided / max(1.0, count))
+        return Summed(total / max(1.0, count), int(called), int(leaving), int(early))
+
+    def _scale(self, by: float) -> None:
+        if by == 1.0:
+            return
+        gradients = [p.grad for net in self._nets for p in net.parameters() if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, by)
+
+    def clear(self, *, alone: bool) -> None:
+        """Forget every gradient; alone, the next ones need no place beside others."""
+        if alone:
+            self._trained, self._places, self._flats = [], [], []
+            for net in self._nets:
+                net.zero_grad(set_to_none=True)
+        for flat in self._flats:
+            flat.zero_()
+
+    def _gather(self) -> None:
+        """See that every trained parameter's gradient is in its place."""
+        trained = [p for net in self._nets for p in net.parameters() if p.requires_grad]
+        if len(trained) != len(self._trained) or any(
+            a is not b for a, b in zip(trained, self._trained, strict=True)
+        ):
+            self._lay_out(trained)
+        for p, place in zip(trained, self._places, strict=True):
+            grad = p.grad
+            if grad is place:
+                continue
+            if grad is None:
+                place.zero_()
+            else:
+                place.copy_(grad)
+            p.grad = place
+
+    def _lay_out(self, trained: list[torch.nn.Parameter]) -> None:
+        """Make room for other parameters than before."""
+        sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+        device = trained[0].device if trained else torch.device("cpu")
+        sizes[torch.float32, device] = FACTS
+        at: list[tuple[tuple[torch.dtype, torch.device], int]] = []
+        for p in trained:
+            key = (p.dtype, p.device)
+            at.append((key, sizes.get(key, 0)))
+            sizes[key] = at[-1][1] + p.numel()
+        flats = {key: torch.zeros(size, dtype=key[0], device=key[1]) for key, size in sizes.items()}
+        self._facts = flats[torch.float32, device][:FACTS]
+        self._places = [
+            flats[key][begin : begin + p.numel()].view_as(p)
+            for p, (key, begin) in zip(trained, at, strict=True)
+        ]
+        self._flats = list(flats.values())
+        self._trained = trained

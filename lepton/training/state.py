@@ -31,7 +31,7 @@ class Before:
         self._others = {n: copy.deepcopy(t.state_dict()) for n, t in _others(attached).items()}
 
     def restore(self) -> None:
-        """Put everything back, and drop the gradients."""
+        """Put everything back. The gradients are for the caller to clear."""
         torch.set_rng_state(self._random)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda)
@@ -44,13 +44,6 @@ class Before:
                 group.update(settings)
         for name, state in self._others.items():
             self._attached[name].load_state_dict(state)
-        drop_gradients(self._attached)
-
-
-def drop_gradients(attached: Mapping[str, Any]) -> None:
-    """Forget the gradients of every attached net."""
-    for net in _of(attached, torch.nn.Module):
-        net.zero_grad(set_to_none=True)
 
 
 def hand_over(attached: Mapping[str, Any], group: Group, extra: Any) -> Any:

@@ -73,13 +73,17 @@ class StepLog:
 
     def contribute(self, step: Step) -> None:
         """Append what this rank gives to a step that is about to be made."""
-        body = {k: v for k, v in asdict(step).items() if k not in ("loss", "time_ns")}
-        os.write(self._file, json.dumps(body).encode() + b"\n")
+        ids = "null" if step.ids is None else json.dumps(step.ids)
+        line = (
+            f'{{"step":{step.step},"epoch":{step.epoch},"batch":{step.batch},"rows":{step.rows},'
+            f'"high":{step.high},"low":{step.low},"ids":{ids}}}\n'
+        )
+        os.write(self._file, line.encode())
 
     def made(self, step: int, loss: float, time_ns: int) -> None:
         """Append that the step was made."""
-        body = {"made": step, "loss": loss, "time_ns": time_ns}
-        os.write(self._file, json.dumps(body).encode() + b"\n")
+        line = f'{{"made":{step},"loss":{json.dumps(loss)},"time_ns":{time_ns}}}\n'
+        os.write(self._file, line.encode())
 
     def close(self) -> None:
         """Close the file."""

@@ -26,7 +26,7 @@ from lepton.errors import TrainingError
 from lepton.stream import Part, Shard
 from lepton.stream.mixture import MixedPart, MixedShard
 from lepton.training import state
-from lepton.training.gradients import Summed, reduce
+from lepton.training.gradients import Gradients, Summed
 from lepton.training.group import Group, PeerLost
 from lepton.training.journal import Epoch, Journal
 from lepton.training.plan import Plan
@@ -68,6 +68,7 @@ class Worker:
         self._journal = Journal(plan, self._group)
         self._saver = Saver(self._root / "checkpoints", plan.carrier)
         self._attached: dict[str, Any] = {}
+        self._gradients = Gradients(())
         self._watcher = Watcher(lambda: self._batch)
         self._shard: Shard | MixedShard | None = None
         self._part: Part | MixedPart | None = None
@@ -114,6 +115,7 @@ class Worker:
                     "attach torch modules, optimisers, schedulers or objects like them"
                 )
         self._attached = dict(objects)
+        self._gradients = Gradients(self._nets().values())
         for net in self._nets().values():
             net.to(self.device)
         self._join(None)
@@ -190,11 +192,13 @@ class Worker:
                 "worker.step(loss) takes the summed loss of the batch, a scalar tensor: use "
                 "reduction='sum' in the loss function"
             )
-        if loss.requires_grad:
-            loss.backward()
+        divided = 1.0
+        if loss.requires_grad:  # dividing here saves a pass over all gradients
+            divided = float(part.global_rows)
+            (loss / divided).backward()
         self._journal.contribute(self._step + 1, part)
         try:
-            found = reduce(self._nets().values(), loss, part.delivered, self._group)
+            found = self._gradients.reduce(loss, part.delivered, self._group, divided=divided)
             if found.ended:
                 raise TrainingError(uneven(found.ended, self.world_size, self._step))
             if not math.isfinite(found.mean):
@@ -239,7 +243,7 @@ class Worker:
         if not self._exhausted and self.world_size > 1:
             none = torch.zeros((), device=self.device)
             try:
-                found = reduce(self._nets().values(), none, 0, self._group, ended=True)
+                found = self._gradients.reduce(none, 0, self._group, ended=True)
             except PeerLost:
                 return False
             if found.ended < self.world_size:
@@ -309,6 +313,7 @@ class Worker:
             self._shard.close()
         self._shard = self._opener(self.rank, self.world_size, self._cursor, number)
         self._shard.agree = self._version_of_rank_0
+        self._shard.account = True
         self._shard.pin = self.device.type == "cuda"  # a batch is held until its step is done
 
     def _lose(self) -> None:
@@ -326,6 +331,7 @@ class Worker:
         before, self._before = self._before, None
         if before is not None:
             before.restore()
+            self._gradients.clear(alone=self.world_size == 1)
         if due.checkpoint:
             self._checkpoint()
         if due.leaving:
@@ -348,7 +354,7 @@ class Worker:
         """Stop at a loss that is no finite number, with the last good step on disk."""
         mine = [] if math.isfinite(float(loss.detach())) else [int(i) for i in part.ids[:8]]
         guilty = {r: ids for r, ids in enumerate(self._group.gather(mine)) if ids}
-        state.drop_gradients(self._attached)
+        self._gradients.clear(alone=self.world_size == 1)
         if self._step:
             self._checkpoint()
             self._saver.wait()
@@ -363,7 +369,7 @@ class Worker:
         else:
             for opt in self._optimisers():
                 opt.step()
-        state.drop_gradients(self._attached)
+        self._gradients.clear(alone=self.world_size == 1)
 
     def _made(self, found: Summed) -> None:
         self._step += 1
