@@ -105,7 +105,6 @@ def one_run(peer: str, kills: int) -> list[Loss]:
 
 def one_kill(folder: Path, process: Any) -> Loss:
     """Wait until all workers train, between two checkpoints; kill one; read what it cost."""
-
     since = time.time_ns()
 
     def trains(found: list[Made]) -> bool:

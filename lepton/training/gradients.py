@@ -10,7 +10,7 @@ import torch
 
 from lepton.training.group import Group
 
-_torch: Any = torch  # whose stubs leave the calls on lists of tensors out
+_scale_all: Any = vars(torch)["_foreach_mul_"]  # one call for all, as torch's optimisers do
 
 FACTS = 5
 
@@ -94,7 +94,7 @@ class Gradients:
             return
         gradients = [p.grad for net in self._nets for p in net.parameters() if p.grad is not None]
         if gradients:
-            torch._foreach_mul_(gradients, by)
+            _scale_all(gradients, by)
 
     def clear(self, *, alone: bool) -> None:
         """Forget every gradient; alone, the next ones need no place beside others."""
