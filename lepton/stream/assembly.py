@@ -85,6 +85,15 @@ class Part:
         return digest_of(self.slots, self.ids)
 
     @property
+    def lanes(self) -> list[tuple[int, int]]:
+        """This rank's lanes, in order, with the delivered rows of each in the slice."""
+        found: dict[int, int] = {}
+        for unit, rows, a, b in self._picked:
+            low, high = rows.delivered(a, b)
+            found[unit.lane] = found.get(unit.lane, 0) + high - low
+        return list(found.items())
+
+    @property
     def delivered(self) -> int:
         """Rows in the slice."""
         return len(next(iter(self.columns.values()), ()))

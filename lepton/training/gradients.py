@@ -79,15 +79,41 @@ class Gradients:
             mean = float(loss.detach()) / max(1, rows)
             return Summed(mean, int(flags[0]), int(flags[1]), int(ended))
         self._gather()
-        facts = torch.tensor([0.0, rows, *flags, ended], dtype=torch.float32)
-        self._facts.copy_(facts)
+        self._facts.copy_(torch.tensor([0.0, rows, *flags, ended], dtype=torch.float32))
         self._facts[0] = loss.detach()
         for flat in self._flats:
             group.all_reduce(flat)
+        return self._found(divided)
+
+    def _found(self, divided: float) -> Summed:
+        """Divide by the rows of the global batch; return what was summed beside the gradients."""
         numbers: list[float] = self._facts.tolist()
         total, count, called, leaving, early = numbers
         self._scale(divided / max(1.0, count))
         return Summed(total / max(1.0, count), int(called), int(leaving), int(early))
+
+    def copy(self, loss: torch.Tensor, rows: int) -> list[torch.Tensor]:
+        """Return a copy of all gradients, with the loss and the rows that they are of."""
+        self._gather()
+        self._facts.copy_(torch.tensor([0.0, rows, 0, 0, 0], dtype=torch.float32))
+        self._facts[0] = loss.detach()
+        return [flat.clone() for flat in self._flats]
+
+    def zeros(self) -> list[torch.Tensor]:
+        """Return zeros laid out as :meth:`copy` does."""
+        self._gather()
+        return [torch.zeros_like(flat) for flat in self._flats]
+
+    def take(self, sums: list[torch.Tensor], group: Group, *, ended: bool) -> Summed:
+        """Take gradients that were summed elsewhere; sum the flags over ranks; collective."""
+        for flat, total in zip(self._flats, sums, strict=True):
+            flat.copy_(total)
+        seat = group.seat
+        flags = (False, False) if seat is None else (seat.called, seat.leaving)
+        shared = torch.tensor([*flags, ended], dtype=torch.float32, device=self._facts.device)
+        group.all_reduce(shared)
+        self._facts[2:] = shared
+        return self._found(1.0)
 
     def _scale(self, by: float) -> None:
         if by == 1.0:

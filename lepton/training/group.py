@@ -170,3 +170,10 @@ _ALONE = Place(
     hosts=(),
     store=None,
 )
+
+
+def device_here() -> torch.device:
+    """Return this worker's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lepton.stream import Shard
+from lepton.stream.mixture import MixedShard
 from lepton.telemetry import Carrier
+
+Opener = Callable[[int, int, Mapping[str, Any] | None, int], Shard | MixedShard]
+"""Opens the shard of (rank, world size, cursor, generation)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,8 @@ class Plan:
         carrier: the run's span.
         session: id of this call of train(): attempts that share it follow a failure.
         seed: for torch's random numbers, mixed with rank and step.
+        lanes: of the stream.
+        exact: sum gradients lane by lane, so that the world size does not change a bit.
     """
 
     folder: str
@@ -32,3 +39,5 @@ class Plan:
     carrier: Carrier
     session: str
     seed: int
+    lanes: int = 1
+    exact: bool = False

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def train(
     hang_timeout_s: float = 10.0,
     resources: Mapping[str, float] | None = None,
     audit: bool = False,
+    exact: bool = False,
     progress: bool = True,
     trace: Carrier | None = None,
 ) -> Run:
@@ -65,6 +67,8 @@ def train(
         resources: of each worker, such as ``{"CPU": 2, "GPU": 1}``; default one CPU, and one GPU
             if the cluster has any.
         audit: keep every consumed row's identity, for :meth:`Run.consumption`.
+        exact: make weights bitwise equal at any number of workers: gradients are summed lane by
+            lane, in a fixed order. ``worker.step`` then takes a function of a batch. Slower.
         progress: show a progress bar while it runs.
         trace: the span to run under; default a new trace.
 
@@ -82,6 +86,8 @@ def train(
     stream = stream.with_lanes(most)
     folder = run_folder(name, home)
     parent = trace or Carrier("", str(folder.parent.parent / "traces"))
+    if exact and isinstance(stream, Mixture):
+        raise ValueError("exact=True is for a stream of one table, not for a mixture")
     _refuse_other(folder, name, stream)
     if _is_done(folder, stream):
         return load_run(name, home)
@@ -90,6 +96,7 @@ def train(
         with telemetry.span("lepton.plan", span.carrier) as planning:
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
+        plan = replace(plan, lanes=stream.lane_count, exact=exact)
         _write_run(folder, name, stream, span.carrier)
         stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:

@@ -26,20 +26,19 @@ from lepton.errors import TrainingError
 from lepton.stream import Part, Shard
 from lepton.stream.mixture import MixedPart, MixedShard
 from lepton.training import state
-from lepton.training.gradients import Gradients, Summed
-from lepton.training.group import Group, PeerLost
+from lepton.training.exact import Closure
+from lepton.training.gradients import Summed
+from lepton.training.group import Group, PeerLost, device_here
 from lepton.training.journal import Epoch, Journal
-from lepton.training.plan import Plan
+from lepton.training.plan import Opener, Plan
 from lepton.training.refusals import not_finite, uneven
 from lepton.training.saving import Saver
 from lepton.training.seat import Place, Seat
+from lepton.training.summation import Summation
 from lepton.training.watcher import Watcher
 
 TRIES = 20
 """How often a group is made anew without one step in between before the run gives up."""
-
-Opener = Callable[[int, int, Mapping[str, Any] | None, int], Shard | MixedShard]
-"""Opens (rank, world size, cursor, generation)'s shard."""
 
 
 @dataclass(slots=True)
@@ -60,7 +59,7 @@ class Worker:
     """
 
     def __init__(self, plan: Plan, rows: Opener, seat: Seat | None = None) -> None:
-        self.device = _device()
+        self.device = device_here()
         self._plan = plan
         self._opener = rows
         self._root = Path(plan.folder)
@@ -68,7 +67,7 @@ class Worker:
         self._journal = Journal(plan, self._group)
         self._saver = Saver(self._root / "checkpoints", plan.carrier)
         self._attached: dict[str, Any] = {}
-        self._gradients = Gradients(())
+        self._sums = Summation(plan, {}, self._group)
         self._watcher = Watcher(lambda: self._batch)
         self._shard: Shard | MixedShard | None = None
         self._part: Part | MixedPart | None = None
@@ -115,7 +114,7 @@ class Worker:
                     "attach torch modules, optimisers, schedulers or objects like them"
                 )
         self._attached = dict(objects)
-        self._gradients = Gradients(self._nets().values())
+        self._sums = Summation(self._plan, self._nets(), self._group)
         for net in self._nets().values():
             net.to(self.device)
         self._join(None)
@@ -162,7 +161,7 @@ class Worker:
 
     def step(
         self,
-        loss: torch.Tensor,
+        loss: torch.Tensor | Closure,
         *,
         clip: float | None = None,
         update: Callable[[], None] | None = None,
@@ -175,7 +174,8 @@ class Worker:
         Args:
             loss: the *sum* of the losses of this rank's rows (``reduction="sum"``), a scalar.
                 A loss without a graph has been back-propagated by the loop itself, in as many
-                pieces as it liked (gradient accumulation).
+                pieces as it liked (gradient accumulation). Or a function of a batch that returns
+                it, which ``exact=True`` needs.
             clip: largest norm of the mean gradient over all attached nets; default unlimited.
             update: makes the step in place of every attached optimiser's ``step()``; the
                 gradients are means over the global batch by then.
@@ -187,25 +187,16 @@ class Worker:
         part = self._part
         if part is None:
             raise TrainingError("worker.step(loss) needs a batch from worker.batches() before it")
-        if getattr(loss, "numel", lambda: 0)() != 1:
-            raise TrainingError(
-                "worker.step(loss) takes the summed loss of the batch, a scalar tensor: use "
-                "reduction='sum' in the loss function"
-            )
-        divided = 1.0
-        if loss.requires_grad:  # dividing here saves a pass over all gradients
-            divided = float(part.global_rows)
-            (loss / divided).backward()
         self._journal.contribute(self._step + 1, part)
         try:
-            found = self._gradients.reduce(loss, part.delivered, self._group, divided=divided)
+            found = self._sums.make(loss, part, self._batch, self._step)
             if found.ended:
                 raise TrainingError(uneven(found.ended, self.world_size, self._step))
             if not math.isfinite(found.mean):
-                self._refuse(loss, part)
+                self._refuse(part)
         except PeerLost:
             self._lose()
-            return float(loss.detach()) / max(1, part.delivered)
+            return float(self._sums.local) / max(1, part.delivered)
         self._update(clip, update)
         self._made(found)
         return found.mean
@@ -241,9 +232,8 @@ class Worker:
     def _ends_together(self) -> bool:
         """Settle the end with the other ranks, the last checkpoint written; False: try again."""
         if not self._exhausted and self.world_size > 1:
-            none = torch.zeros((), device=self.device)
             try:
-                found = self._gradients.reduce(none, 0, self._group, ended=True)
+                found = self._sums.end()
             except PeerLost:
                 return False
             if found.ended < self.world_size:
@@ -331,7 +321,7 @@ class Worker:
         before, self._before = self._before, None
         if before is not None:
             before.restore()
-            self._gradients.clear(alone=self.world_size == 1)
+            self._sums.clear()
         if due.checkpoint:
             self._checkpoint()
         if due.leaving:
@@ -350,11 +340,11 @@ class Worker:
 
     # -- a step ---------------------------------------------------------------------------------
 
-    def _refuse(self, loss: torch.Tensor, part: Part | MixedPart) -> None:
+    def _refuse(self, part: Part | MixedPart) -> None:
         """Stop at a loss that is no finite number, with the last good step on disk."""
-        mine = [] if math.isfinite(float(loss.detach())) else [int(i) for i in part.ids[:8]]
+        mine = [] if math.isfinite(float(self._sums.local)) else [int(i) for i in part.ids[:8]]
         guilty = {r: ids for r, ids in enumerate(self._group.gather(mine)) if ids}
-        self._gradients.clear(alone=self.world_size == 1)
+        self._sums.clear()
         if self._step:
             self._checkpoint()
             self._saver.wait()
@@ -369,7 +359,7 @@ class Worker:
         else:
             for opt in self._optimisers():
                 opt.step()
-        self._gradients.clear(alone=self.world_size == 1)
+        self._sums.clear()
 
     def _made(self, found: Summed) -> None:
         self._step += 1
@@ -411,9 +401,3 @@ class Worker:
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         return [t for t in self._attached.values() if isinstance(t, torch.optim.Optimizer)]
-
-
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,43 @@ def test_any_schedule_of_faults_ends_with_the_same_model(
 
     assert not status["error"]
     check(run_of(tmp_path / "r"), undisturbed, table)
+
+
+def exact_loop(worker: Any) -> None:
+    """In single precision, with dropout: nothing but the order of sums keeps this equal."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 16), torch.nn.ReLU(), torch.nn.Dropout(0.1), torch.nn.Linear(16, 3)
+    )
+    worker.attach(net=net, opt=torch.optim.Adam(net.parameters(), lr=0.01))
+    for _ in worker.batches():
+        worker.step(
+            lambda rows: functional.cross_entropy(net(rows["x"]), rows["y"], reduction="sum")
+        )
+
+
+def test_exact_weights_do_not_depend_on_workers_or_faults(table: Snapshot, tmp_path: Path) -> None:
+    weights: list[dict[str, torch.Tensor]] = []
+    threads = torch.get_num_threads()
+    options: dict[str, Any] = {"home": str(tmp_path), "exact": True}
+    run = lepton.train(exact_loop, stream_of(table), name="one", **options)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    weights.append(checkpoints.restore(run.checkpoint)["net"])
+    for kill in (False, True):
+        plan = replace(prepare(tmp_path / f"three-{kill}", stream_of(table)), lanes=12, exact=True)
+        crew = Crew(exact_loop, stream_of(table), plan, most=3, first=3)
+        if kill:
+            crew.wait_for(past(30))
+            os.kill(crew.pid_of_rank(1), signal.SIGKILL)
+        assert not crew.join()["error"]
+        run = run_of(Path(plan.folder))
+        assert [a.world_size for a, _ in run.attempts] == ([3, 2] if kill else [3])
+        weights.append(checkpoints.restore(run.checkpoint)["net"])
+
+    for other in weights[1:]:
+        for name, value in weights[0].items():
+            assert torch.equal(other[name], value), name
 
 
 def fails_on_one(worker: Any) -> None:
