@@ -103,14 +103,15 @@ def _ray() -> None:
     import ray
     import ray.data  # noqa: TID251
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=200_000_000,
-    )
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=200_000_000,
+        )
     ray.data.DataContext.get_current().enable_progress_bars = False  # noqa: TID251
 
 
