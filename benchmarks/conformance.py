@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.claims import HERE, Claim, claim, record, write
+from benchmarks.conformance_once import anywhere
 from benchmarks.conformance_readers import READERS
 from benchmarks.conformance_tables import GROUPS, Case, cases
 
@@ -87,20 +87,11 @@ def answers(name: str, file: Path, asked: list[Case], python: str) -> dict[str, 
             [*ask, str(len(found))], cwd=HERE, env=environment, capture_output=True, text=True
         )
         lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith('{"case"')]
-        found |= {o["case"]: {k: _anywhere(o[k]) for k in ("outcome", "detail")} for o in lines}
+        found |= {o["case"]: {"outcome": o["outcome"], "detail": o["detail"]} for o in lines}
         if len(found) < len(asked):
-            said = " ".join(done.stderr.split())[-300:]
-            found[asked[len(found)].name] = {"outcome": "crashed", "detail": _anywhere(said)}
+            said = " ".join(done.stderr.split())[-3000:]
+            found[asked[len(found)].name] = {"outcome": "crashed", "detail": anywhere(said)[-300:]}
     return found
-
-
-def _anywhere(text: str) -> str:
-    """An error's text without colours, processes, and the folders of this machine."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    text = re.sub(r"pid=\d+, ip=[\d.]+", "...", text)
-    return re.sub(
-        r"(file://)?/[^ '\"]*/(site-packages|delta-tables|lepton-conformance-\w+)/", "", text
-    )
 
 
 def show(asked: list[Case], found: Answers, *, everything: bool) -> None:
