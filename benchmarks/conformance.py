@@ -125,7 +125,13 @@ def claims_of(asked: list[Case], found: Answers) -> list[Claim]:
         claims += [
             claim(f"{title}: right of {len(asked)}", counts["right"], None, "cases"),
             claim(f"{title}: right or refused", answered, len(asked) if ours else None, "cases"),
-            claim(f"{title}: silently different", counts["different"], 0 if ours else None, "", -1),
+            claim(
+                f"{title}: silently different",
+                counts["different"],
+                0 if ours else None,
+                "cases",
+                -1,
+            ),
             claim(f"{title}: unclear errors", broken, 0 if ours else None, "cases", -1),
         ]
     return claims
