@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.claims import HERE, Claim, claim, record, write
+from benchmarks.conformance_once import anywhere
 from benchmarks.conformance_readers import READERS
 from benchmarks.conformance_tables import GROUPS, Case, cases
 
@@ -86,10 +87,10 @@ def answers(name: str, file: Path, asked: list[Case], python: str) -> dict[str, 
             [*ask, str(len(found))], cwd=HERE, env=environment, capture_output=True, text=True
         )
         lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith('{"case"')]
-        found |= {one.pop("case"): one for one in lines}
+        found |= {o["case"]: {"outcome": o["outcome"], "detail": o["detail"]} for o in lines}
         if len(found) < len(asked):
-            said = " ".join(done.stderr.split())[-300:]
-            found[asked[len(found)].name] = {"outcome": "crashed", "detail": said}
+            said = " ".join(done.stderr.split())[-3000:]
+            found[asked[len(found)].name] = {"outcome": "crashed", "detail": anywhere(said)[-300:]}
     return found
 
 
@@ -124,7 +125,13 @@ def claims_of(asked: list[Case], found: Answers) -> list[Claim]:
         claims += [
             claim(f"{title}: right of {len(asked)}", counts["right"], None, "cases"),
             claim(f"{title}: right or refused", answered, len(asked) if ours else None, "cases"),
-            claim(f"{title}: silently different", counts["different"], 0 if ours else None, "", -1),
+            claim(
+                f"{title}: silently different",
+                counts["different"],
+                0 if ours else None,
+                "cases",
+                -1,
+            ),
             claim(f"{title}: unclear errors", broken, 0 if ours else None, "cases", -1),
         ]
     return claims

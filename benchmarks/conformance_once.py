@@ -18,6 +18,15 @@ _REFUSAL = re.compile(
 )
 
 
+def anywhere(text: str) -> str:
+    """An error's text without colours, processes, and the folders of this machine."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r"pid=\d+, ip=[\d.]+", "...", text)
+    return re.sub(
+        r"(file://)?/[^ '\"]*/(site-packages|delta-tables|lepton-conformance-\w+)/", "", text
+    )
+
+
 def answer(reader: Reader, case: Case) -> tuple[str, str]:
     """Return the outcome (right, refused, different, error) and what there is to say of it."""
     from lepton.errors import LakeError
@@ -27,7 +36,7 @@ def answer(reader: Reader, case: Case) -> tuple[str, str]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:  # noqa: BLE001 - a panic is no Exception
-        text = " ".join(str(e).split())
+        text = anywhere(" ".join(str(e).split()))
         meant = isinstance(e, LakeError | NotImplementedError) or _REFUSAL.search(text)
         outcome = "refused" if meant else "error"
         if case.rows is None and outcome == "refused":

@@ -103,14 +103,15 @@ def _ray() -> None:
     import ray
     import ray.data  # noqa: TID251
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=200_000_000,
-    )
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=200_000_000,
+        )
     ray.data.DataContext.get_current().enable_progress_bars = False  # noqa: TID251
 
 
@@ -118,19 +119,20 @@ def _datafusion(case: Case) -> Any:
     from deltalake import DeltaTable, QueryBuilder
 
     table = DeltaTable(case.table, version=case.version)
-    if case.ask == "count":
-        return table.count()
-    text = "SELECT * FROM t" + (f" WHERE {sql(case)}" if case.where else "")
-    return pa.table(QueryBuilder().register("t", table).execute(text).read_all())
+    what = "count(*)" if case.ask == "count" else "*"
+    text = f"SELECT {what} FROM t" + (f" WHERE {sql(case)}" if case.where else "")
+    found = pa.table(QueryBuilder().register("t", table).execute(text).read_all())
+    return found[0][0].as_py() if case.ask == "count" else found
 
 
 def _deltalake(case: Case) -> Any:
     import pyarrow.compute as pc
     from deltalake import DeltaTable
 
-    data = DeltaTable(case.table, version=case.version).to_pyarrow_dataset()
+    table = DeltaTable(case.table, version=case.version)
     if case.ask == "count":
-        return data.count_rows()
+        return table.count()
+    data = table.to_pyarrow_dataset()
     return data.to_table(filter=_expression(case, pc.field, pc.scalar) if case.where else None)
 
 
@@ -182,7 +184,7 @@ READERS: dict[str, Reader] = {
     "read_delta": Reader(title="ray.data.read_delta", read=_ray_data, needs=("ray", "deltalake")),
     "datafusion": Reader(title="deltalake (SQL)", read=_datafusion, needs=("deltalake", "pyarrow")),
     "deltalake": Reader(
-        title="deltalake (pyarrow)", read=_deltalake, needs=("deltalake", "pyarrow")
+        title="deltalake (Python)", read=_deltalake, needs=("deltalake", "pyarrow")
     ),
     "duckdb": Reader(title="DuckDB", read=_duckdb, needs=("duckdb", "duckdb_extension_delta")),
     "polars": Reader(title="Polars", read=_polars, needs=("polars", "deltalake")),

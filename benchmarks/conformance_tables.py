@@ -89,7 +89,11 @@ def made(group: str) -> Callable[[Callable[[Path], Made]], Callable[[Path], Made
 
 def cases(folder: Path) -> list[Case]:
     """Make the tables below ``folder`` and return every case."""
-    from benchmarks import conformance_filters, conformance_schemas  # noqa: F401 - enlist tables
+    from benchmarks import (  # noqa: F401 - they enlist their tables
+        conformance_filters,
+        conformance_mapping,
+        conformance_schemas,
+    )
 
     found = list(_public())
     for name, (group, make) in _MAKERS.items():

@@ -66,6 +66,9 @@ def _bounds(metadata: Any, stored: pa.Schema, field: Field) -> Bounds | None:
     if column.name not in paths:
         return None
     place = paths.index(column.name)
+    kept_as = str(groups[0].column(place).physical_type)
+    if kept_as == "FIXED_LEN_BYTE_ARRAY" and str(metadata.created_by).startswith("parquet-mr"):
+        return None  # some versions of it ordered the bytes of negative decimals wrongly
     found: list[Any] = [g.column(place).statistics for g in groups]
     try:
         low, high = (convert(_ends(found, end, column.type), field) for end in ("min", "max"))

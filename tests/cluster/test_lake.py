@@ -8,6 +8,9 @@ import pytest
 import ray.data
 
 import lepton
+from benchmarks.conformance_once import answer
+from benchmarks.conformance_readers import READERS
+from benchmarks.conformance_tables import cases
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -45,3 +48,13 @@ def test_read_tasks_group_small_files_cut_big_ones_and_carry_no_table(tmp_path: 
     assert [(p.start, p.stop) for p in cut] == [(0, 333), (333, 666), (666, 999)]
     assert sum(p.rows or 0 for p in pieces) == 30999
     assert len(pickle.dumps(lepton.write(pa.table({"x": [1]}), tmp_path / "t"))) < 2000
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_conformance_case_is_right_or_refused_by_name_on_ray_too(tmp_path: Path) -> None:
+    answers = {c.name: answer(READERS["lepton_ray"], c) for c in cases(tmp_path)}
+    others = {name: a for name, a in answers.items() if a[0] != "right"}
+
+    assert len(answers) > 90
+    assert set(others) == {"variant_plain", "variant_shredded"}, others
+    assert {outcome for outcome, _ in others.values()} == {"refused"}

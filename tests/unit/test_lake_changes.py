@@ -49,7 +49,7 @@ def test_without_a_feed_files_tell_and_compaction_is_no_change(tmp_path: Path) -
 
 
 def test_a_deletion_vector_tells_only_the_rows_that_it_took(tmp_path: Path) -> None:
-    from benchmarks.conformance_schemas import deletions_inline
+    from benchmarks.conformance_mapping import deletions_inline
 
     deletions_inline(tmp_path / "t")  # rows 0 and 3 gone; then 4 and 8; then a whole file
 

@@ -10,9 +10,9 @@ import pytest
 
 import lepton
 from benchmarks.conformance_log import Log, column, metadata, protocol, without
+from benchmarks.conformance_mapping import deletions_inline
 from benchmarks.conformance_once import answer
 from benchmarks.conformance_readers import READERS
-from benchmarks.conformance_schemas import deletions_inline
 from benchmarks.conformance_tables import PUBLIC, cases
 from lepton.errors import LakeError
 
@@ -109,3 +109,13 @@ def test_a_folder_that_deltalake_would_take_for_another_is_refused(tmp_path: Pat
         deletions_inline(tmp_path / name)
     with pytest.raises(LakeError, match=r"a%20b' has a percent escape .* rename it"):
         lepton.table(tmp_path / "a%20b")
+
+
+def test_a_file_without_the_field_ids_that_it_is_read_by_is_refused(tmp_path: Path) -> None:
+    log = Log(tmp_path / "t")
+    mode = {"columnMapping_mode": "id", "columnMapping_maxColumnId": "1"}
+    add = log.add("1.parquet", pa.table({"p1": [7]}))
+    log.commit(protocol(["columnMapping"]), metadata([column("a", "long", "p1", 1)], **mode), add)
+
+    with pytest.raises(LakeError, match=r"t'@0 maps columns by id, but .*1\.parquet' has no field"):
+        lepton.table(tmp_path / "t").to_arrow()

@@ -17,6 +17,8 @@ from sqlglot import parse_one
 import lepton
 from benchmarks.conformance_log import Log, column, metadata, protocol
 from lepton.errors import LakeError
+from lepton.lake.fields import fields_of
+from lepton.lake.groups import may_match
 from lepton.lake.predicate import expression_of, sql_of
 from lepton.lake.skipping import Bounds, exact, from_statistics, judge
 
@@ -197,3 +199,20 @@ def test_row_groups_that_cannot_match_are_not_read(tmp_path: Path) -> None:
         assert found.count_rows() == 3
     assert snapshot.where("later = 1").to_arrow().num_rows == 0
     assert snapshot.where("x > 99").to_arrow().schema == snapshot.schema
+
+
+def test_an_old_writer_is_not_trusted_with_the_order_of_decimals(tmp_path: Path) -> None:
+    values = [Decimal(n) for n in (1, 2, 3, 4)]
+    pq.write_table(pa.table({"d": pa.array(values, pa.decimal128(9, 2))}), tmp_path / "p", 2)
+    (field,) = fields_of('{"fields": [{"name": "d", "type": "decimal(9,2)"}]}', "none")
+
+    def judged() -> list[bool]:
+        file = pq.ParquetFile(tmp_path / "p")
+        return may_match(file.metadata, file.schema_arrow, [field], {}, ["d > 2", ""]).tolist()
+
+    assert judged() == [False, True]
+    whole = (tmp_path / "p").read_bytes()
+    name = pq.read_metadata(tmp_path / "p").created_by.encode()
+    other = b"parquet-mr version 1.8.1".ljust(len(name))
+    (tmp_path / "p").write_bytes(whole.replace(name, other))
+    assert judged() == [True, True]
