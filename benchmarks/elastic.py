@@ -118,20 +118,27 @@ def one_kill(folder: Path, process: Any) -> Loss:
 
     before = wait_for(folder, trains, START_S, process)
     if before is None:
-        return Loss(None, 0, None)
+        raise RuntimeError("the peer did not get to train with all its workers")
     last = before[-1].step
     victim = max(m.pid for m in before if m.step >= last - 1)
     killed = time.time_ns()
     os.kill(victim, signal.SIGKILL)
-    reached = max(m.step for m in steps_in(folder) if m.time_ns <= time.time_ns())
-    again = wait_for(
-        folder, lambda f: f[-1].step > reached and f[-1].time_ns > killed, AGAIN_S, process
-    )
+    reached = max(m.step for m in steps_in(folder) if m.pid == victim)
+    # the step after the victim's last may be one that it had given its part to
+    again = wait_for(folder, lambda f: f[-1].step > reached + 1, AGAIN_S, process)
     if again is None:
         return Loss(None, 0, None)
-    top = max(m.step for m in again if m.time_ns <= killed)
-    first = min(m.time_ns for m in again if m.time_ns > killed and m.step > top)
-    lost = max(0, top + 1 - min(m.step for m in again if m.time_ns > killed))
+    first = min(m.time_ns for m in again if m.step > reached + 1)
+    known = {(m.pid, m.step) for m in again if m.time_ns <= killed}
+    old = {pid for pid, _ in known}
+    repeated = {
+        m.step
+        for m in again
+        if m.time_ns > killed
+        and m.step <= reached
+        and (m.pid not in old or (m.pid, m.step) in known)
+    }
+    lost = len(repeated)
 
     def whole(found: list[Made]) -> bool:
         lately = {m.pid for m in found if m.time_ns > killed and m.step >= found[-1].step - 1}

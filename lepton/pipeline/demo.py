@@ -194,7 +194,7 @@ def _tell_training(shown: Demo, run: Run, stream: Stream, kill: Kill) -> None:
         "train",
         f"{run.steps} steps of {BATCH} rows, {EPOCHS} epochs, 2 workers fed by Ray Data; worker "
         f"{kill.rank} killed (SIGKILL) after step {killed.step}, the next step made "
-        f"{killed.seconds:.2f} s later by {killed.after} workers",
+        f"{killed.seconds:.2f} s later (workers: {killed.after})",
         steps=str(run.steps),
         kills="1 (SIGKILL)",
     )

@@ -1,50 +1,130 @@
-"""Progress of a run, read from its step log: the same source as the verdict afterwards."""
+"""Progress of a run, read from its step log: the same source as the verdict afterwards.
+
+On a terminal one live line, with a line above it for whatever happens to the workers; elsewhere a
+plain line now and then.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lepton.training.rendezvous import Event
+from lepton.training.steps import attempts_of
+
 POLL_S = 0.2
+PLAIN_S = 10.0
+"""Seconds between two lines where there is no terminal."""
+
+
+@dataclass
+class Line:
+    """The line of one run.
+
+    Attributes:
+        name: of the run.
+        total: steps it will have.
+        batch_size: rows of a global batch.
+        console: where it is shown; None: nowhere.
+    """
+
+    name: str
+    total: int
+    batch_size: int
+    console: Console | None
+    _seen: int = 0
+    _began: tuple[int, float] | None = None
+    _plain_at: float = field(default_factory=time.monotonic)
+
+    def tell(self, events: list[Event]) -> None:
+        """Say what has happened to the workers since the last time."""
+        for event in events[self._seen :]:
+            text = described(event)
+            if text and self.console is not None:
+                self.console.print(f"run {self.name}: {text}", highlight=False)
+        self._seen = len(events)
+
+    def text(self, step: int, loss: float, workers: int) -> str:
+        """Return the figures of a moment, with the rate since the first one seen."""
+        now = time.monotonic()
+        self._began = self._began or (step, now)
+        steps, seconds = step - self._began[0], now - self._began[1]
+        rate = steps / seconds if seconds > 0 else 0.0
+        left = f"  {(self.total - step) / rate:.0f} s left" if rate > 0 else ""
+        rows = f"  {rate * self.batch_size:,.0f} rows/s" if rate > 0 else ""
+        return f"step {step}/{self.total}  loss {loss:.4f}{rows}  {workers} workers{left}"
+
+    def plain(self, step: int, loss: float, workers: int) -> None:
+        """Print a line if the last one is some time ago."""
+        if self.console is not None and time.monotonic() - self._plain_at > PLAIN_S:
+            self._plain_at = time.monotonic()
+            text = self.text(step, loss, workers)
+            self.console.print(f"run {self.name}: {text}", highlight=False)
+
+
+def described(event: Event) -> str:
+    """Return an event in words; empty for what every run does."""
+    now = f"{event.world_size} train" if event.world_size != 1 else "1 trains"
+    match event.kind:
+        case "lost":
+            return f"worker {event.who} lost after step {event.step}"
+        case "hung":
+            return f"worker {event.who} does not move since step {event.step}, it is replaced"
+        case "joined":
+            return f"worker {event.who} joined after step {event.step}, {now}"
+        case "left":
+            return f"worker {event.who} left after step {event.step}, its node goes away"
+        case _:
+            return ""
 
 
 @contextmanager
-def watch(folder: Path, steps: int, *, show: bool) -> Generator[None]:
-    """Show a bar on standard error while the block runs; nothing is left behind."""
-    console = Console(stderr=True)
-    if not show or not console.is_terminal:
-        yield
+def watch(folder: Path, steps: int, batch_size: int, *, show: bool) -> Generator[Line]:
+    """Show a run's progress on standard error while the block runs."""
+    console = Console(stderr=True) if show else None
+    line = Line(folder.name, steps, batch_size, console)
+    if console is None:
+        yield line
         return
     stop = threading.Event()
     bar = Progress(
         TextColumn("training {task.fields[name]}"),
         BarColumn(),
-        TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]}"),
+        TextColumn("{task.fields[text]}"),
         TimeElapsedColumn(),
         console=console,
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
+        disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("", total=steps, name=folder.name, loss="-")
+        task = bar.add_task("", total=steps, name=folder.name, text="starting")
 
         def follow() -> None:
             while not stop.wait(POLL_S):
                 found = newest_step(folder)
-                if found:
-                    bar.update(task, completed=found[0], loss=f"{found[1]:.4f}")
+                lives = attempts_of(folder / "steps")
+                if found is None or not lives:
+                    continue
+                now = (*found, lives[-1].world_size)
+                if bar.disable:
+                    line.plain(*now)
+                else:
+                    bar.update(task, completed=found[0], text=line.text(*now))
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
-            yield
+            yield line
         finally:
             stop.set()
             thread.join()

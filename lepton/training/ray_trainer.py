@@ -37,7 +37,7 @@ from lepton.stream import Mixture
 from lepton.telemetry import name_process
 from lepton.training.meeting import Meeting
 from lepton.training.membership import Membership
-from lepton.training.progress import watch
+from lepton.training.progress import Line, watch
 from lepton.training.recovery import fatal_rank, in_a_row
 from lepton.training.reserves import Reserves
 from lepton.training.run import next_attempt
@@ -174,9 +174,9 @@ def train_on_ray(
     spares = 1 if room > core else 0
     reserves = Reserves(config, bounds[1] - core + spares, each, max_failures)
 
-    trainer.look_after = _Watch(plan, meeting, reserves, core, each, max_failures)
     try:
-        with watch(Path(plan.folder), stream.steps, show=show):
+        with watch(Path(plan.folder), stream.steps, stream.batch_size, show=show) as line:
+            trainer.look_after = _Watch(plan, meeting, reserves, line, core, each, max_failures)
             _fit(trainer, plan)
     finally:
         reserves.end()
@@ -195,6 +195,7 @@ class _Watch:
     plan: Plan
     meeting: Any
     reserves: Reserves
+    line: Line
     core: int
     each: Mapping[str, float]
     max_failures: int
@@ -210,6 +211,7 @@ class _Watch:
         """
         self.reserves.look_after()
         status: Any = ray.get(self.meeting.status.remote())
+        self.line.tell(status["events"])
         if status["error"]:
             self.stopped_at = self.stopped_at or time.monotonic()
             if time.monotonic() - self.stopped_at > END_S:  # Ray Train would have said it better
