@@ -140,19 +140,18 @@ def one_kill(folder: Path, process: Any) -> Loss:
     }
     lost = len(repeated)
 
-    def whole(found: list[Made]) -> bool:
-        lately = {m.pid for m in found if m.time_ns > killed and m.step >= found[-1].step - 1}
-        return len(lately) >= WORKERS
+    def by_step(found: list[Made]) -> dict[int, list[Made]]:
+        steps: dict[int, list[Made]] = {}
+        for m in found:
+            if m.step > reached + 1 and m.time_ns > killed:
+                steps.setdefault(m.step, []).append(m)
+        return {s: made for s, made in steps.items() if len({m.pid for m in made}) >= WORKERS}
 
-    after = wait_for(folder, whole, AGAIN_S, process)
+    after = wait_for(folder, by_step, AGAIN_S, process)
     full = None
     if after is not None:
-        pids: dict[int, set[int]] = {}
-        for m in after:
-            if m.time_ns > killed:
-                pids.setdefault(m.step, set()).add(m.pid)
-        step = min(s for s, p in pids.items() if len(p) >= WORKERS)
-        full = (max(m.time_ns for m in after if m.step == step) - killed) / 1e9
+        made = by_step(after)
+        full = (max(m.time_ns for m in made[min(made)]) - killed) / 1e9
     return Loss((first - killed) / 1e9, lost, full)
 
 
