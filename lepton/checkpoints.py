@@ -228,6 +228,13 @@ def latest(directory: str | os.PathLike[str]) -> Manifest | None:
     return None
 
 
+def remove(manifest: Manifest) -> None:
+    """Delete a checkpoint; it is invisible from the first moment on."""
+    uri = Path(manifest.uri)
+    uri.unlink(missing_ok=True)
+    shutil.rmtree(uri.parent / manifest.folder, ignore_errors=True)
+
+
 def prune(directory: str | os.PathLike[str]) -> int:
     """Delete data folders that no manifest names (of killed writers); return how many."""
     root = Path(directory)

@@ -28,6 +28,7 @@ class Plan:
         session: id of this call of train(): attempts that share it follow a failure.
         seed: for torch's random numbers, mixed with rank and step.
         lanes: of the stream.
+        keep: newest checkpoints that stay; None: all.
         exact: sum gradients lane by lane, so that the world size does not change a bit.
     """
 
@@ -40,4 +41,5 @@ class Plan:
     session: str
     seed: int
     lanes: int = 1
+    keep: int | None = None
     exact: bool = False

@@ -332,6 +332,7 @@ def run_loop(config: dict[str, Any], title: str) -> None:
             seat.leave(f"the training loop raised {type(e).__name__} on rank {worker.rank}: {e}")
         raise
     finally:
+        worker.give_up()
         seat.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from lepton import checkpoints, telemetry
 from lepton.checkpoints import Manifest
-from lepton.telemetry import Carrier
+from lepton.training.plan import Plan
+from lepton.training.retention import thin_out
+from lepton.training.watcher import Watcher
 
 if TYPE_CHECKING:
     import torch
@@ -21,28 +24,36 @@ class Saver:
     The copy's memory is used again for the next one, so a checkpoint waits for the one before.
 
     Args:
-        folder: the run's checkpoint folder.
-        carrier: the span that checkpoints are recorded under.
+        plan: of the run.
 
     Attributes:
         saved: the newest that was committed here.
     """
 
-    def __init__(self, folder: Path, carrier: Carrier) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.saved: Manifest | None = None
-        self._folder = folder
-        self._carrier = carrier
+        self._plan = plan
+        self._folder = Path(plan.folder) / "checkpoints"
         self._copy: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def save(self, step: int, attached: Mapping[str, Any], **described: Any) -> None:
+    def save(
+        self,
+        step: int,
+        attached: Mapping[str, Any],
+        cursor: Mapping[str, Any],
+        watcher: Watcher,
+        metrics: Mapping[str, float],
+    ) -> None:
         """Copy the state and begin to write it.
 
         Args:
             step: optimiser steps made.
             attached: name to what has a state.
-            described: further arguments of :func:`lepton.checkpoints.write`.
+            cursor: where the stream stands.
+            watcher: knows what feeds the net; exports it, the first time.
+            metrics: figures known at this step.
 
         Raises:
             CheckpointError: the state cannot be held, or the checkpoint before failed.
@@ -50,11 +61,35 @@ class Saver:
         self.wait()
         state = {name: thing.state_dict() for name, thing in attached.items()}
         self._copy, tree = checkpoints.flatten(state, self._copy)
-        flat = (self._copy, tree)
+        program = Path(self._plan.folder) / checkpoints.PROGRAM
+        signature, error = watcher.export(program)
+        followed = {} if cursor["version"] is None else {"table_version": cursor["version"]}
+        described = {
+            "cursor": dict(cursor),
+            "program": program if signature else None,
+            "lineage": {**self._plan.lineage, **followed},
+            "preparation": self._plan.preparation,
+            "signature": signature.to_dict() if signature else None,
+            "program_error": error,
+            "metrics": dict(metrics),
+        }
         self._thread = threading.Thread(
-            target=self._write, args=(flat, step, described), name="lepton-checkpoint"
+            target=self._write,
+            args=((self._copy, tree), step, described),
+            name="lepton-checkpoint",
         )
         self._thread.start()
+
+    def finish(self, step: int, cursor: Mapping[str, Any] | None) -> None:
+        """Wait for the last checkpoint, then note that the run has come to its end.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self.wait()
+        target = Path(self._plan.folder) / "done.json"
+        target.with_suffix(".tmp").write_text(json.dumps({"step": step, "cursor": cursor}))
+        target.with_suffix(".tmp").replace(target)
 
     def wait(self) -> Manifest | None:
         """Wait until what was begun is committed; return the newest checkpoint made here.
@@ -73,7 +108,7 @@ class Saver:
     def _write(self, flat: tuple[Any, Any], step: int, described: Mapping[str, Any]) -> None:
         try:
             with telemetry.span(
-                "lepton.checkpoint", self._carrier, attributes={"lepton.step": step}
+                "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
             ) as span:
                 self.saved = checkpoints.write(
                     self._folder,
@@ -83,5 +118,7 @@ class Saver:
                     **described,
                 )
                 span.set(lepton_bytes=self.saved.size)
+            if self._plan.keep is not None:
+                thin_out(self._folder, self._plan.keep, Path(self._plan.folder).parent.parent)
         except Exception as e:  # noqa: BLE001 - raised in the training thread, by the next wait
             self._error = e

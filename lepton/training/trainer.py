@@ -39,6 +39,7 @@ def train(
     workers: int | tuple[int, int] = 1,
     home: str | None = None,
     checkpoint_every: int = 100,
+    keep: int | None = None,
     max_failures: int = 3,
     hang_timeout_s: float = 10.0,
     resources: Mapping[str, float] | None = None,
@@ -60,6 +61,8 @@ def train(
             this process without Ray.
         home: where runs are kept; see :func:`lepton.lake.home_of`.
         checkpoint_every: steps between checkpoints.
+        keep: how many of the newest checkpoints stay on disk; default all. The one with the lowest
+            loss, and those that registered models were made of, always do.
         max_failures: how many workers may be lost in a row, that is without ``checkpoint_every``
             steps made in between, before the run gives up.
         hang_timeout_s: silence after which a worker counts as hung and is replaced, seconds. Only
@@ -81,8 +84,8 @@ def train(
         raise TypeError("loop must be a function of one argument, the worker")
     if not _NAME.fullmatch(name):
         raise ValueError(f"run name {name!r} must be letters, digits, '.', '_' or '-'")
-    if checkpoint_every < 1 or max_failures < 0:
-        raise ValueError("checkpoint_every must be at least 1 and max_failures at least 0")
+    if checkpoint_every < 1 or max_failures < 0 or (keep is not None and keep < 1):
+        raise ValueError("checkpoint_every and keep must be at least 1, max_failures at least 0")
     stream = stream.with_lanes(most)
     folder = run_folder(name, home)
     parent = trace or Carrier("", str(folder.parent.parent / "traces"))
@@ -96,7 +99,7 @@ def train(
         with telemetry.span("lepton.plan", span.carrier) as planning:
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
-        plan = replace(plan, lanes=stream.lane_count, exact=exact)
+        plan = replace(plan, lanes=stream.lane_count, keep=keep, exact=exact)
         _write_run(folder, name, stream, span.carrier)
         stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:
@@ -236,6 +239,8 @@ def _train_here(loop: Loop, stream: Stream | Mixture, plan: Plan) -> None:
     worker = Worker(plan, open_shard)
     try:
         loop(worker)
+        worker.finish()
     except StreamError as e:
         raise TrainingError(f"the run stopped at step {worker.step_number}: {e}") from e
-    worker.finish()
+    finally:
+        worker.give_up()

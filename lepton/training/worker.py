@@ -11,10 +11,10 @@ slices.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from lepton import checkpoints, telemetry
-from lepton.errors import TrainingError
+from lepton.errors import CheckpointError, TrainingError
 from lepton.stream import Part, Shard
 from lepton.stream.mixture import MixedPart, MixedShard
 from lepton.training import state
@@ -65,7 +65,7 @@ class Worker:
         self._root = Path(plan.folder)
         self._group = Group(seat, self.device)
         self._journal = Journal(plan, self._group)
-        self._saver = Saver(self._root / "checkpoints", plan.carrier)
+        self._saver = Saver(plan)
         self._attached: dict[str, Any] = {}
         self._sums = Summation(plan, {}, self._group)
         self._watcher = Watcher(lambda: self._batch)
@@ -220,14 +220,15 @@ class Worker:
         self._cross_boundary()
         while not self._ends_together():
             self._join(self._step)
-        self._journal.close()
-        self._open_shard.close()
-        if self.rank == 0:
-            done = {"step": self._step, "cursor": self._cursor}
-            target = self._root / "done.json"
-            target.with_suffix(".tmp").write_text(json.dumps(done))
-            target.with_suffix(".tmp").replace(target)
         telemetry.flush()
+
+    def give_up(self) -> None:
+        """End without finishing: what was begun to be saved is saved. The trainer calls it."""
+        with suppress(CheckpointError):
+            self._saver.wait()
+        self._journal.close()
+        if self._shard is not None:
+            self._shard.close()
 
     def _ends_together(self) -> bool:
         """Settle the end with the other ranks, the last checkpoint written; False: try again."""
@@ -242,7 +243,7 @@ class Worker:
             newest = self._saver.wait()
             if newest is None or newest.step != self._step:
                 self._checkpoint()
-                self._saver.wait()
+            self._saver.finish(self._step, self._cursor)
         return self._group.seat is None or self._group.seat.done(self._step)
 
     # -- generations ----------------------------------------------------------------------------
@@ -381,20 +382,7 @@ class Worker:
         """Rank 0 writes; the state is equal everywhere."""
         if self.rank != 0 or self._cursor is None:
             return
-        version = self._cursor["version"]
-        followed = {} if version is None else {"table_version": version}
-        signature, error = self._watcher.export(self._root / checkpoints.PROGRAM)
-        self._saver.save(
-            self._step,
-            self._attached,
-            cursor=self._cursor,
-            program=self._root / checkpoints.PROGRAM if signature else None,
-            lineage={**self._plan.lineage, **followed},
-            preparation=self._plan.preparation,
-            signature=signature.to_dict() if signature else None,
-            program_error=error,
-            metrics=dict(self._metrics),
-        )
+        self._saver.save(self._step, self._attached, self._cursor, self._watcher, self._metrics)
 
     def _nets(self) -> dict[str, torch.nn.Module]:
         return {n: t for n, t in self._attached.items() if isinstance(t, torch.nn.Module)}
