@@ -25,7 +25,7 @@ from benchmarks import claims, elastic_cost
 from benchmarks.elastic_peers import EVERY, WORKERS
 
 PEERS = ("lepton", "torchrun", "ray_train")
-START_S, AGAIN_S = 90.0, 60.0
+START_S, AGAIN_S = 180.0, 60.0
 SETTLED_S = 12.0  # a run is killed in its middle, not while it starts
 AT = EVERY + EVERY // 2  # half-way between two checkpoints
 
