@@ -1,0 +1,49 @@
+"""What a run says of itself while it goes on."""
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from lepton.training.progress import Line, described, newest_step
+from lepton.training.rendezvous import Event
+
+
+def event(kind: str, size: int = 2) -> Event:
+    return Event(kind=kind, who="node-1-ab", world_size=size, step=91, time_ns=0)
+
+
+def test_only_what_is_out_of_the_ordinary_is_told_and_once() -> None:
+    out = io.StringIO()
+    line = Line("digits", 100, 64, Console(file=out, width=120))
+    events = [event("began"), event("lost"), event("joined")]
+    line.tell(events)
+    line.tell([*events, event("left", 1)])
+
+    assert out.getvalue().splitlines() == [
+        "run digits: worker node-1-ab lost after step 91",
+        "run digits: worker node-1-ab joined after step 91, 2 train",
+        "run digits: worker node-1-ab left after step 91, its node goes away",
+    ]
+    assert described(event("finished")) == ""
+
+
+def test_the_line_has_the_rate_once_there_is_one() -> None:
+    line = Line("digits", 100, 64, None)
+    first = line.text(10, 0.5, 2)
+    assert first == "step 10/100  loss 0.5000  2 workers"
+    later = line.text(60, 0.25, 1)
+    assert "rows/s  1 workers" in later
+    assert later.endswith("s left")
+
+
+def test_the_newest_step_is_the_last_that_was_made(tmp_path: Path) -> None:
+    logs = tmp_path / "steps"
+    logs.mkdir()
+    assert newest_step(tmp_path) is None
+    made = [json.dumps({"made": n, "loss": 1 / n, "time_ns": n}) for n in (1, 2)]
+    (logs / "0000-0000.jsonl").write_text("\n".join(s.replace(" ", "") for s in made) + "\n")
+    (logs / "0001-0000.jsonl").write_text('{"step":3,"rows":1}\n')
+
+    assert newest_step(tmp_path) == (2, 0.5)
