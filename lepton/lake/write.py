@@ -94,6 +94,7 @@ def _write(  # noqa: C901 (the course of a write, step by step)
         rules = _new_rules(reader.schema, path, partition_by)
     else:
         rules = rules_of(opened, path)
+        _check_partitions(rules, partition_by)
     try:
         check_names(reader.schema.names, rules.schema)
         if rules.append_only and mode != "append":
@@ -129,6 +130,14 @@ def _made_meanwhile(
         discard(files, path, options)
         raise conflict(opened, -1, path)
     return opened, made
+
+
+def _check_partitions(rules: Rules, partition_by: Sequence[str] | None) -> None:
+    if partition_by is not None and tuple(partition_by) != rules.partition_columns:
+        raise LakeError(
+            f"table {rules.what} is partitioned by {list(rules.partition_columns)}, not by "
+            f"{list(partition_by)}; nothing was written: leave partition_by= out"
+        )
 
 
 def _new_rules(given: pa.Schema, path: str, partition_by: Sequence[str] | None) -> Rules:

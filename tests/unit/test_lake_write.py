@@ -54,6 +54,11 @@ def test_bad_rows_change_nothing(
     assert len(list(Path(uri).glob("*.parquet"))) == 1
 
 
+def test_other_partitions_than_the_tables_are_refused(uri: str) -> None:
+    with pytest.raises(LakeError, match=r"@2 is partitioned by \[\], not by \['name'\]"):
+        lepton.write(pa.table({"id": [3], "name": ["c"]}), uri, partition_by=["name"])
+
+
 def test_a_doubled_key_is_named(uri: str) -> None:
     rows = pa.table({"id": [7, 7, 8], "name": ["x", "y", "z"]})
     with pytest.raises(LakeError, match=r"@2.*'id': 7.*2 times"):
