@@ -4,6 +4,7 @@
 
     LeptonError
     ├── LakeError          a Delta table cannot be opened, read or written
+    │   └── WriteConflict  somebody else committed first; read again and retry
     ├── StreamError        the row stream cannot be planned, read or resumed
     ├── TrainingError      a training run cannot start, go on or be resumed
     ├── CheckpointError    a checkpoint is missing, damaged or of another model
@@ -24,6 +25,10 @@ class LeptonError(Exception):
 
 class LakeError(LeptonError):
     """A Delta table cannot be opened, read or written."""
+
+
+class WriteConflict(LakeError):  # noqa: N818 (named as people say it)
+    """Another writer's commit came first and does not go with this one; nothing was written."""
 
 
 class StreamError(LeptonError):

@@ -1,16 +1,27 @@
-"""Writing to Delta in one commit: all of it or none of it, and with ``txn`` only once."""
+"""Writing to Delta in one commit: all of it or none of it, and with ``txn`` only once.
+
+Appends and overwrites write their own data files (page checksums, complete statistics); merge and
+replace_where are deltalake's, whose files have no page checksums.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lepton.errors import LakeError
+from lepton.lake.commit import commit_files, conflict, create, discard, properties_of, reached
+from lepton.lake.fields import fields_of
+from lepton.lake.files import FILE_BYTES, Written, write_files
+from lepton.lake.predicate import expression_of
+from lepton.lake.rows import align, check_names, check_rows, refuse_duplicates
+from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
 
 Mode = Literal["append", "overwrite", "merge", "replace_where"]
@@ -29,6 +40,9 @@ def write(
 ) -> Snapshot:
     """Write rows to a Delta table in one commit and return the snapshot that holds them.
 
+    Columns, types, NULLs and constraints are checked before the commit: columns must be the
+    table's, and a type changes only where every value stays the same.
+
     Args:
         data: an Arrow table or reader, a pandas frame, or a Ray Dataset.
         uri: the table; made when it is not there yet (except by ``replace_where``).
@@ -43,34 +57,175 @@ def write(
 
     Raises:
         ValueError: arguments that do not go together.
-        LakeError: the commit failed; nothing was written.
+        WriteConflict: another writer's commit came first and does not go with this one.
+        LakeError: the rows do not fit the table, or the commit failed; nothing was written.
     """
     path = os.fspath(uri)
+    if "://" not in path:
+        path = str(Path(path).absolute())
+    path = path.removeprefix("file://").rstrip("/")
     _check(mode, key, where)
     options = dict(storage_options) if storage_options else None
-    if txn is not None and _reached(path, txn, options):
-        return table(path, storage_options=options)
-    reader = _reader(data)
-    properties = CommitProperties(app_transactions=[Transaction(*txn)] if txn else None)
     try:
-        if mode == "merge" and DeltaTable.is_deltatable(path, options):
-            _merge(reader, path, key, options, properties)
+        _write(data, path, mode, _names(key), where, partition_by, txn, options)
+    except (DeltaError, OSError, ValueError, pa.ArrowException) as e:
+        raise LakeError(f"cannot write to {path!r}; nothing was committed: {e}") from e
+    return table(path, storage_options=options)
+
+
+def _write(  # noqa: C901 (the course of a write, step by step)
+    data: Any,
+    path: str,
+    mode: Mode,
+    key: list[str],
+    where: str | None,
+    partition_by: Sequence[str] | None,
+    txn: tuple[str, int] | None,
+    options: dict[str, str] | None,
+) -> None:
+    known = DeltaTable.is_deltatable(path, options)
+    if not known and mode == "replace_where":
+        raise LakeError(f"no Delta table at {path!r} for replace_where to change")
+    opened = DeltaTable(path, storage_options=options) if known else None
+    if opened is not None and reached(opened, txn):
+        return
+    reader = _reader(data)
+    if opened is None:
+        rules = _new_rules(reader.schema, path, partition_by)
+    else:
+        rules = rules_of(opened, path)
+        _check_partitions(rules, partition_by)
+    try:
+        check_names(reader.schema.names, rules.schema)
+        if rules.append_only and mode != "append":
+            raise LakeError(f"it is append-only, so mode={mode!r} is refused")
+        if opened is not None and mode in ("merge", "replace_where"):
+            rows = _checked(reader.read_all(), rules, key, where)
+            _by_deltalake(opened, rows, path, mode, key, where, txn, options)
+            return
+        files = _files(reader, rules, path, key, options)
+    except LakeError as e:
+        if type(e) is not LakeError:
+            raise
+        raise LakeError(f"cannot write to table {rules.what}; nothing was committed: {e}") from e
+    if opened is None:
+        if create(path, rules, files, txn, options):
+            return
+        opened, rules = _made_meanwhile(path, rules, files, options)
+    how = "overwrite" if mode == "overwrite" else "append"
+    if reached(opened, txn):
+        discard(files, path, options)
+        return
+    commit_files(opened, rules, files, uri=path, mode=how, txn=txn, options=options)
+
+
+def _made_meanwhile(
+    path: str, rules: Rules, files: Sequence[Written], options: dict[str, str] | None
+) -> tuple[DeltaTable, Rules]:
+    """Open the table that another process made first, if it is the same kind of table."""
+    opened = DeltaTable(path, storage_options=options)
+    made = rules_of(opened, path)
+    same = (made.schema, made.partition_columns) == (rules.schema, rules.partition_columns)
+    if not same or made.constraints:
+        discard(files, path, options)
+        raise conflict(opened, -1, path)
+    return opened, made
+
+
+def _check_partitions(rules: Rules, partition_by: Sequence[str] | None) -> None:
+    if partition_by is not None and tuple(partition_by) != rules.partition_columns:
+        raise LakeError(
+            f"table {rules.what} is partitioned by {list(rules.partition_columns)}, not by "
+            f"{list(partition_by)}; nothing was written: leave partition_by= out"
+        )
+
+
+def _new_rules(given: pa.Schema, path: str, partition_by: Sequence[str] | None) -> Rules:
+    parts = tuple(partition_by or ())
+    unknown = [p for p in parts if p not in given.names]
+    if unknown:
+        raise LakeError(f"new table {path!r}: no column {unknown} to partition by")
+    fields = fields_of(Schema.from_arrow(given).to_json(), "none")
+    return Rules(
+        what=f"{path!r} (new)",
+        schema=pa.schema([f.arrow() for f in fields]),
+        partition_columns=parts,
+        constraints={},
+    )
+
+
+def _checked(rows: pa.Table, rules: Rules, key: Sequence[str], where: str | None) -> pa.Table:
+    rows = align(rows, rules.schema)
+    check_rows(rows, rules.schema, rules.constraints)
+    if key:
+        refuse_duplicates(rows, key)
+    if where is not None:
+        outside = len(rows) - len(rows.filter(expression_of(where, rules.schema)))
+        if outside:
+            raise LakeError(f"{outside} rows do not match where={where!r}")
+    return rows
+
+
+def _files(
+    reader: pa.RecordBatchReader,
+    rules: Rules,
+    path: str,
+    key: Sequence[str],
+    options: dict[str, str] | None,
+) -> list[Written]:
+    """Write the rows, small batches together; on bad rows nothing is left behind."""
+    if "://" not in path:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    written: list[Written] = []
+    try:
+        for rows in [reader.read_all()] if key else _coalesced(reader):
+            checked = _checked(rows, rules, key, None)
+            written += write_files(checked, path, rules.partition_columns, options)
+    except BaseException:
+        discard(written, path, options)
+        raise
+    return written
+
+
+def _coalesced(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    for batch in reader:
+        held.append(batch)
+        if sum(b.nbytes for b in held) >= FILE_BYTES:
+            yield pa.Table.from_batches(held, reader.schema)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held, reader.schema)
+
+
+def _by_deltalake(
+    opened: DeltaTable,
+    rows: pa.Table,
+    path: str,
+    mode: Mode,
+    key: Sequence[str],
+    where: str | None,
+    txn: tuple[str, int] | None,
+    options: dict[str, str] | None,
+) -> None:
+    since = opened.version()
+    try:
+        if mode == "merge":
+            _merge(opened, rows, key, txn)
         else:
             commit: Any = write_deltalake  # its overloads tie predicate to one mode
             commit(
-                path,
-                reader,
-                mode="append" if mode in ("append", "merge") else "overwrite",
+                opened,
+                rows,
+                mode="overwrite",
                 predicate=where,
-                partition_by=list(partition_by) if partition_by else None,
-                storage_options=options,
-                commit_properties=properties,
+                commit_properties=properties_of(txn),
             )
     except CommitFailedError as e:
-        raise LakeError(f"another writer changed {path!r} meanwhile; nothing written: {e}") from e
-    except (DeltaError, OSError, ValueError, pa.ArrowInvalid) as e:
-        raise LakeError(f"cannot write to {path!r}; nothing was committed: {e}") from e
-    return table(path, storage_options=options)
+        newest = DeltaTable(path, storage_options=options)
+        if reached(newest, txn):
+            return
+        raise conflict(newest, since, path) from e
 
 
 def _check(mode: str, key: str | Sequence[str] | None, where: str | None) -> None:
@@ -82,11 +237,8 @@ def _check(mode: str, key: str | Sequence[str] | None, where: str | None) -> Non
         raise ValueError("where= is the condition of mode='replace_where', and only of it")
 
 
-def _reached(path: str, txn: tuple[str, int], options: dict[str, str] | None) -> bool:
-    if not DeltaTable.is_deltatable(path, options):
-        return False
-    latest = DeltaTable(path, storage_options=options).transaction_version(txn[0])
-    return latest is not None and latest >= txn[1]
+def _names(key: str | Sequence[str] | None) -> list[str]:
+    return [key] if isinstance(key, str) else list(key or ())
 
 
 def _reader(data: Any) -> pa.RecordBatchReader:
@@ -115,22 +267,16 @@ def _flatten(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.RecordBat
 
 
 def _merge(
-    reader: pa.RecordBatchReader,
-    path: str,
-    key: str | Sequence[str] | None,
-    options: dict[str, str] | None,
-    properties: CommitProperties,
+    opened: DeltaTable, rows: pa.Table, key: Sequence[str], txn: tuple[str, int] | None
 ) -> None:
-    names = [key] if isinstance(key, str) else list(key or ())
-    condition = " AND ".join(f"target.`{n}` = source.`{n}`" for n in names)
+    condition = " AND ".join(f"target.`{n}` = source.`{n}`" for n in key)
     (
-        DeltaTable(path, storage_options=options)
-        .merge(
-            reader,
+        opened.merge(
+            rows,
             condition,
             source_alias="source",
             target_alias="target",
-            commit_properties=properties,
+            commit_properties=properties_of(txn),
         )
         .when_matched_update_all()
         .when_not_matched_insert_all()

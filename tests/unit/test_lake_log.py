@@ -60,7 +60,7 @@ def test_history_survives_a_commit_without_info(tmp_path: Path) -> None:
     middle.write_text("\n".join(lines) + "\n")
 
     found = lepton.table(tmp_path / "t").history()
-    assert [(c.version, c.operation) for c in found] == [(2, "WRITE"), (1, ""), (0, "WRITE")]
+    assert [(c.version, c.operation) for c in found] == [(2, "WRITE"), (1, ""), (0, "CREATE TABLE")]
 
 
 def test_a_lost_first_commit_is_named(tmp_path: Path) -> None:

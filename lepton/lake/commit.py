@@ -1,0 +1,175 @@
+"""One commit: adds files that are there and whole, once, or says who was first.
+
+The check of an application transaction and the commit rest on the same table handle: Delta
+compares a transaction only with commits newer than the handle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow.fs as pafs
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import AddAction, create_table_with_add_actions
+
+from lepton.errors import LakeError, WriteConflict
+from lepton.lake.files import Written, filesystem
+from lepton.lake.rules import Rules, rules_of
+
+ATTEMPTS = 12  # each with deltalake's own 15 retries
+
+
+def properties_of(txn: tuple[str, int] | None) -> CommitProperties:
+    """Return what a commit carries: the application transaction, if any."""
+    return CommitProperties(app_transactions=[Transaction(*txn)] if txn else None)
+
+
+def reached(opened: DeltaTable, txn: tuple[str, int] | None) -> bool:
+    """Whether the application's version is in the table already, as far as this handle sees."""
+    latest = opened.transaction_version(txn[0]) if txn else None
+    return txn is not None and latest is not None and latest >= txn[1]
+
+
+def verify(files: Sequence[Written], uri: str, options: Mapping[str, str] | None) -> None:
+    """Raise LakeError unless every file is there with its size."""
+    store = filesystem(uri, options)
+    infos = store.get_file_info([f.path for f in files]) if files else []
+    for file, info in zip(files, infos, strict=True):
+        if info.type != pafs.FileType.File or info.size != file.size:
+            raise LakeError(
+                f"data file {file.path} of {uri!r} has {info.size} bytes, not the {file.size} that "
+                "were written; nothing was committed: write again"
+            )
+
+
+def discard(files: Sequence[Written], uri: str, options: Mapping[str, str] | None) -> None:
+    """Remove files that no commit names; what cannot be removed stays as an orphan."""
+    store = filesystem(uri, options)
+    for file in files:
+        with contextlib.suppress(OSError):
+            store.delete_file(file.path)
+
+
+def create(
+    uri: str,
+    rules: Rules,
+    files: Sequence[Written],
+    txn: tuple[str, int] | None,
+    options: Mapping[str, str] | None,
+) -> bool:
+    """Make a table of these files in its first commit; return False if another process was first.
+
+    Raises:
+        LakeError: it cannot be made.
+    """
+    verify(files, uri, options)
+    stored = dict(options) if options else None
+    once = CommitProperties(
+        max_commit_retries=0, app_transactions=[Transaction(*txn)] if txn else None
+    )
+    try:
+        create_table_with_add_actions(
+            uri,
+            Schema.from_arrow(rules.schema),
+            _actions(files),
+            partition_by=list(rules.partition_columns),
+            storage_options=stored,
+            commit_properties=once,
+        )
+    except (DeltaError, OSError, ValueError) as e:
+        if not DeltaTable.is_deltatable(uri, stored):
+            raise LakeError(f"cannot make the table {uri!r}; nothing was committed: {e}") from e
+        return _committed(DeltaTable(uri, storage_options=stored), files, uri)
+    return True
+
+
+def commit_files(
+    opened: DeltaTable,
+    rules: Rules,
+    files: Sequence[Written],
+    *,
+    uri: str,
+    mode: str,
+    txn: tuple[str, int] | None,
+    options: Mapping[str, str] | None,
+) -> bool:
+    """Commit files to an open table; return False if ``txn`` was there already.
+
+    Appends commute with everything but a change of the table's rules, so they are tried again,
+    with jitter, for as long as that lasts.
+
+    Raises:
+        WriteConflict: another commit came first, and this one would not mean the same after it.
+        LakeError: a file is missing or cut, or the commit failed otherwise.
+    """
+    verify(files, uri, options)
+    stored = dict(options) if options else None
+    failure: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))  # noqa: S311 (no secret)
+            before, opened = opened.version(), DeltaTable(uri, storage_options=stored)
+            if _committed(opened, files, uri):
+                return True  # what failed came after the commit, such as Delta's own checkpoint
+            if reached(opened, txn):
+                discard(files, uri, options)
+                return False
+            now = rules_of(opened, uri)
+            same = now.schema == rules.schema and now.constraints == rules.constraints
+            if mode == "overwrite" or not same:
+                discard(files, uri, options)
+                raise conflict(opened, before, uri) from failure
+        try:
+            opened.create_write_transaction(
+                _actions(files),
+                mode,
+                opened.schema(),
+                partition_by=list(rules.partition_columns),
+                commit_properties=properties_of(txn),
+            )
+        except CommitFailedError as e:
+            failure = e
+        except (DeltaError, OSError, ValueError) as e:
+            again = DeltaTable(uri, storage_options=stored)
+            if _committed(again, files, uri):
+                return True
+            raise LakeError(f"cannot commit to table {rules.what}; nothing was written: {e}") from e
+        else:
+            return True
+    discard(files, uri, options)
+    raise conflict(opened, opened.version() - 1, uri) from failure
+
+
+def conflict(newest: DeltaTable, since: int, uri: str) -> WriteConflict:
+    """Return the error that names the commit that came first."""
+    told = "another commit"
+    with contextlib.suppress(DeltaError, OSError, ValueError, KeyError):
+        entries: list[Any] = list(newest.history(50))
+        later = [e for e in entries if e.get("version", 0) > since]
+        if later:
+            first = min(later, key=lambda e: e["version"])
+            at = datetime.fromtimestamp(first["timestamp"] / 1000, UTC).isoformat()
+            told = f"commit {first['version']} ({first.get('operation', 'unknown')}, {at})"
+    return WriteConflict(
+        f"{told} changed table {uri!r}@{since} meanwhile; nothing was written: read it again and "
+        "retry"
+    )
+
+
+def _committed(opened: DeltaTable, files: Sequence[Written], uri: str) -> bool:
+    if not files:
+        return False
+    return any(unquote(u).endswith(files[0].path) for u in opened.file_uris())
+
+
+def _actions(files: Sequence[Written]) -> list[Any]:
+    return [
+        AddAction(f.path, f.size, f.partition, f.modified_ms, True, f.statistics) for f in files
+    ]

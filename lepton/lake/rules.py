@@ -1,0 +1,122 @@
+"""What a table asks of its writers, and what of that lepton can honour.
+
+Writer features are an allow-list, as the Delta protocol demands (section "Writer Version
+Requirements"): a table that asks for more is refused by the feature's name, before any work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from lepton.errors import LakeError
+from lepton.lake.fields import fields_of
+from lepton.lake.rows import constraint_expression
+
+WRITER_FEATURES = frozenset(
+    {
+        "appendOnly",
+        "changeDataFeed",
+        "checkConstraints",
+        "columnMapping",  # refused below where it is in use
+        "deletionVectors",
+        "domainMetadata",
+        "generatedColumns",  # refused below where a column is one
+        "identityColumns",  # likewise
+        "invariants",
+        "timestampNtz",
+        "typeWidening",
+        "typeWidening-preview",
+        "v2Checkpoint",
+        "vacuumProtocolCheck",
+    }
+)
+_CONSTRAINT = "delta.constraints."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """What rows must be to go into a table.
+
+    Attributes:
+        what: the table's name in messages: uri@version.
+        schema: the logical Arrow schema, with nullability.
+        partition_columns: in the table's order.
+        constraints: CHECK constraints and invariants, by name.
+        append_only: rows may not be changed or deleted.
+    """
+
+    what: str
+    schema: pa.Schema
+    partition_columns: tuple[str, ...]
+    constraints: Mapping[str, str]
+    append_only: bool = False
+
+
+def rules_of(opened: DeltaTable, uri: str) -> Rules:
+    """Return the rules of an open table.
+
+    Raises:
+        LakeError: it asks for something that lepton does not do when it writes.
+    """
+    what = f"{uri!r}@{opened.version()}"
+    metadata = opened.metadata()
+    properties: dict[str, Any] = dict(metadata.configuration)
+    text = opened.schema().to_json()
+    specs: list[dict[str, Any]] = json.loads(text)["fields"]
+    _refuse(opened, properties, specs, what)
+    try:
+        schema = pa.schema([f.arrow() for f in fields_of(text, "none")])
+        constraints = {
+            k.removeprefix(_CONSTRAINT): str(v)
+            for k, v in properties.items()
+            if k.startswith(_CONSTRAINT)
+        } | _invariants(specs)
+        for name, condition in constraints.items():
+            constraint_expression(name, condition, schema)
+    except LakeError as e:
+        raise LakeError(f"cannot write to table {what}: {e}") from e
+    return Rules(
+        what=what,
+        schema=schema,
+        partition_columns=tuple(metadata.partition_columns),
+        constraints=constraints,
+        append_only=str(properties.get("delta.appendOnly", "")).lower() == "true",
+    )
+
+
+def _refuse(
+    opened: DeltaTable, properties: Mapping[str, Any], specs: list[dict[str, Any]], what: str
+) -> None:
+    protocol = opened.protocol()
+    asks = sorted(set(protocol.writer_features or []) - WRITER_FEATURES)
+    if protocol.min_writer_version > 7:
+        asks.append(f"writer version {protocol.min_writer_version}")
+    if str(properties.get("delta.columnMapping.mode", "none")) != "none":
+        asks.append("columnMapping")
+    for spec in specs:
+        keys = list(spec.get("metadata") or {})
+        if "delta.generationExpression" in keys:
+            asks.append(f"generatedColumns (column {spec['name']})")
+        if any(k.startswith("delta.identity.") for k in keys):
+            asks.append(f"identityColumns (column {spec['name']})")
+    if asks:
+        raise LakeError(
+            f"table {what} asks its writers for {', '.join(asks)}, which lepton does not do; "
+            "write to it with the engine that made it, or to a copy without this"
+        )
+
+
+def _invariants(specs: list[dict[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for spec in specs:
+        metadata: dict[str, Any] = spec.get("metadata") or {}
+        text = metadata.get("delta.invariants")
+        if text:
+            found[f"of column {spec['name']}"] = json.loads(text)["expression"]["expression"]
+    return found
