@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from lepton import checkpoints
 from lepton.checkpoints import Manifest
 from lepton.errors import TrainingError
@@ -142,6 +144,27 @@ class Run:
         """Mean loss of each counted step."""
         counted = effective(self.attempts)
         return [loss_of(counted[n]) for n in sorted(counted)]
+
+    def history(self) -> pa.Table:
+        """Return a row for each counted step, in order.
+
+        Columns: ``step``, ``epoch``, ``batch`` (within the epoch), ``loss`` (mean over the global
+        batch), ``rows`` (of the global batch), ``workers`` and ``time`` (UTC, when it was made).
+        """
+        counted = effective(self.attempts)
+        steps = [counted[n] for n in sorted(counted)]
+        made = [min(_times(parts)) // 1000 for parts in steps]
+        return pa.table(
+            {
+                "step": pa.array(sorted(counted), pa.int64()),
+                "epoch": pa.array([parts[0].epoch for parts in steps], pa.int32()),
+                "batch": pa.array([parts[0].batch for parts in steps], pa.int32()),
+                "loss": pa.array([loss_of(parts) for parts in steps], pa.float64()),
+                "rows": pa.array([sum(p.rows for p in parts) for parts in steps], pa.int64()),
+                "workers": pa.array([len(parts) for parts in steps], pa.int32()),
+                "time": pa.array(made, pa.timestamp("us", tz="UTC")),
+            }
+        )
 
     def consumption(self, stream: Stream | Mixture) -> Consumption:
         """Compare what the counted steps consumed with the plan, row by row.

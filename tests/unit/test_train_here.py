@@ -63,6 +63,10 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
     assert [a.step for a, _ in mended.attempts] == [0, 8]
     assert mended.replayed == 2
     assert mended.losses == whole.losses
+    history = mended.history()
+    assert history["step"].to_pylist() == list(range(1, mended.steps + 1))
+    assert history["loss"].to_pylist() == whole.losses
+    assert sum(history["rows"].to_pylist()) == 3 * 330
     assert all(torch.equal(a, weights(mended)[k]) for k, a in weights(whole).items())
     assert mended.consumption(stream).exact
     assert mended.consumption(stream).rows == 3 * 330
