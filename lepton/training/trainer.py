@@ -41,7 +41,7 @@ def train(
     checkpoint_every: int = 100,
     keep: int | None = None,
     max_failures: int = 3,
-    hang_timeout_s: float = 10.0,
+    hang_timeout_s: float = 15.0,
     resources: Mapping[str, float] | None = None,
     audit: bool = False,
     exact: bool = False,
