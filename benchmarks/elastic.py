@@ -219,8 +219,12 @@ def main() -> None:
 
 
 def plot(found: dict[str, list[Loss]]) -> None:
-    """Draw each peer's pauses."""
-    import matplotlib as mpl
+    """Draw each peer's pauses, where matplotlib is installed (the ``bench`` extra)."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+        return
 
     mpl.use("Agg")
     from matplotlib import pyplot
