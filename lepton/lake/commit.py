@@ -10,6 +10,7 @@ import contextlib
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
@@ -122,7 +123,7 @@ def commit_files(
                 discard(files, uri, options)
                 return False
             now = rules_of(opened, uri)
-            same = now.schema == rules.schema and now.constraints == rules.constraints
+            same = replace(now, what=rules.what) == rules
             if mode == "overwrite" or not same:
                 discard(files, uri, options)
                 raise conflict(opened, before, uri) from failure

@@ -19,6 +19,7 @@ from lepton.errors import LakeError
 from lepton.lake.commit import commit_files, conflict, create, discard, properties_of, reached
 from lepton.lake.fields import fields_of
 from lepton.lake.files import FILE_BYTES, Written, write_files
+from lepton.lake.kinds import storable
 from lepton.lake.predicate import expression_of
 from lepton.lake.rows import align, check_names, check_rows, refuse_duplicates
 from lepton.lake.rules import Rules, rules_of
@@ -145,7 +146,11 @@ def _new_rules(given: pa.Schema, path: str, partition_by: Sequence[str] | None) 
     unknown = [p for p in parts if p not in given.names]
     if unknown:
         raise LakeError(f"new table {path!r}: no column {unknown} to partition by")
-    fields = fields_of(Schema.from_arrow(given).to_json(), "none")
+    try:
+        kept = storable(given)
+    except LakeError as e:
+        raise LakeError(f"cannot make table {path!r}; nothing was written: {e}") from e
+    fields = fields_of(Schema.from_arrow(kept).to_json(), "none")
     return Rules(
         what=f"{path!r} (new)",
         schema=pa.schema([f.arrow() for f in fields]),

@@ -11,6 +11,7 @@ import numpy as np
 from lepton.report import Fault, LossPoint, Report, Sample, Span, Stage, render
 from lepton.telemetry import spans_of
 from lepton.training import Run, load_run
+from lepton.training.run import Pause
 from lepton.training.steps import loss_of
 
 if TYPE_CHECKING:
@@ -72,10 +73,15 @@ def _losses(run: Run) -> list[LossPoint]:
 
 
 def _faults(run: Run) -> list[Fault]:
-    return [
-        Fault(step=pause.step, label=f"{pause.before} to {pause.after} workers")
-        for pause in run.pauses
-    ]
+    return [Fault(step=pause.step, label=_change(pause)) for pause in run.pauses]
+
+
+def _change(pause: Pause) -> str:
+    if pause.after == pause.before:
+        return f"worker killed, replaced in {pause.seconds:.2f} s"
+    if pause.after < pause.before:
+        return f"worker killed, next step in {pause.seconds:.2f} s"
+    return f"worker joined: {pause.after}"
 
 
 def _sample(kept: dict[str, Any]) -> Sample:
