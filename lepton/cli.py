@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _home(add("models", _models, "list model versions and who is champion"))
     _home(add("runs", _runs, "list training runs"))
+    _upkeep(add)
     trace = add("trace", _trace, "print a trace from the span files")
     trace.add_argument("trace_id", nargs="?", help="default the newest")
     _home(trace)
@@ -98,6 +99,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--deep", action="store_true", help="really start a local Ray")
     _home(doctor)
     return parser
+
+
+def _upkeep(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]) -> None:
+    optimize = add("optimize", _optimize, "rewrite a table's small files as fewer large ones")
+    optimize.add_argument("table", help="uri of the Delta table")
+    optimize.add_argument("--zorder", action="append", metavar="COLUMN", help="sort by it too")
+    optimize.add_argument("--dry-run", action="store_true", help="only say which files")
+    _home(optimize)
+    vacuum = add("vacuum", _vacuum, "list a table's files that no reader, model or run needs")
+    vacuum.add_argument("table", help="uri of the Delta table")
+    vacuum.add_argument("--retention-hours", type=float, help="default the table's own")
+    vacuum.add_argument("--delete", action="store_true", help="delete them, for good")
+    _home(vacuum)
 
 
 def _home(command: argparse.ArgumentParser) -> None:
@@ -231,6 +245,45 @@ def _runs(arguments: argparse.Namespace, console: Console) -> None:
             run.name, str(len(losses)), str(len(run.attempts)), str(run.replayed), loss, source
         )
     console.print(shown)
+
+
+def _optimize(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.lake import home_of
+    from lepton.lake.maintenance import optimize
+    from lepton.telemetry import Carrier
+
+    done = optimize(
+        arguments.table,
+        zorder=arguments.zorder,
+        dry_run=arguments.dry_run,
+        trace=Carrier("", f"{home_of(arguments.home)}/traces"),
+    )
+    console.print(
+        f"{done.uri}@{done.version}: {len(done.removed)} files of {done.removed_bytes} bytes "
+        + ("may be rewritten" if done.dry_run else f"became {len(done.added)}")
+    )
+
+
+def _vacuum(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.lake import home_of
+    from lepton.lake.maintenance import vacuum
+    from lepton.registry.protection import needed_versions
+    from lepton.telemetry import Carrier
+
+    needed = needed_versions(arguments.table, arguments.home)
+    done = vacuum(
+        arguments.table,
+        retention_hours=arguments.retention_hours,
+        protect=needed,
+        dry_run=not arguments.delete,
+        trace=Carrier("", f"{home_of(arguments.home)}/traces"),
+    )
+    for version, users in needed.items():
+        console.print(f"version {version} stays for {', '.join(users)}")
+    for path in done.removed:
+        console.print(path, markup=False, soft_wrap=True)
+    what = "would go; --delete deletes them" if done.dry_run else "deleted"
+    console.print(f"{len(done.removed)} files of {done.removed_bytes} bytes {what}")
 
 
 def _trace(arguments: argparse.Namespace, console: Console) -> None:

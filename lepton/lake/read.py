@@ -56,6 +56,7 @@ class OpenFile:
         self._full = path_of(version.uri, file.path)
         with self._explained():
             self._mapped, source = _opened(version.uri, self._full, storage_options)
+            self._source = source
             self._parquet = pq.ParquetFile(
                 source,
                 coerce_int96_timestamp_unit="us",
@@ -149,6 +150,22 @@ class OpenFile:
         return sum(
             c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in physical
         )
+
+    def checked(self) -> bool:
+        """Whether the first page of every column chunk carries a checksum.
+
+        Raises:
+            LakeError: the file is damaged.
+        """
+        metadata = self._parquet.metadata
+        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+        chunks = [group.column(c) for group in groups for c in range(group.num_columns)]
+        with self._explained():
+            return all(
+                _page_checked(self._source, c.dictionary_page_offset or c.data_page_offset)
+                for c in chunks
+                if c.total_compressed_size
+            )
 
     def close(self) -> None:
         """Give the file handle back."""
@@ -293,6 +310,27 @@ def group_sizes(
     return opened.sizes
 
 
+def unchecked_files(
+    version: Version, storage_options: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """Return the paths of data files without page checksums: there damage may go unnoticed.
+
+    Reads footers and page headers only; rewriting such a file by a writer of checksums helps.
+
+    Raises:
+        LakeError: a file is missing or damaged.
+    """
+    found: list[str] = []
+    for file in version.files:
+        opened = OpenFile(version, file, storage_options)
+        try:
+            if not opened.checked():
+                found.append(file.path)
+        finally:
+            opened.close()
+    return tuple(found)
+
+
 def bytes_per_row(
     version: Version,
     file: DataFile,
@@ -316,6 +354,25 @@ def _width(kind: pa.DataType) -> int | None:
         return max(1, kind.bit_width // 8)
     except ValueError:  # strings, lists and the like
         return None
+
+
+def _page_checked(source: pa.NativeFile, offset: int) -> bool:
+    """Whether the page header at an offset has a ``crc``.
+
+    A header is Thrift's compact protocol: type and two sizes, then, if there, the checksum. Each
+    is a byte 0x15 (the next field, an int32) and a number of seven bits a byte.
+    """
+    read: Any = source.read_at
+    head: bytes = read(64, offset)
+    at = 0
+    for _ in range(3):
+        if head[at : at + 1] != b"\x15":
+            raise ValueError(f"no page header at byte {offset}")
+        at += 1
+        while at < len(head) and head[at] & 0x80:
+            at += 1
+        at += 1
+    return head[at : at + 1] == b"\x15"
 
 
 def _verifies_pages() -> bool:

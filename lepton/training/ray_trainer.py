@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +96,15 @@ class _Trainer(DataParallelTrainer):
     look_after: Callable[[], bool]
     """Called several times a second; returns whether the run has finished."""
 
+    interrupted: threading.Event
+    """Set when the person has interrupted the run."""
+
+    def _over(self, running: Any) -> bool:
+        if self.interrupted.is_set():
+            raise KeyboardInterrupt
+        over: list[Any] = ray.wait([running], timeout=POLL_S)[0]
+        return bool(over)
+
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         here = NodeAffinitySchedulingStrategy(
             node_id=ray.get_runtime_context().get_node_id(), soft=False
@@ -103,7 +114,7 @@ class _Trainer(DataParallelTrainer):
         running = controller.run.remote()
         finished_at: float | None = None
         try:
-            while not ray.wait([running], timeout=POLL_S)[0]:
+            while not self._over(running):
                 if self.look_after() and finished_at is None:
                     finished_at = time.monotonic()
                 if finished_at is not None and time.monotonic() - finished_at > END_S:
@@ -177,7 +188,8 @@ def train_on_ray(
     try:
         with watch(Path(plan.folder), stream.steps, stream.batch_size, show=show) as line:
             trainer.look_after = _Watch(plan, meeting, reserves, line, core, each, max_failures)
-            _fit(trainer, plan)
+            with _interruptions() as trainer.interrupted:
+                _fit(trainer, plan)
     finally:
         reserves.end()
         ray.kill(meeting)
@@ -240,6 +252,31 @@ class _Watch:
                 f"run {self.plan.lineage['run']!r} waits for room: {self.core} workers of "
                 f"{dict(self.each)} each, the cluster has room for {room} now\n"
             )
+
+
+@contextmanager
+def _interruptions() -> Generator[threading.Event]:
+    """Remember an interruption: the exception is lost if it comes inside of a callback of Ray's."""
+    seen = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def notice(number: int, frame: Any) -> None:
+        seen.set()
+        then = before[signal.Signals(number)]
+        if callable(then):
+            then(number, frame)
+
+    taken = [n for n, then in before.items() if callable(then)]
+    for number in taken:
+        signal.signal(number, notice)
+    try:
+        yield seen
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 def _room(each: Mapping[str, float]) -> int:

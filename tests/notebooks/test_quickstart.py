@@ -21,6 +21,7 @@ SCRIPT = ROOT / "notebooks" / "quickstart.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
 PRINTED = re.compile(
     r"\S+/lake/machines@0: \d+ rows to train, \d+ to test\n"
+    r"(?:run machines-0: .*\n)*"  # progress, where it takes long and both streams go to one
     r"78 steps, accuracy 0\.9\d+, version 1 at http://127\.0\.0\.1:\d+/machines\n"
     r"answers (\[[01, ]+\]), labels \[[01, ]+\]\n"
     r"5 labelled answers in \S+/feedback/machines@0\n"

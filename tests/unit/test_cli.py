@@ -64,3 +64,21 @@ def test_wrong_usage_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
             main(arguments)
         assert raised.value.code == 2
     assert "neither a number nor MIN-MAX" in capsys.readouterr().err
+
+
+def test_looks_after_a_table(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = str(home / "small")
+    for i in range(3):
+        lepton.write(pa.table({"x": [i]}), own)
+    where = ["--home", str(home)]
+    assert main(["optimize", own, "--dry-run", *where]) == 0
+    assert lepton.table(own).version == 2
+    assert main(["optimize", own, "--zorder", "x", *where]) == 0
+    assert len(lepton.table(own).files()) == 1
+    assert main(["vacuum", f"{home}/lake", *where]) == 0
+    assert main(["vacuum", own, "--delete", *where]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for words in ("may be rewritten", "became 1", "stays for model m version 1", "0 files of 0"):
+        assert words in told
+    assert main(["optimize", own, "--zorder", "y", *where]) == 1
+    assert lepton.table(own, version=2).count_rows() == 3

@@ -1,0 +1,398 @@
+"""Looking after a table: fewer and sorted files, no dead files, a quick log, a way back.
+
+Nothing here changes a row, except :func:`restore`, which puts an older version's rows back. Each
+call is one span, says what it did as a :class:`Upkeep`, and can say it beforehand (``dry_run``).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow.fs as pafs
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.fs import DeltaStorageHandler
+
+from lepton import telemetry
+from lepton.errors import LakeError
+from lepton.lake.history import actions_of, commit_files, log_folder
+from lepton.lake.log import Version, load_version, open_table
+from lepton.lake.predicate import near_names
+from lepton.lake.snapshot import Snapshot, table
+from lepton.telemetry import Carrier
+
+_INTERVAL = re.compile(r"(?:interval\s+)?(\d+)\s+(minute|hour|day|week)s?", re.IGNORECASE)
+_DEFAULT_HOURS = 168.0
+TARGET_BYTES = 100 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upkeep:
+    """What a call did, or with ``dry_run`` would do.
+
+    Attributes:
+        uri: the table.
+        before: its version when the call began.
+        version: its version afterwards; equal where nothing was committed.
+        removed: paths of files that left: the disk for a vacuum, else the newest version.
+        added: paths of files that the newest version gained.
+        removed_bytes: size of ``removed`` together.
+        added_bytes: size of ``added`` together.
+        protected: versions whose files a vacuum kept.
+        dry_run: nothing was changed.
+    """
+
+    uri: str
+    before: int
+    version: int
+    removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    removed_bytes: int = 0
+    added_bytes: int = 0
+    protected: tuple[int, ...] = ()
+    dry_run: bool = False
+
+
+def optimize(
+    uri: str | os.PathLike[str],
+    *,
+    zorder: Sequence[str] | None = None,
+    partition: Mapping[str, Any] | None = None,
+    target_bytes: int = TARGET_BYTES,
+    dry_run: bool = False,
+    storage_options: Mapping[str, str] | None = None,
+    trace: Carrier | None = None,
+) -> Upkeep:
+    """Rewrite small files as fewer large ones, in one commit; older versions stay as they were.
+
+    Args:
+        uri: the table.
+        zorder: sort by these columns along a Z curve, so that filters on them skip more files;
+            rewrites every file. Without it rows keep their order.
+        partition: rewrite only files with these partition values.
+        target_bytes: size of a file to aim for; smaller files are candidates.
+        dry_run: only list the candidates; fewer of them may be rewritten.
+        storage_options: as deltalake takes them.
+        trace: where the call was asked from.
+
+    Raises:
+        ValueError: ``target_bytes`` is not positive.
+        LakeError: a column is not there, or the commit failed; the table is as it was.
+    """
+    if target_bytes <= 0:
+        raise ValueError(f"target_bytes must be positive, not {target_bytes}")
+    with _span("lepton.optimize", trace, dry_run) as span:
+        pinned = table(uri, storage_options=storage_options)
+        before = pinned.load()
+        _check_columns(pinned, zorder or (), before.schema.names, "column")
+        _check_columns(pinned, partition or (), before.partition_columns, "partition column")
+        if dry_run:
+            chosen = _candidates(before, partition or {}, None if zorder else target_bytes)
+            return _told(span, _diff(before, before, chosen))
+        how: dict[str, Any] = {
+            "partition_filters": [(k, "=", str(v)) for k, v in (partition or {}).items()] or None,
+            "target_size": target_bytes,
+        }
+        with _explained("optimize", pinned):
+            rewriter = _opened(pinned).optimize
+            if zorder:
+                rewriter.z_order(list(zorder), **how)
+            else:
+                rewriter.compact(**how)
+        return _told(span, _diff(before, _newest(pinned)))
+
+
+def vacuum(
+    uri: str | os.PathLike[str],
+    *,
+    retention_hours: float | None = None,
+    protect: Collection[int] = (),
+    dry_run: bool = True,
+    storage_options: Mapping[str, str] | None = None,
+    trace: Carrier | None = None,
+) -> Upkeep:
+    """Delete files that no version within the retention and no protected version needs.
+
+    A file goes only if deltalake calls it dead and neither the newest nor a protected version nor
+    a commit within the retention names it. Change-data files stay for the retention, and
+    deletion-vector files always: deltalake takes the live ones for dead.
+
+    Args:
+        uri: the table.
+        retention_hours: hours that a replaced file stays; default the table's own retention,
+            one week if it has none. Not less than that.
+        protect: versions to keep readable; see ``lepton.registry.protection``.
+        dry_run: only list the files. The default: deleting cannot be undone.
+        storage_options: as deltalake takes them.
+        trace: where the call was asked from.
+
+    Raises:
+        LakeError: the retention is too short, or a protected version cannot be opened (nothing
+            was deleted), or a file cannot be deleted (the message says how many were).
+    """
+    with _span("lepton.vacuum", trace, dry_run) as span:
+        pinned = table(uri, storage_options=storage_options)
+        opened = _opened(pinned)
+        hours = _retention(opened, pinned, retention_hours)
+        cutoff = datetime.now(UTC) - timedelta(hours=hours)
+        needed = _needed(pinned, protect) | _recent(pinned, cutoff)
+        with _explained("list the dead files of", pinned):
+            dead = opened.vacuum(
+                math.ceil(hours), dry_run=True, enforce_retention_duration=False, full=True
+            )
+            filesystem, root = _storage(pinned)
+            removed = _removable(filesystem, root, dead, needed, cutoff)
+        if not dry_run:
+            _delete(filesystem, root, pinned, list(removed))
+        return _told(
+            span,
+            Upkeep(
+                uri=pinned.uri,
+                before=pinned.version,
+                version=pinned.version,
+                removed=tuple(removed),
+                removed_bytes=sum(removed.values()),
+                protected=tuple(sorted(set(protect))),
+                dry_run=dry_run,
+            ),
+        )
+
+
+def checkpoint(
+    uri: str | os.PathLike[str],
+    *,
+    dry_run: bool = False,
+    storage_options: Mapping[str, str] | None = None,
+    trace: Carrier | None = None,
+) -> Upkeep:
+    """Write a checkpoint of the newest version: readers then need no older commit.
+
+    Raises:
+        LakeError: it could not be written; the table is as it was.
+    """
+    with _span("lepton.checkpoint_table", trace, dry_run) as span:
+        pinned = table(uri, storage_options=storage_options)
+        if not dry_run:
+            with _explained("write a checkpoint of", pinned):
+                _opened(pinned).create_checkpoint()
+        n = pinned.version
+        return _told(span, Upkeep(uri=pinned.uri, before=n, version=n, dry_run=dry_run))
+
+
+def restore(
+    uri: str | os.PathLike[str],
+    version: int,
+    *,
+    dry_run: bool = False,
+    storage_options: Mapping[str, str] | None = None,
+    trace: Carrier | None = None,
+) -> Upkeep:
+    """Make an older version's rows the newest again, in a new commit; nothing is forgotten.
+
+    Raises:
+        LakeError: there is no such version, files of it are gone, or the commit failed; the
+            table is as it was.
+    """
+    with _span("lepton.restore", trace, dry_run) as span:
+        pinned = table(uri, storage_options=storage_options)
+        wanted = table(uri, version=version, storage_options=storage_options)
+        before = pinned.load()
+        if dry_run or version == pinned.version:
+            change = _diff(before, wanted.load())
+            return _told(span, replace(change, version=pinned.version, dry_run=dry_run))
+        with _explained(f"restore version {version} of", pinned):
+            _opened(pinned).restore(version)
+        return _told(span, _diff(before, _newest(pinned)))
+
+
+@contextmanager
+def _span(name: str, trace: Carrier | None, dry_run: bool) -> Generator[telemetry.Span]:
+    attributes = {"lepton.dry_run": dry_run}
+    with telemetry.span(name, trace or Carrier("", None), attributes=attributes) as span:
+        yield span
+
+
+def _told(span: telemetry.Span, done: Upkeep) -> Upkeep:
+    span.set(
+        lepton_table=done.uri,
+        lepton_table_version=done.version,
+        lepton_files_removed=len(done.removed),
+        lepton_files_added=len(done.added),
+        lepton_bytes_removed=done.removed_bytes,
+        lepton_bytes_added=done.added_bytes,
+    )
+    return done
+
+
+@contextmanager
+def _explained(what: str, pinned: Snapshot) -> Generator[None]:
+    try:
+        yield
+    except CommitFailedError as e:
+        raise LakeError(
+            f"cannot {what} table {pinned}: another writer changed it meanwhile; nothing was "
+            f"committed, so try again: {e}"
+        ) from e
+    except (DeltaError, OSError, ValueError) as e:
+        raise LakeError(
+            f"cannot {what} table {pinned}: {e}; the table is as it was: see whether its files "
+            "are all there and whether deltalake can write its features"
+        ) from e
+
+
+def _opened(pinned: Snapshot) -> DeltaTable:
+    return open_table(pinned.uri, pinned.version, dict(pinned.options))
+
+
+def _newest(pinned: Snapshot) -> Version:
+    return table(pinned.uri, storage_options=dict(pinned.options)).load()
+
+
+def _check_columns(pinned: Snapshot, asked: Iterable[str], known: Sequence[str], kind: str) -> None:
+    for name in asked:
+        if name not in known:
+            raise LakeError(
+                f"table {pinned} has no {kind} {name}{near_names(name, known)}; it has: "
+                f"{', '.join(known) or '(none)'}"
+            )
+
+
+def _sizes(version: Version) -> dict[str, int]:
+    if version.statistics is None:
+        return {}
+    columns: Any = version.statistics
+    paths: list[str] = columns["path"].to_pylist()
+    return dict(zip(paths, columns["size_bytes"].to_pylist(), strict=True))
+
+
+def _diff(before: Version, after: Version, chosen: Sequence[str] | None = None) -> Upkeep:
+    old, new = _sizes(before), _sizes(after)
+    removed = [p for p in old if p not in new] if chosen is None else list(chosen)
+    added = [p for p in new if p not in old]
+    return Upkeep(
+        uri=before.uri,
+        before=before.number,
+        version=after.number,
+        removed=tuple(removed),
+        added=tuple(added),
+        removed_bytes=sum(old[p] for p in removed),
+        added_bytes=sum(new[p] for p in added),
+        dry_run=chosen is not None,
+    )
+
+
+def _candidates(version: Version, partition: Mapping[str, Any], below: int | None) -> list[str]:
+    """Files of the partition, and with a size limit those below it that have company."""
+    sizes = _sizes(version)
+    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for file in version.files:
+        same = all(str(file.partition.get(k)) == str(v) for k, v in partition.items())
+        if same and (below is None or sizes[file.path] < below):
+            groups[tuple(file.partition.get(c) for c in version.partition_columns)].append(
+                file.path
+            )
+    return [p for paths in groups.values() if below is None or len(paths) > 1 for p in paths]
+
+
+def _retention(opened: DeltaTable, pinned: Snapshot, asked: float | None) -> float:
+    """The hours to keep replaced files: the table's, or more if asked."""
+    text = opened.metadata().configuration.get("delta.deletedFileRetentionDuration")
+    own = _DEFAULT_HOURS
+    if text is not None:
+        found = _INTERVAL.fullmatch(str(text).strip())
+        if found is None:
+            raise LakeError(
+                f"table {pinned}: delta.deletedFileRetentionDuration is {text!r}; nothing was "
+                "deleted: set it to something like 'interval 7 days'"
+            )
+        own = timedelta(**{f"{found[2].lower()}s": int(found[1])}).total_seconds() / 3600
+    if asked is not None and asked < own:
+        raise LakeError(
+            f"retention_hours={asked} is shorter than the {own:g} hours that table {pinned} keeps "
+            "replaced files for its readers; nothing was deleted: set the table's property "
+            "delta.deletedFileRetentionDuration if no reader needs them"
+        )
+    return own if asked is None else asked
+
+
+def _needed(pinned: Snapshot, protect: Collection[int]) -> set[str]:
+    """Paths of the newest and the protected versions."""
+    paths: set[str] = set()
+    for number in sorted({pinned.version, *protect}):
+        try:
+            version = load_version(pinned.uri, number, pinned.options)
+        except LakeError as e:
+            raise LakeError(
+                f"vacuum of table {pinned}: protected version {number} cannot be opened, so its "
+                f"files are not known; nothing was deleted: leave it out of protect= ({e})"
+            ) from e
+        paths.update(f.path for f in version.files)
+    return paths
+
+
+def _recent(pinned: Snapshot, cutoff: datetime) -> set[str]:
+    """Paths that commits since the cutoff added, removed or wrote change data to."""
+    options = dict(pinned.options)
+    since = cutoff.timestamp() * 1000
+    paths: set[str] = set()
+    for number in reversed(commit_files(*log_folder(pinned.uri, options))):
+        actions = actions_of(pinned.uri, number, options) or []
+        stamps = [float(a.get("commitInfo", {}).get("timestamp", 0)) for a in actions]
+        stamps += [float(a.get("remove", {}).get("deletionTimestamp") or 0) for a in actions]
+        newest = max(stamps, default=0.0)
+        if 0 < newest < since:
+            break
+        named = (a.get("add") or a.get("remove") or a.get("cdc") for a in actions)
+        paths.update(unquote(str(n["path"])) for n in named if n)
+    return paths
+
+
+def _storage(pinned: Snapshot) -> tuple[pafs.FileSystem, str]:
+    """The file system that holds the table, and the table's path in it, with a final slash."""
+    if "://" not in pinned.uri:
+        return pafs.LocalFileSystem(), f"{pinned.uri}/"
+    handler: Any = DeltaStorageHandler(pinned.uri, dict(pinned.options) or None)
+    return pafs.PyFileSystem(handler), ""
+
+
+def _removable(
+    filesystem: pafs.FileSystem,
+    root: str,
+    dead: Sequence[str],
+    needed: Collection[str],
+    cutoff: datetime,
+) -> dict[str, int]:
+    """Those of the dead files that are there, old and not needed, with their sizes in bytes."""
+    found: Any = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    there = {str(f.path).removeprefix(root): f for f in found if f.type == pafs.FileType.File}
+    kept: dict[str, int] = {}
+    for path in sorted(set(dead) | {unquote(p) for p in dead}):
+        info = there.get(path)
+        vector = path.rsplit("/", 1)[-1].startswith("deletion_vector")
+        if info is None or vector or path in needed or unquote(path) in needed:
+            continue
+        if info.mtime is not None and info.mtime < cutoff:
+            kept[path] = int(info.size)
+    return kept
+
+
+def _delete(filesystem: pafs.FileSystem, root: str, pinned: Snapshot, paths: Sequence[str]) -> None:
+    for done, path in enumerate(paths):
+        try:
+            filesystem.delete_file(root + path)
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            raise LakeError(
+                f"vacuum of table {pinned}: cannot delete {path!r} ({done} of {len(paths)} dead "
+                f"files were deleted, no other): {e}; see to the permissions and call it again"
+            ) from e

@@ -1,0 +1,130 @@
+"""Damaged tables: an error that names table, version and file, or the very same rows."""
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+import lepton
+from lepton.errors import LakeError
+from lepton.lake.log import load_version
+from lepton.lake.read import unchecked_files
+
+VECTORS = Path(__file__).parents[1] / "data/delta-tables/dv-partitioned-with-checkpoint/table"
+ROWS = pa.table(
+    {
+        "x": np.arange(400),
+        "word": [f"word {i % 7}" for i in range(400)],
+        "part": ["a", "b"] * 200,
+    }
+)
+
+
+def written(path: Path) -> tuple[str, Path]:
+    """A table of one file, and that file."""
+    lepton.write(ROWS, path)
+    return str(path), next(path.glob("*.parquet"))
+
+
+def checked(file: Path) -> None:
+    """Write the file anew, with page checksums."""
+    pq.write_table(pq.read_table(file), file, write_page_checksum=True)
+
+
+def refused(uri: str, name: str) -> str:
+    load_version.cache_clear()
+    with pytest.raises(LakeError) as caught:
+        lepton.table(uri).to_arrow()
+    told = str(caught.value)
+    assert uri in told
+    assert name in told
+    assert any(word in told for word in ("restore", "put the file back", "read a newer version"))
+    return told
+
+
+def test_a_missing_data_file(tmp_path: Path) -> None:
+    uri, file = written(tmp_path / "t")
+    file.unlink()
+    assert "@0" in refused(uri, file.name)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+def test_a_data_file_cut_off(tmp_path: Path, part: float) -> None:
+    uri, file = written(tmp_path / "t")
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
+    assert "@0" in refused(uri, file.name)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pa.table({"x": ["no number"] * 400, "word": ["w"] * 400, "part": ["a"] * 400}),
+        pa.table({"x": [[1]] * 400, "word": ["w"] * 400, "part": ["a"] * 400}),
+    ],
+)
+def test_a_data_file_of_another_schema(tmp_path: Path, other: pa.Table) -> None:
+    uri, file = written(tmp_path / "t")
+    pq.write_table(other, file)
+    assert "@0" in refused(uri, file.name)
+
+
+def test_a_missing_deletion_vector(tmp_path: Path) -> None:
+    uri = str(shutil.copytree(VECTORS, tmp_path / "t"))
+    for vector in Path(uri).rglob("*.bin"):
+        vector.unlink()
+    assert "@15" in refused(uri, "deletion_vector")
+
+
+def test_a_gap_in_the_log(tmp_path: Path) -> None:
+    uri, _ = written(tmp_path / "t")
+    lepton.write(ROWS, uri)
+    lepton.write(ROWS, uri)
+    Path(uri, "_delta_log", f"{1:020}.json").unlink()
+    assert "@2" in refused(uri, f"{1:020}.json")
+
+
+def test_a_checkpoint_cut_off_without_its_commits(tmp_path: Path) -> None:
+    uri, _ = written(tmp_path / "t")
+    lepton.write(ROWS, uri)
+    DeltaTable(uri).create_checkpoint()
+    Path(uri, "_delta_log", f"{0:020}.json").unlink()
+    point = next(Path(uri, "_delta_log").glob("*.checkpoint.parquet"))
+    point.write_bytes(point.read_bytes()[: point.stat().st_size // 2])
+    refused(uri, point.name)
+
+
+def test_every_flipped_byte_is_caught_or_harmless(tmp_path: Path) -> None:
+    uri, file = written(tmp_path / "t")
+    checked(file)
+    whole = file.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    chance = random.Random(7)
+    table = lepton.table(uri)
+    told: list[str] = []
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(4, len(whole) - footer)] ^= 1 << chance.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            assert table.to_arrow().equals(ROWS)
+        except LakeError as e:
+            told.append(str(e))
+    assert told
+    assert all(file.name in t and f"{uri!r}@0" in t for t in told)
+
+
+def test_files_without_checksums_are_named(tmp_path: Path) -> None:
+    uri, file = written(tmp_path / "t")
+    checked(file)
+    version = lepton.table(uri).load()
+    assert unchecked_files(version) == ()
+    for options in ({}, {"use_dictionary": False}, {"data_page_version": "2.0"}):
+        pq.write_table(ROWS, file, **options)
+        assert unchecked_files(version) == (file.name,)
+        pq.write_table(ROWS, file, write_page_checksum=True, **options)
+        assert unchecked_files(version) == ()

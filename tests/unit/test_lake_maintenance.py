@@ -1,0 +1,186 @@
+"""Looking after real tables: rows stay, needed files stay, dry runs change nothing."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+import lepton
+from lepton.errors import LakeError, RegistryError
+from lepton.lake.log import load_version
+from lepton.lake.maintenance import checkpoint, optimize, restore, vacuum
+from lepton.registry import Registry
+from lepton.registry.protection import needed_versions
+from lepton.telemetry import Carrier, spans_of
+
+VECTORS = Path(__file__).parents[1] / "data/delta-tables/dv-partitioned-with-checkpoint/table"
+
+
+def grown(path: Path, hours: int = 0) -> str:
+    """Versions 0 and 1 add a file each, 2 replaces both, 3 replaces that one."""
+    keep = {"delta.deletedFileRetentionDuration": f"interval {hours} hours"}
+    write_deltalake(str(path), pa.table({"x": [1, 2]}), configuration=keep)
+    for rows, mode in (([3], "append"), ([4, 5], "overwrite"), ([6], "overwrite")):
+        lepton.write(pa.table({"x": rows}), path, mode=mode)
+    return str(path)
+
+
+def parquet(path: str) -> set[str]:
+    return {p.name for p in Path(path).rglob("*.parquet") if "_delta_log" not in p.parts}
+
+
+def values(uri: str, version: int | None = None) -> list[int]:
+    return sorted(lepton.table(uri, version=version).to_arrow()["x"].to_pylist())
+
+
+def everything(uri: str) -> list[str]:
+    rows = lepton.table(uri).to_arrow().to_pylist()
+    return sorted(json.dumps(r, default=str, sort_keys=True) for r in rows)
+
+
+def test_vacuum_keeps_what_is_protected(tmp_path: Path) -> None:
+    uri = grown(tmp_path / "t")
+    before = parquet(uri)
+    plan = vacuum(uri, protect=[1])
+    assert parquet(uri) == before
+    assert plan.dry_run
+    done = vacuum(uri, protect=[1], dry_run=False)
+    assert (done.removed, done.removed_bytes) == (plan.removed, plan.removed_bytes)
+    assert before - parquet(uri) == set(done.removed)
+    assert len(done.removed) == 1
+    assert values(uri, 1) == [1, 2, 3]
+    assert values(uri) == [6]
+    with pytest.raises(LakeError, match="vacuumed"):
+        lepton.table(uri, version=2).to_arrow()
+
+
+def test_vacuum_keeps_what_the_retention_needs(tmp_path: Path) -> None:
+    uri = grown(tmp_path / "t", hours=24)
+    assert vacuum(uri, dry_run=False).removed == ()
+    with pytest.raises(LakeError, match=r"t@3 keeps.*nothing was deleted"):
+        vacuum(uri, retention_hours=0, dry_run=False)
+    assert values(uri, 2) == [4, 5]
+
+
+def test_vacuum_with_an_unknown_version_deletes_nothing(tmp_path: Path) -> None:
+    uri = grown(tmp_path / "t")
+    before = parquet(uri)
+    with pytest.raises(LakeError, match="protected version 9 cannot be opened"):
+        vacuum(uri, protect=[9], dry_run=False)
+    assert parquet(uri) == before
+
+
+def test_vacuum_spares_deletion_vectors(tmp_path: Path) -> None:
+    uri = str(shutil.copytree(VECTORS, tmp_path / "t"))
+    for path in Path(uri).rglob("*.*"):
+        os.utime(path, (0, 0))
+    rows = everything(uri)
+    vectors = {p.name for p in Path(uri).rglob("*.bin")}
+    dead = DeltaTable(uri).vacuum(0, dry_run=True, enforce_retention_duration=False, full=True)
+    assert vectors <= set(dead), "deltalake alone would delete the live ones too"
+    done = vacuum(uri, dry_run=False)
+    assert done.removed
+    load_version.cache_clear()
+    assert everything(uri) == rows
+    assert {p.name for p in Path(uri).rglob("*.bin")} == vectors
+
+
+def test_vacuum_keeps_change_data_for_the_retention(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    keep = {
+        "delta.deletedFileRetentionDuration": "interval 24 hours",
+        "delta.enableChangeDataFeed": "true",
+    }
+    write_deltalake(uri, pa.table({"x": [1, 2]}), configuration=keep)
+    DeltaTable(uri).delete("x = 1")
+    assert len(list(Path(uri, "_change_data").iterdir())) == 1
+    assert vacuum(uri, dry_run=False).removed == ()
+    DeltaTable(uri).alter.set_table_properties(
+        {"delta.deletedFileRetentionDuration": "interval 0 hours"}
+    )
+    assert len(vacuum(uri, dry_run=False).removed) == 2, "the replaced file and its change data"
+    assert values(uri) == [2]
+
+
+def test_optimize_keeps_the_rows(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    for i in range(6):
+        rows = pa.table({"part": ["a", "b"], "x": [i, -i]})
+        lepton.write(rows, uri, partition_by=["part"] if i == 0 else None)
+    rows = everything(uri)
+    plan = optimize(uri, dry_run=True)
+    assert (len(plan.removed), plan.version, lepton.table(uri).version) == (12, 5, 5)
+    one = optimize(uri, partition={"part": "a"})
+    assert (len(one.removed), len(one.added)) == (6, 1)
+    assert everything(uri) == rows
+    rest = optimize(uri, zorder=["x"])
+    assert len(lepton.table(uri).files()) == len(rest.added) == 2
+    assert everything(uri) == rows
+    assert optimize(uri).version == rest.version, "nothing left to do, so no commit"
+
+
+def test_optimize_refuses_what_is_not_there(tmp_path: Path) -> None:
+    uri = grown(tmp_path / "t")
+    with pytest.raises(LakeError, match=r"t@3 has no column y"):
+        optimize(uri, zorder=["y"])
+    with pytest.raises(LakeError, match=r"t@3 has no partition column x"):
+        optimize(uri, partition={"x": 1})
+    with pytest.raises(ValueError, match="target_bytes"):
+        optimize(uri, target_bytes=0)
+    assert lepton.table(uri).version == 3
+
+
+def test_optimize_keeps_deleted_rows_deleted(tmp_path: Path) -> None:
+    uri = str(shutil.copytree(VECTORS, tmp_path / "t"))
+    rows = everything(uri)
+    optimize(uri)
+    assert everything(uri) == rows
+
+
+def test_restore_and_checkpoint(tmp_path: Path) -> None:
+    uri = grown(tmp_path / "t")
+    plan = restore(uri, 1, dry_run=True)
+    assert (len(plan.removed), len(plan.added), lepton.table(uri).version) == (1, 2, 3)
+    done = restore(uri, 1, trace=Carrier("", str(tmp_path / "traces")))
+    assert (done.added, done.version) == (plan.added, 4)
+    assert values(uri) == [1, 2, 3]
+    assert checkpoint(uri, dry_run=True).version == 4
+    assert not list(Path(uri).glob("_delta_log/*.checkpoint.parquet"))
+    checkpoint(uri)
+    Path(uri, "_delta_log", f"{0:020}.json").unlink()
+    assert values(uri) == [1, 2, 3]
+    assert [s.name for s in spans_of(str(tmp_path / "traces"))] == ["lepton.restore"]
+
+
+def test_restore_of_lost_files_changes_nothing(tmp_path: Path) -> None:
+    uri = grown(tmp_path / "t")
+    vacuum(uri, dry_run=False)
+    with pytest.raises(LakeError, match=r"cannot restore version 1 of table .*t@3"):
+        restore(uri, 1)
+    with pytest.raises(LakeError, match="has no version 8"):
+        restore(uri, 8)
+    assert (lepton.table(uri).version, values(uri)) == (3, [6])
+
+
+def test_models_and_unfinished_runs_protect_their_versions(tmp_path: Path) -> None:
+    uri = grown(tmp_path / "t")
+    for name, version, done in (("going", 2, False), ("over", 0, True)):
+        folder = tmp_path / "home/runs" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"table": f"{uri}@{version}"}))
+        if done:
+            (folder / "done.json").write_text("{}")
+    Registry(f"{tmp_path}/home/registry").register(
+        "m", checkpoint="c", manifest_sha256="0", lineage={"table": uri, "table_version": 1}
+    )
+    needed = needed_versions(uri, tmp_path / "home")
+    assert needed == {1: ("model m version 1",), 2: ("run going",)}
+    assert vacuum(uri, protect=needed, dry_run=False).removed == ()
+    assert needed_versions(tmp_path / "other", tmp_path / "home") == {}
+    (tmp_path / "home/runs/going/run.json").write_text("{")
+    with pytest.raises(RegistryError, match=r"going/run\.json"):
+        needed_versions(uri, tmp_path / "home")
