@@ -189,14 +189,8 @@ def _files(opened: DeltaTable, uri: str) -> tuple[tuple[DataFile, ...], pa.Table
     counts = actions["num_records"].to_pylist() if "num_records" in names else None
     parts = actions["partition"].to_pylist() if "partition" in names else None
     times: Any = actions["modification_time"].to_pylist()
+    keeps = _deletions(opened)
     root = uri if "://" in uri else os.path.realpath(uri)  # as deltalake names deleted rows' files
-    try:
-        keeps = _deletions(opened)
-    except (DeltaError, OSError, ValueError) as e:
-        raise LakeError(
-            f"cannot read the deletion vectors of table {uri!r}@{opened.version()}: {e}; restore "
-            "the file from a copy, or restore the table to a version that does not need it"
-        ) from e
     files: list[DataFile] = []
     ordered: Any = actions["path"].to_pylist()
     for i, path in enumerate(ordered):

@@ -25,7 +25,7 @@ from deltalake.fs import DeltaStorageHandler
 from lepton import telemetry
 from lepton.errors import LakeError
 from lepton.lake.history import actions_of, commit_files, log_folder
-from lepton.lake.log import Version, load_version, open_table
+from lepton.lake.log import Version, load_version, open_table, path_of
 from lepton.lake.predicate import near_names
 from lepton.lake.snapshot import Snapshot, table
 from lepton.telemetry import Carrier
@@ -335,8 +335,16 @@ def _needed(pinned: Snapshot, protect: Collection[int]) -> set[str]:
                 f"vacuum of table {pinned}: protected version {number} cannot be opened, so its "
                 f"files are not known; nothing was deleted: leave it out of protect= ({e})"
             ) from e
-        paths.update(f.path for f in version.files)
+        paths.update(_below(pinned.uri, f.path) for f in version.files)
     return paths
+
+
+def _below(uri: str, path: str) -> str:
+    """A file's path relative to the table, however the log spells it; links are followed."""
+    full = path_of(uri, path)
+    if "://" in full:
+        return full.removeprefix(f"{uri}/")
+    return os.path.relpath(os.path.realpath(full), os.path.realpath(uri))
 
 
 def _recent(pinned: Snapshot, cutoff: datetime) -> set[str]:
@@ -352,7 +360,7 @@ def _recent(pinned: Snapshot, cutoff: datetime) -> set[str]:
         if 0 < newest < since:
             break
         named = (a.get("add") or a.get("remove") or a.get("cdc") for a in actions)
-        paths.update(unquote(str(n["path"])) for n in named if n)
+        paths.update(_below(pinned.uri, unquote(str(n["path"]))) for n in named if n)
     return paths
 
 

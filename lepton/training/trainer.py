@@ -168,6 +168,7 @@ def _lineage(stream: Stream | Mixture) -> dict[str, Any]:
     return {
         "table": snapshot.uri,
         "table_version": snapshot.version,
+        "tables": _tables(stream),
         "columns": list(snapshot.schema.names),
         "types": _types(snapshot.schema),
         "filter": None if snapshot.predicate is None else str(snapshot.predicate),
@@ -179,6 +180,12 @@ def _lineage(stream: Stream | Mixture) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "packages": {p: _version(p) for p in _PACKAGES},
     }
+
+
+def _tables(stream: Stream | Mixture) -> list[str]:
+    """``uri@version`` of every table read."""
+    streams = stream.streams if isinstance(stream, Mixture) else (stream,)
+    return [str(s.snapshot) for s in streams]
 
 
 def _types(schema: Any) -> dict[str, str]:
@@ -214,6 +221,7 @@ def _write_run(folder: Path, name: str, stream: Stream | Mixture, carrier: Carri
         "v": 1,
         "name": name,
         "table": str(stream.snapshot),
+        "tables": _tables(stream),
         "order": stream.identity,
         "epochs": stream.epochs,
         "steps": stream.steps,

@@ -58,6 +58,38 @@ def test_vacuum_keeps_what_is_protected(tmp_path: Path) -> None:
         lepton.table(uri, version=2).to_arrow()
 
 
+@pytest.mark.parametrize("root", ["{}/", "file://{}/"], ids=["absolute", "address"])
+def test_vacuum_knows_files_however_the_log_spells_them(tmp_path: Path, root: str) -> None:
+    uri = grown(tmp_path / "t")
+    for commit in (Path(uri) / "_delta_log").glob("*.json"):
+        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        for action in actions:
+            for kind in ("add", "remove"):
+                if kind in action:
+                    action[kind]["path"] = root.format(uri) + action[kind]["path"]
+        commit.write_text("".join(json.dumps(a) + "\n" for a in actions))
+    for crc in (Path(uri) / "_delta_log").glob("*.crc"):
+        crc.unlink()
+
+    done = vacuum(uri, protect=[1], dry_run=False)
+
+    assert len(done.removed) <= 1
+    assert values(uri, 1) == [1, 2, 3]
+    assert values(uri) == [6]
+
+
+@pytest.mark.parametrize("spelled", ["{0}", "{0}/", "file://{0}", "{1}/x/../t", "{1}/link"])
+def test_a_version_is_protected_under_any_name_of_its_table(tmp_path: Path, spelled: str) -> None:
+    uri = grown(tmp_path / "t")
+    (tmp_path / "link").symlink_to(uri)
+    run = tmp_path / "home" / "runs" / "r"
+    run.mkdir(parents=True)
+    named = spelled.format(uri, tmp_path)
+    (run / "run.json").write_text(json.dumps({"table": "other@0", "tables": [f"{named}@1"]}))
+
+    assert set(needed_versions(uri, home=tmp_path / "home")) == {1}
+
+
 def test_vacuum_keeps_what_the_retention_needs(tmp_path: Path) -> None:
     uri = grown(tmp_path / "t", hours=24)
     assert vacuum(uri, dry_run=False).removed == ()
