@@ -147,8 +147,8 @@ class Rendezvous:
             while line := await reader.readline():
                 guest.heard = self.clock()
                 self._hear(guest, json.loads(line))
-        except (OSError, ValueError, KeyError, TimeoutError):
-            pass  # whatever it was, the connection is over, which is what counts
+        except (OSError, TimeoutError, json.JSONDecodeError):
+            pass  # the connection is over, which is what counts
         finally:
             writer.close()
             if guest is not None and self._guests.get(guest.name) is guest:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lepton.training.membership import Membership
 from lepton.training.rendezvous import Rendezvous
@@ -48,6 +48,8 @@ def work(config: dict[str, Any]) -> None:
 class Crew:
     """Starts workers, kills them, and waits for the end."""
 
+    unfinished: ClassVar[set[Crew]] = set()  # for the fixture that ends what a failed test left
+
     def __init__(
         self,
         loop: Callable[[Any], None],
@@ -73,6 +75,7 @@ class Crew:
         self._folder = Path(plan.folder)
         self._spawn = multiprocessing.get_context("spawn")
         self.processes: list[Any] = []
+        Crew.unfinished.add(self)
         for _ in range(first):
             self.add()
 
@@ -84,7 +87,9 @@ class Crew:
 
     def add(self, node: str = "here") -> Any:
         """Start one more worker."""
-        process = self._spawn.Process(target=work, args=({**self._config, "node": node},))
+        process = self._spawn.Process(
+            target=work, args=({**self._config, "node": node},), daemon=True
+        )
         process.start()
         self.processes.append(process)
         return process
@@ -125,6 +130,7 @@ class Crew:
 
     def close(self) -> None:
         """End everything."""
+        Crew.unfinished.discard(self)
         for process in self.processes:
             with suppress(ProcessLookupError, AttributeError):
                 process.kill()

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,13 @@ def loop(worker: Any, gates: dict[int, Path] | None = None) -> None:
         loss = functional.cross_entropy(net(batch["x"].double()), batch["y"], reduction="sum")
         worker.step(loss)
         schedule.step()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    for crew in list(Crew.unfinished):
+        crew.close()
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +126,7 @@ def test_newcomers_join_and_leave_at_a_boundary(
     gates = {20: tmp_path / "a", 60: tmp_path / "b", 61: tmp_path / "b"}
     plan = prepare(tmp_path / "r", stream_of(table))
     crew = Crew(partial(loop, gates=gates), stream_of(table), plan, most=3, first=1)
+    crew.wait_for(past(20))  # it stands before the gate, so both newcomers have to wait
     crew.add()
     crew.add("going")
     crew.wait_for(lambda s: len(s["waiting"]) == 2)

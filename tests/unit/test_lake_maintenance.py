@@ -12,7 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 import lepton
 from lepton.errors import LakeError, RegistryError
 from lepton.lake.log import load_version
-from lepton.lake.maintenance import checkpoint, optimize, restore, vacuum
+from lepton.lake.maintenance import _below, checkpoint, optimize, restore, vacuum
 from lepton.registry import Registry
 from lepton.registry.protection import needed_versions
 from lepton.telemetry import Carrier, spans_of
@@ -88,6 +88,13 @@ def test_a_version_is_protected_under_any_name_of_its_table(tmp_path: Path, spel
     (run / "run.json").write_text(json.dumps({"table": "other@0", "tables": [f"{named}@1"]}))
 
     assert set(needed_versions(uri, home=tmp_path / "home")) == {1}
+
+
+def test_files_under_a_foreign_address_are_never_guessed() -> None:
+    assert _below("s3://b/t", "p=1/a.parquet") == "p=1/a.parquet"
+    assert _below("s3://b/t", "s3://b/t/a.parquet") == "a.parquet"
+    with pytest.raises(LakeError, match="nothing was deleted"):
+        _below("s3://b/t", "s3a://b/t/a.parquet")
 
 
 def test_vacuum_keeps_what_the_retention_needs(tmp_path: Path) -> None:
