@@ -1,7 +1,8 @@
-"""The Open Inference Protocol, version 2, REST with JSON: requests to rows, outputs to responses.
+"""The Open Inference Protocol, version 2, REST: requests to rows, outputs to responses.
 
-Source: the protocol's "Inference Request JSON Object". Pure: bytes and values in, values out.
-Whatever a client gets wrong is a :class:`BadRequest` that says what was expected.
+Source: the protocol's "Inference Request JSON Object", with tensors in JSON or, after it, in raw
+bytes (see :mod:`lepton.serving.binary`). Pure: bytes and values in, values out. Whatever a client
+gets wrong is a :class:`BadRequest` that says what was expected.
 """
 
 from __future__ import annotations
@@ -16,108 +17,175 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-MAX_ROWS = 4096
-
-_ARROW: dict[str, pa.DataType] = {
-    "BOOL": pa.bool_(),
-    "INT8": pa.int8(),
-    "INT16": pa.int16(),
-    "INT32": pa.int32(),
-    "INT64": pa.int64(),
-    "UINT8": pa.uint8(),
-    "FP32": pa.float32(),
-    "FP64": pa.float64(),
-    "BYTES": pa.string(),
-}
-_NAMES = {str(kind): name for name, kind in _ARROW.items()} | {"binary": "BYTES"}
-
-
-class BadRequest(ValueError):  # noqa: N818 - the protocol's word
-    """The client's request is wrong; the message says what was expected."""
+from lepton.serving.binary import array_of, raw_of, split
+from lepton.serving.inputs import (
+    ARROW,
+    MAX_ROWS,
+    BadRequest,
+    Input,
+    checked,
+    datatype_of,
+    dtype_of,
+    expected,
+    input_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Input:
-    """One input of a model, as clients send it: raw, before preparation.
+class Inquiry:
+    """An inference request, read and checked.
 
     Attributes:
-        name: the column.
-        datatype: the protocol's name, such as FP32.
-        shape: of one row.
-        nullable: the preparation fills missing values.
+        rows: raw, a column per input.
+        identity: the client's request id, or an empty string.
+        wanted: the outputs asked for, in that order, and whether as raw bytes; none means all.
+        raw: outputs not named come as raw bytes.
     """
 
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    nullable: bool = False
-
-    def describe(self) -> dict[str, Any]:
-        """Return the protocol's metadata of this tensor."""
-        return {"name": self.name, "datatype": self.datatype, "shape": [-1, *self.shape]}
-
-
-def input_of(name: str, element: str, shape: Sequence[int], *, nullable: bool = False) -> Input:
-    """Return the input for a column whose elements have an Arrow type of that name."""
-    datatype = _NAMES.get(element, "FP32")
-    return Input(name=name, datatype=datatype, shape=tuple(shape), nullable=nullable)
+    rows: pa.Table
+    identity: str
+    wanted: Mapping[str, bool]
+    raw: bool = False
 
 
 def rows_of(body: bytes, inputs: Sequence[Input]) -> tuple[pa.Table, str]:
-    """Parse a request into raw rows.
+    """Parse a request in JSON alone.
 
     Returns:
         The rows, a column per input; and the client's request id, or an empty string.
 
     Raises:
-        BadRequest: not JSON, or an input is missing, unknown, of another shape or type, or not
-            finite.
+        BadRequest: as for :func:`inquiry_of`.
     """
+    found = inquiry_of(body, inputs)
+    return found.rows, found.identity
+
+
+def inquiry_of(
+    body: bytes,
+    inputs: Sequence[Input],
+    outputs: Sequence[str] | None = None,
+    header: str | None = None,
+) -> Inquiry:
+    """Parse a request.
+
+    Args:
+        body: unpacked.
+        inputs: what the model takes.
+        outputs: what it gives; None lets a request ask for any.
+        header: of Inference-Header-Content-Length, if raw tensors follow the JSON.
+
+    Raises:
+        BadRequest: not JSON, or an input is missing, unknown, of another shape or type, or not
+            finite; or an output is asked for that the model does not give.
+    """
+    text, raw = split(body, header)
     try:
-        request: Any = orjson.loads(body)
+        request: Any = orjson.loads(text)
     except orjson.JSONDecodeError as e:
-        raise BadRequest(f"the body is not JSON: {e}; {_expected(inputs)}") from e
+        raise BadRequest(f"the body is not JSON: {e}; {expected(inputs)}") from e
     if not isinstance(request, dict):
-        raise BadRequest(f"the body must be a JSON object; {_expected(inputs)}")
+        raise BadRequest(f"the body must be a JSON object; {expected(inputs)}")
     request = cast("dict[str, Any]", request)
-    given: Any = request.get("inputs")
-    if not isinstance(given, list) or not all(
-        isinstance(t, dict) for t in cast("list[Any]", given)
-    ):
-        raise BadRequest(f"the body has no list 'inputs'; {_expected(inputs)}")
-    tensors = {str(t.get("name")): t for t in cast("list[dict[str, Any]]", given)}
-    known = {i.name for i in inputs}
-    if tensors.keys() != known or len(tensors) != len(cast("list[Any]", given)):
-        raise BadRequest(f"inputs are {list(tensors)}; {_expected(inputs)}")
-    columns = {i.name: _column(tensors[i.name], i, inputs) for i in inputs}
+    given = _objects(request, "inputs", inputs)
+    tensors = {str(t.get("name")): t for t in given}
+    if tensors.keys() != {i.name for i in inputs} or len(tensors) != len(given):
+        raise BadRequest(f"inputs are {list(tensors)}; {expected(inputs)}")
+    pieces = _pieces(given, raw)
+    columns = {i.name: _column(tensors[i.name], pieces.get(i.name), i, inputs) for i in inputs}
     counts = {len(c) for c in columns.values()}
     if len(counts) != 1:
         raise BadRequest(f"inputs have different numbers of rows: {sorted(counts)}")
     identity = request.get("id", "")
     if not isinstance(identity, str) or len(identity) > 256:
         raise BadRequest("'id' must be a string of at most 256 characters")
-    return pa.table(columns), identity
+    as_raw = _flag(_parameters(request, "the request"), "binary_data_output", default=False)
+    wanted = _wanted(request, inputs, outputs, as_raw) if "outputs" in request else {}
+    return Inquiry(rows=pa.table(columns), identity=identity, wanted=wanted, raw=as_raw)
 
 
-def _expected(inputs: Sequence[Input]) -> str:
-    return "expected inputs: " + orjson.dumps([i.describe() for i in inputs]).decode()
+def _objects(request: Mapping[str, Any], key: str, inputs: Sequence[Input]) -> list[dict[str, Any]]:
+    found: Any = request.get(key)
+    if not isinstance(found, list) or not all(
+        isinstance(t, dict) for t in cast("list[Any]", found)
+    ):
+        raise BadRequest(f"the body has no list {key!r} of objects; {expected(inputs)}")
+    return cast("list[dict[str, Any]]", found)
 
 
-def _column(tensor: Mapping[str, Any], spec: Input, inputs: Sequence[Input]) -> Any:
+def _parameters(holder: Mapping[str, Any], whose: str) -> Mapping[str, Any]:
+    found: Any = holder.get("parameters", {})
+    if not isinstance(found, dict):
+        raise BadRequest(f"'parameters' of {whose} must be a JSON object")
+    parameters = cast("dict[str, Any]", found)
+    for name in ("shared_memory_region", "classification"):
+        if name in parameters:
+            raise BadRequest(f"{whose}: parameter {name!r} is not supported here")
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    found: Any = parameters.get(name, default)
+    if not isinstance(found, bool):
+        raise BadRequest(f"parameter {name!r} must be true or false")
+    return found
+
+
+def _wanted(
+    request: Mapping[str, Any], inputs: Sequence[Input], outputs: Sequence[str] | None, raw: bool
+) -> dict[str, bool]:
+    found: dict[str, bool] = {}
+    for output in _objects(request, "outputs", inputs):
+        name = output.get("name")
+        known = isinstance(name, str) and (outputs is None or name in outputs)
+        if not known or name in found:
+            raise BadRequest(
+                f"output {name!r} is not one of the model's, or is asked for twice: "
+                f"it gives {list(outputs or ())}"
+            )
+        parameters = _parameters(output, f"output {name!r}")
+        found[cast(str, name)] = _flag(parameters, "binary_data", default=raw)
+    return found
+
+
+def _pieces(given: Sequence[Mapping[str, Any]], raw: memoryview) -> dict[str, memoryview]:
+    """Cut the raw bytes into the tensors that announced theirs, in the order of the JSON."""
+    pieces: dict[str, memoryview] = {}
+    at = 0
+    for tensor in given:
+        name = str(tensor.get("name"))
+        size: Any = _parameters(tensor, f"input {name!r}").get("binary_data_size")
+        if size is None:
+            continue
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(raw) - at:
+            raise BadRequest(
+                f"input {name!r}: binary_data_size is {size!r}, {len(raw) - at} raw bytes are "
+                "left after the JSON (its length belongs into Inference-Header-Content-Length)"
+            )
+        pieces[name] = raw[at : at + size]
+        at += size
+    if at != len(raw):
+        raise BadRequest(f"the body has {len(raw) - at} raw bytes that belong to no input")
+    return pieces
+
+
+def _column(
+    tensor: Mapping[str, Any], raw: memoryview | None, spec: Input, inputs: Sequence[Input]
+) -> Any:
     datatype, shape = tensor.get("datatype"), tensor.get("shape")
     if datatype != spec.datatype:
-        raise BadRequest(f"input {spec.name!r} has datatype {datatype!r}; {_expected(inputs)}")
+        raise BadRequest(f"input {spec.name!r} has datatype {datatype!r}; {expected(inputs)}")
     if not _fits(shape, spec):
         raise BadRequest(
             f"input {spec.name!r} has shape {shape!r}, wanted [rows, "
-            f"{', '.join(map(str, spec.shape))}] with 1 to {MAX_ROWS} rows; {_expected(inputs)}"
+            f"{', '.join(map(str, spec.shape))}] with 1 to {MAX_ROWS} rows; {expected(inputs)}"
         )
     shape = cast("list[int]", shape)
-    values = _flat(tensor.get("data"), shape, spec.name)
-    array = _typed(values, spec)
-    if not spec.shape:
-        return array
-    return pa.FixedSizeListArray.from_arrays(array, prod(spec.shape))
+    if raw is None:
+        return checked(_typed(_flat(tensor.get("data"), shape, spec.name), spec), spec)
+    if "data" in tensor:
+        raise BadRequest(f"input {spec.name!r} has both 'data' and raw bytes")
+    return checked(array_of(raw, spec, prod(shape)), spec)
 
 
 def _fits(shape: object, spec: Input) -> bool:
@@ -153,42 +221,61 @@ def _sized(values: list[Any], size: int, name: str) -> list[Any]:
 
 
 def _typed(values: list[Any], spec: Input) -> Any:
-    kind = _ARROW[spec.datatype]
-    wrong_bool = spec.datatype != "BOOL" and any(isinstance(v, bool) for v in values)
     try:
-        array: Any = pa.array(values, type=kind)
+        array: Any = pa.array(values, type=ARROW[spec.datatype])
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError, TypeError) as e:
         raise BadRequest(f"input {spec.name!r}: values are not {spec.datatype}: {e}") from e
-    if wrong_bool:
+    if spec.datatype != "BOOL" and any(isinstance(v, bool) for v in values):
         raise BadRequest(
             f"input {spec.name!r}: values are not {spec.datatype}: true or false in it"
         )
-    if array.null_count and not spec.nullable:
-        raise BadRequest(f"input {spec.name!r}: null is not allowed")
-    if pa.types.is_floating(kind) and not np.isfinite(array.drop_null().to_numpy()).all():
-        raise BadRequest(f"input {spec.name!r}: values must be finite {spec.datatype} numbers")
     return array
 
 
 def response_of(
     model: str, version: int, identity: str, outputs: Mapping[str, np.ndarray[Any, Any]]
 ) -> bytes:
-    """Return the response body."""
+    """Return the response body with every output in JSON."""
+    return reply_of(model, version, identity, outputs)[0]
+
+
+def reply_of(
+    model: str,
+    version: int,
+    identity: str,
+    outputs: Mapping[str, np.ndarray[Any, Any]],
+    inquiry: Inquiry | None = None,
+) -> tuple[bytes, int | None]:
+    """Return the response body as the request wanted it.
+
+    Returns:
+        The body; and the length of its JSON in bytes if raw tensors follow, else None.
+    """
+    wanted: Mapping[str, bool] = inquiry.wanted if inquiry else {}
+    otherwise = inquiry.raw if inquiry else False
+    told: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for name in list(wanted) or list(outputs):
+        values = outputs[name]
+        tensor: dict[str, Any] = {
+            "name": name,
+            "datatype": datatype_of(values.dtype),
+            "shape": list(values.shape),
+        }
+        if wanted.get(name, otherwise):
+            raw.append(raw_of(values))
+            tensor["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            tensor["data"] = np.ascontiguousarray(values).reshape(-1)
+        told.append(tensor)
     body = {
         "model_name": model,
         "model_version": str(version),
         "id": identity,
-        "outputs": [
-            {
-                "name": name,
-                "datatype": datatype_of(values.dtype),
-                "shape": list(values.shape),
-                "data": np.ascontiguousarray(values).reshape(-1),
-            }
-            for name, values in outputs.items()
-        ],
+        "outputs": told,
     }
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join((text, *raw)), len(text)) if raw else (text, None)
 
 
 def request_of(rows: pa.Table, inputs: Sequence[Mapping[str, Any]], identity: str = "") -> bytes:
@@ -202,18 +289,57 @@ def request_of(rows: pa.Table, inputs: Sequence[Mapping[str, Any]], identity: st
     return orjson.dumps({"id": identity, "inputs": tensors})
 
 
-def datatype_of(dtype: np.dtype[Any]) -> str:
-    """Return the protocol's name of a NumPy dtype."""
-    if dtype == np.bool_:
-        return "BOOL"
-    prefix = {"f": "FP", "i": "INT", "u": "UINT"}[dtype.kind]
-    return f"{prefix}{dtype.itemsize * 8}"
+def raw_request_of(
+    arrays: Mapping[str, np.ndarray[Any, Any]], identity: str = ""
+) -> tuple[bytes, int]:
+    """Return a request body with raw tensors, numbers only, and the length of its JSON in bytes.
+
+    All outputs are asked for as raw bytes too.
+    """
+    raws = {name: raw_of(values) for name, values in arrays.items()}
+    inputs = [
+        {
+            "name": name,
+            "datatype": datatype_of(values.dtype),
+            "shape": list(values.shape),
+            "parameters": {"binary_data_size": len(raws[name])},
+        }
+        for name, values in arrays.items()
+    ]
+    text = orjson.dumps(
+        {"id": identity, "parameters": {"binary_data_output": True}, "inputs": inputs}
+    )
+    return b"".join((text, *raws.values())), len(text)
 
 
-def dtype_of(datatype: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of a protocol datatype."""
-    if datatype == "BOOL":
-        return np.dtype(np.bool_)
-    kind = datatype.rstrip("0123456789")
-    letter = {"FP": "f", "INT": "i", "UINT": "u"}[kind]
-    return np.dtype(f"{letter}{int(datatype.removeprefix(kind)) // 8}")
+def outputs_of_reply(body: bytes, header: str | None = None) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the outputs of a response, in JSON or raw, as arrays of shape (rows, …)."""
+    text, raw = split(body, header)
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    at = 0
+    for tensor in orjson.loads(text)["outputs"]:
+        dtype, shape = dtype_of(tensor["datatype"]), tensor["shape"]
+        if "data" in tensor:
+            found[tensor["name"]] = np.array(tensor["data"], dtype).reshape(shape)
+            continue
+        end = at + tensor["parameters"]["binary_data_size"]
+        found[tensor["name"]] = np.frombuffer(raw[at:end], dtype).reshape(shape).copy()
+        at = end
+    return found
+
+
+__all__ = [
+    "BadRequest",
+    "Input",
+    "Inquiry",
+    "datatype_of",
+    "dtype_of",
+    "input_of",
+    "inquiry_of",
+    "outputs_of_reply",
+    "raw_request_of",
+    "reply_of",
+    "request_of",
+    "response_of",
+    "rows_of",
+]

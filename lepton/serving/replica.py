@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -28,7 +29,9 @@ from lepton.errors import LeptonError
 from lepton.export.restore import Predictor
 from lepton.registry import Pointer, Registry
 from lepton.serving.answers import Answer, AnswerLog
-from lepton.serving.protocol import BadRequest, Input, input_of, response_of, rows_of
+from lepton.serving.forms import inquiry_in, problem, reply_to
+from lepton.serving.inputs import BadRequest, Input, datatype_of, input_of
+from lepton.serving.protocol import Inquiry
 from lepton.telemetry import Carrier, carrier_of
 
 FOLLOW_S = 0.25
@@ -44,6 +47,11 @@ class Resident:
     predictor: Predictor
     inputs: tuple[Input, ...]
     traceparent: str
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what it gives."""
+        return [s.name for s in self.predictor.signature.outputs]
 
 
 @dataclass(frozen=True)
@@ -77,15 +85,17 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         base = f"/v2/models/{self._model}"
+        one = f"{base}/versions/{{version}}"
         return Starlette(
             routes=[
                 Route("/v2", self.server),
                 Route("/v2/health/live", self.live),
                 Route("/v2/health/ready", self.live),
-                Route(base, self.metadata),
-                Route(f"{base}/ready", self.live),
-                Route(f"{base}/infer", self.infer, methods=["POST"]),
-            ]
+                *(Route(at, self.metadata) for at in (base, one)),
+                *(Route(f"{at}/ready", self.ready) for at in (base, one)),
+                *(Route(f"{at}/infer", self.infer, methods=["POST"]) for at in (base, one)),
+            ],
+            exception_handlers={HTTPException: self.missed, BadRequest: self.refused},
         )
 
     # -- following the pointer ------------------------------------------------------------------
@@ -167,60 +177,133 @@ class Replica:
 
     async def server(self, _: Request) -> Response:
         """Server metadata."""
-        return JSONResponse({"name": "lepton", "version": "2", "extensions": []})
+        told = {"name": "lepton", "version": "2", "extensions": ["binary_tensor_data"]}
+        return JSONResponse(told)
 
     async def live(self, _: Request) -> Response:
         """Answer 200: a replica that can answer this can answer requests."""
         return Response(status_code=200)
 
-    async def metadata(self, _: Request) -> Response:
-        """Model metadata."""
-        champion = self._serving.champion
+    async def ready(self, request: Request) -> Response:
+        """Answer 200 if the model, or the version that is named, is in memory."""
+        self._chosen(request)
+        return Response(status_code=200)
+
+    async def metadata(self, request: Request) -> Response:
+        """Model metadata, of the champion if no version is named."""
+        version = self._chosen(request, by_chance=False)[0]
         outputs = [
-            {"name": s.name, "datatype": "FP32", "shape": [-1, *s.shape]}
-            for s in champion.predictor.signature.outputs
+            {"name": s.name, "datatype": _datatype(s.dtype), "shape": [-1, *s.shape]}
+            for s in version.predictor.signature.outputs
         ]
         return JSONResponse(
             {
                 "name": self._model,
                 "versions": [str(v) for v in sorted(self._resident)],
                 "platform": "pytorch_torch_export",
-                "inputs": [i.describe() for i in champion.inputs],
+                "inputs": [i.describe() for i in version.inputs],
                 "outputs": outputs,
             }
         )
 
+    async def missed(self, request: Request, error: Exception) -> Response:
+        """Say what there is, to a request for something else."""
+        status = error.status_code if isinstance(error, HTTPException) else 404
+        detail = (
+            f"there is no {request.method} {request.url.path} here: "
+            f"inference is POST /v2/models/{self._model}/infer"
+        )
+        return problem(status, detail)
+
+    async def refused(self, _: Request, error: Exception) -> Response:
+        """Say what the client got wrong."""
+        return problem(error.status if isinstance(error, BadRequest) else 400, str(error))
+
+    def _chosen(self, request: Request, *, by_chance: bool = True) -> tuple[Resident, str]:
+        """Return the version that answers, and as what: champion, canary or pinned by the client.
+
+        Raises:
+            BadRequest: the version that is named is not in memory (404).
+        """
+        now = self._serving
+        named = request.path_params.get("version")
+        if named is None:
+            if by_chance and now.canary and random.random() < now.share:  # noqa: S311 - a coin
+                return now.canary, "canary"
+            return now.champion, "champion"
+        resident = self._resident
+        found = next((r for number, r in resident.items() if str(number) == named), None)
+        if found is None:
+            raise BadRequest(
+                f"version {named} of model {self._model!r} is not in memory: versions "
+                f"{sorted(resident)} are",
+                404,
+            )
+        roles = {now.champion.version: "champion"}
+        if now.canary:
+            roles[now.canary.version] = "canary"
+        return found, roles.get(found.version, "pinned")
+
     async def infer(self, request: Request) -> Response:
         """Answer one inference request."""
-        began_ns, began = time.time_ns(), time.perf_counter()
-        now = self._serving
-        chosen, variant = now.champion, "champion"
-        if now.canary is not None and random.random() < now.share:  # noqa: S311 - a coin, no secret
-            chosen, variant = now.canary, "canary"
+        began = time.time_ns(), time.perf_counter()
+        chosen, variant = self._chosen(request)
+        inquiry: Inquiry | None = None
+        outputs: dict[str, np.ndarray[Any, Any]] = {}
+        error, status = "", 200
+        try:
+            inquiry = await inquiry_in(request, chosen.inputs, chosen.outputs)
+            outputs = await asyncio.to_thread(_answer, chosen.predictor, inquiry.rows)
+        except BadRequest as e:
+            status, error = e.status, str(e)
+        except Exception as e:
+            status, error = 500, f"{type(e).__name__}: {e}"
+            log.exception("replica of %s failed a request", self._model)
+        identity = (inquiry.identity if inquiry else "") or uuid.uuid4().hex
+        span = self._spanned(request, chosen, variant, (began[0], status, error, inquiry))
+        if status == 200 or status >= 500:
+            self._answers.add(
+                Answer(
+                    request_id=identity,
+                    time_us=began[0] // 1000,
+                    version=chosen.version,
+                    variant=variant,
+                    status=status,
+                    trace_id=span.trace_id,
+                    latency_ms=(time.perf_counter() - began[1]) * 1e3,
+                    rows=inquiry.rows if inquiry and status == 200 else None,
+                    outputs=outputs,
+                )
+            )
+        if inquiry is None or status != 200:
+            reply = problem(status, error)
+        else:
+            reply = reply_to(request, inquiry, (self._model, chosen.version), identity, outputs)
+        reply.headers["traceparent"] = span.traceparent
+        reply.headers["x-lepton-version"] = str(chosen.version)
+        return reply
+
+    def _spanned(
+        self,
+        request: Request,
+        chosen: Resident,
+        variant: str,
+        came: tuple[int, int, str, Inquiry | None],
+    ) -> Carrier:
+        """Record a request's span: when it began, its status, error and what was asked."""
+        began_ns, status, error, inquiry = came
         parent = carrier_of(
             request.headers.get("traceparent"),
             self._trace.directory,
             Carrier("", self._trace.directory),
         )
-        body = await request.body()
-        rows: pa.Table | None = None
-        outputs: dict[str, np.ndarray[Any, Any]] = {}
-        identity, error, status = "", "", 200
-        try:
-            rows, identity = rows_of(body, chosen.inputs)
-            outputs = await asyncio.to_thread(_answer, chosen.predictor, rows)
-        except BadRequest as e:
-            status, error = 400, str(e)
-        except Exception as e:
-            status, error = 500, f"{type(e).__name__}: {e}"
-            log.exception("replica of %s failed a request", self._model)
-        identity = identity or uuid.uuid4().hex
-        span = telemetry.record(
+        refused = 400 <= status < 500
+        return telemetry.record(
             "lepton.request",
             parent,
             began_ns,
             kind="server",
-            error="BadRequest" if status == 400 else error.split(":")[0] or None,
+            error="BadRequest" if refused else error.split(":")[0] or None,
             links=[chosen.traceparent],
             attributes={
                 "http.request.method": "POST",
@@ -228,29 +311,10 @@ class Replica:
                 "lepton.model": self._model,
                 "lepton.version": chosen.version,
                 "lepton.variant": variant,
-                "lepton.rows": len(rows) if rows is not None else 0,
+                "lepton.rows": len(inquiry.rows) if inquiry else 0,
                 "lepton.checkpoint.trace": chosen.traceparent,
             },
         )
-        headers = {"traceparent": span.traceparent, "x-lepton-version": str(chosen.version)}
-        if status != 400:
-            self._answers.add(
-                Answer(
-                    request_id=identity,
-                    time_us=began_ns // 1000,
-                    version=chosen.version,
-                    variant=variant,
-                    status=status,
-                    trace_id=span.trace_id,
-                    latency_ms=(time.perf_counter() - began) * 1e3,
-                    rows=rows if status == 200 else None,
-                    outputs=outputs,
-                )
-            )
-        if status != 200:
-            return JSONResponse({"error": error}, status_code=status, headers=headers)
-        content = response_of(self._model, chosen.version, identity, outputs)
-        return Response(content, media_type="application/json", headers=headers)
 
     def __del__(self) -> None:
         """Ray Serve calls this when a replica is stopped in good order: commit what waits."""
@@ -263,3 +327,8 @@ class Replica:
 
 def _answer(predictor: Predictor, rows: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
     return {name: value.numpy() for name, value in predictor(rows).items()}
+
+
+def _datatype(dtype: str) -> str:
+    """The protocol's name of a dtype that torch names."""
+    return "BF16" if dtype == "bfloat16" else datatype_of(np.dtype(dtype))

@@ -1,0 +1,155 @@
+"""The whole protocol against a live service, with the field's own client and with plain HTTP."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import lepton
+from lepton import checkpoints
+from lepton.export.restore import Predictor
+from lepton.preprocess import Preparation
+from lepton.serving import App
+from lepton.serving.inputs import MAX_BYTES
+from lepton.serving.tables import MEDIA_TYPE
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MODEL = "spoken"
+
+
+def loop(worker: Any) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    worker.attach(net=net, opt=opt)
+    for batch in worker.batches():
+        scores = net(batch["x"])
+        worker.step(torch.nn.functional.cross_entropy(scores, batch["y"], reduction="sum"))
+
+
+class Service:
+    """A served model, rows for it, and what its checkpoint answers to them."""
+
+    def __init__(self, home: Path) -> None:
+        x = np.random.default_rng(0).normal(5, 2, (100, 3)).astype("float32")
+        rows = pa.table({"x": list(x), "y": (x.sum(1) > 15).astype("int64")})
+        table = lepton.write(rows, home / "t")
+        prepare = Preparation.fit(table, standard=["x"])
+        stream = table.stream(batch_size=50, seed=0, transform=prepare)
+        run = lepton.train(loop, stream, name="r", home=str(home))
+        version = lepton.register(run, MODEL, home=str(home))
+        self.app: App = lepton.promote(version, home=str(home))
+        self.x = x[:7]
+        predictor = Predictor(checkpoints.load(version.checkpoint))
+        self.scores = predictor(rows.select(["x"]).slice(0, 7))["output"].numpy()
+
+    def post(self, body: bytes, **headers: str) -> httpx.Response:
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.post(self.app.infer_url, content=body, headers=told, timeout=30)
+
+    def body(self) -> bytes:
+        x = {"name": "x", "datatype": "FP32", "shape": [7, 3], "data": self.x.tolist()}
+        return json.dumps({"id": "a", "inputs": [x]}).encode()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Service:
+    return Service(tmp_path_factory.mktemp("protocol"))
+
+
+@pytest.mark.parametrize("raw_in", [True, False])
+@pytest.mark.parametrize("raw_out", [True, False, None])
+@pytest.mark.parametrize("packed", [None, "gzip", "deflate"])
+def test_tritonclient_gets_the_checkpoints_answers(
+    service: Service, raw_in: bool, raw_out: bool | None, packed: str | None
+) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    client = triton.InferenceServerClient(service.app.url.removeprefix("http://"))
+    sent = triton.InferInput("x", list(service.x.shape), "FP32")
+    sent.set_data_from_numpy(service.x, binary_data=raw_in)
+    wanted = raw_out
+    outputs = None if wanted is None else [triton.InferRequestedOutput("output", wanted)]
+    found = client.infer(
+        MODEL, [sent], outputs=outputs, request_id="me", request_compression_algorithm=packed
+    )
+
+    assert np.array_equal(found.as_numpy("output"), service.scores)
+    assert found.get_response()["id"] == "me"
+    client.close()
+
+
+def test_tritonclient_finds_server_model_and_versions(service: Service) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    client = triton.InferenceServerClient(service.app.url.removeprefix("http://"))
+
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert client.is_model_ready(MODEL)
+    assert client.is_model_ready(MODEL, "1")
+    assert not client.is_model_ready(MODEL, "9")
+    assert client.get_model_metadata(MODEL, "1") == {
+        "name": MODEL,
+        "versions": ["1"],
+        "platform": "pytorch_torch_export",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
+        "outputs": [{"name": "output", "datatype": "FP32", "shape": [-1, 2]}],
+    }
+    sent = triton.InferInput("x", [1, 3], "FP32")
+    sent.set_data_from_numpy(service.x[:1])
+    assert client.infer(MODEL, [sent], model_version="1").get_response()["model_version"] == "1"
+    with pytest.raises(triton.InferenceServerException, match=r"version 9 .* is not in memory"):
+        client.infer(MODEL, [sent], model_version="9")
+    client.close()
+
+
+def test_arrow_streams_in_and_out(service: Service) -> None:
+    table = pa.table({"x": list(service.x)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+    whole = sink.getvalue().to_pybytes()
+    reply = service.post(
+        gzip.compress(whole),
+        content_type=MEDIA_TYPE,
+        content_encoding="gzip",
+        x_request_id="b",
+    )
+
+    assert reply.headers["content-type"] == MEDIA_TYPE
+    with pa.ipc.open_stream(reply.content) as stream:
+        found: Any = stream.read_all()
+    assert found.schema.metadata[b"id"] == b"b"
+    assert np.array_equal(found["output"].combine_chunks().flatten(), service.scores.reshape(-1))
+    as_json = service.post(whole, content_type=MEDIA_TYPE, accept="application/json")
+    assert np.allclose(as_json.json()["outputs"][0]["data"], service.scores.reshape(-1))
+    as_stream = service.post(service.body(), accept=MEDIA_TYPE)
+    with pa.ipc.open_stream(as_stream.content) as stream:
+        assert stream.read_all().schema.metadata[b"id"] == b"a"
+
+
+def test_problems_have_details(service: Service) -> None:
+    url = service.app.url
+    wrong = {
+        400: service.post(b"{"),
+        404: httpx.get(f"{url}/v2/models/other"),
+        405: httpx.get(service.app.infer_url),
+        413: service.post(gzip.compress(bytes(MAX_BYTES + 1)), content_encoding="gzip"),
+        415: service.post(b"{}", content_encoding="br"),
+    }
+    for status, reply in wrong.items():
+        assert reply.status_code == status
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert reply.json()["status"] == status
+        assert reply.json()["detail"]
+    large = service.post(b" " * (MAX_BYTES + 1))
+    assert large.status_code == 413
+    assert service.post(service.body()).status_code == 200
