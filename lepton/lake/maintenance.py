@@ -345,8 +345,8 @@ def _below(uri: str, path: str) -> str:
     if "://" in full:
         if not full.startswith(f"{uri}/"):  # such as s3a:// for s3://: which file it is is a guess
             raise LakeError(
-                f"table {uri!r} names the file {path!r} by another address than its own, so it is "
-                "not known which files are needed; nothing was deleted: vacuum it under that address"
+                f"table {uri!r} names the file {path!r} by another address than its own, so which "
+                "files are needed is not known; nothing was deleted: vacuum it under that address"
             )
         return full.removeprefix(f"{uri}/")
     return os.path.relpath(os.path.realpath(full), os.path.realpath(uri))
