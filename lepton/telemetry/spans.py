@@ -16,7 +16,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from lepton.telemetry.store import FileExporter
@@ -146,20 +146,30 @@ _named: dict[int, str] = {}
 @lru_cache(maxsize=16)
 def _tracer(pid: int, directory: str | None) -> trace.Tracer:
     """One provider per process and directory; ``pid`` makes a forked child get its own."""
-    resource = Resource.create(
-        {"service.name": "lepton", "process.pid": pid, "lepton.process": _process_name()}
-    )
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource_of(pid), shutdown_on_exit=False)
     if directory is not None:
         provider.add_span_processor(SimpleSpanProcessor(FileExporter(directory)))
-    if any(os.environ.get(name) for name in _ENDPOINTS):
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        provider.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=200)
-        )
+    sent = otlp_exporter()
+    if sent is not None:
+        provider.add_span_processor(BatchSpanProcessor(sent, schedule_delay_millis=200))
     _PROVIDERS.append(provider)
     return provider.get_tracer("lepton")
+
+
+def resource_of(pid: int) -> Resource:
+    """Return what all spans of a process say about it."""
+    return Resource.create(
+        {"service.name": "lepton", "process.pid": pid, "lepton.process": _process_name()}
+    )
+
+
+def otlp_exporter() -> SpanExporter | None:
+    """Return what sends spans by OTLP, or None where the environment names no endpoint."""
+    if not any(os.environ.get(name) for name in _ENDPOINTS):
+        return None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter()
 
 
 def _process_name() -> str:
@@ -176,11 +186,12 @@ def name_process(name: str) -> None:
 
 
 def _context(parent: Carrier) -> Any:
-    found = _span_context(parent.traceparent)
+    found = context_in(parent.traceparent)
     return trace.set_span_in_context(NonRecordingSpan(found), Context()) if found else Context()
 
 
-def _span_context(traceparent: str) -> SpanContext | None:
+def context_in(traceparent: str) -> SpanContext | None:
+    """Return the span that a header names, or None if it names none."""
     match = _TRACEPARENT.fullmatch(traceparent)
     if not match:
         return None
@@ -193,7 +204,7 @@ def _span_context(traceparent: str) -> SpanContext | None:
 
 
 def _links(traceparents: Sequence[str]) -> list[Link]:
-    found = (_span_context(t) for t in traceparents)
+    found = (context_in(t) for t in traceparents)
     return [Link(c) for c in found if c is not None]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import StatusCode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +32,7 @@ class SpanRecord:
 
 
 class FileExporter(SpanExporter):
-    """Appends each span with one write call, so that lines of a killed process stay whole."""
+    """Appends spans with one write call, so that lines of a killed process stay whole."""
 
     def __init__(self, directory: str) -> None:
         self._path = Path(directory) / f"{socket.gethostname()}-{os.getpid()}.jsonl"
@@ -42,8 +43,8 @@ class FileExporter(SpanExporter):
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
-        for ended in spans:
-            os.write(self._file, json.dumps(asdict(_record(ended))).encode() + b"\n")
+        lines = b"".join(orjson.dumps(_fields(ended)) + b"\n" for ended in spans)
+        os.write(self._file, lines)
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
@@ -53,24 +54,23 @@ class FileExporter(SpanExporter):
             self._file = None
 
 
-def _record(ended: ReadableSpan) -> SpanRecord:
+def _fields(ended: ReadableSpan) -> dict[str, Any]:
+    """The fields of a :class:`SpanRecord`; a dataclass on the way would double the cost."""
     context = ended.get_span_context()
-    assert context is not None  # noqa: S101 - the SDK sets all three before it exports
-    assert ended.start_time is not None  # noqa: S101
-    assert ended.end_time is not None  # noqa: S101
+    assert context is not None  # noqa: S101 - the SDK sets it before it exports
     resource = ended.resource.attributes
-    return SpanRecord(
-        name=ended.name,
-        trace_id=f"{context.trace_id:032x}",
-        span_id=f"{context.span_id:016x}",
-        parent_id=f"{ended.parent.span_id:016x}" if ended.parent else None,
-        start_ns=ended.start_time,
-        end_ns=ended.end_time,
-        process=f"{resource['lepton.process']} ({resource['process.pid']})",
-        status="ok" if ended.status.is_ok or ended.status.is_unset else "error",
-        attributes=dict(ended.attributes or {}),
-        links=[f"{k.context.trace_id:032x}:{k.context.span_id:016x}" for k in ended.links],
-    )
+    return {
+        "name": ended.name,
+        "trace_id": f"{context.trace_id:032x}",
+        "span_id": f"{context.span_id:016x}",
+        "parent_id": f"{ended.parent.span_id:016x}" if ended.parent else None,
+        "start_ns": ended.start_time,
+        "end_ns": ended.end_time,
+        "process": f"{resource['lepton.process']} ({resource['process.pid']})",
+        "status": "error" if ended.status.status_code is StatusCode.ERROR else "ok",
+        "attributes": dict(ended.attributes or {}),
+        "links": [f"{k.context.trace_id:032x}:{k.context.span_id:016x}" for k in ended.links],
+    }
 
 
 def spans_of(directory: str, trace_id: str | None = None) -> list[SpanRecord]:
@@ -78,7 +78,7 @@ def spans_of(directory: str, trace_id: str | None = None) -> list[SpanRecord]:
     found: list[SpanRecord] = []
     for path in sorted(Path(directory).glob("*.jsonl")):
         for line in path.read_text().splitlines():
-            entry = SpanRecord(**json.loads(line))
+            entry = SpanRecord(**orjson.loads(line))
             if trace_id is None or entry.trace_id == trace_id:
                 found.append(entry)
     return sorted(found, key=lambda s: (s.start_ns, s.span_id))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -230,3 +233,54 @@ class Load:
                     self.versions.append(reply.json()["model_version"])
                 else:
                     self.failed.append(reply.text)
+
+
+def test_any_form_of_rows_gets_the_same_answer(world: World) -> None:
+    rows = world.table.select(["x"]).head(5)
+    expected = world.app.predict(rows)["output"]
+    x = np.array(rows["x"].to_pylist(), "float32")
+
+    for given in (rows.to_pandas(), {"x": x}, {"x": torch.from_numpy(x)}, {"x": x.tolist()}):
+        assert np.array_equal(world.app.predict(given)["output"], expected)
+    with pytest.raises(ServingError, match=r"rows of shape \(2,\), wanted \(3,\)"):
+        world.app.predict({"x": x[:, :2]})
+    with pytest.raises(ServingError, match=r"\['x'\], which are not given"):
+        world.app.predict({"y": x})
+
+
+def test_after_a_flush_the_log_has_every_answer(world: World) -> None:
+    world.app.flush()
+    before = count_answers("m", world.home)
+    for _ in range(3):
+        world.app.predict(world.table.head(2))
+    world.app.flush()
+
+    assert count_answers("m", world.home) == before + 3
+
+
+def test_a_killed_replica_fails_no_request(world: World) -> None:
+    run = lepton.train(loop, world.table.stream(batch_size=50), name="two", home=world.home)
+    model = lepton.register(run, "two", metrics={}, home=world.home)
+    app = lepton.promote(model, home=world.home, replicas=2)
+    other = World.__new__(World)
+    other.table, other.app = world.table, app  # type: ignore[attr-defined]
+    with contextlib.ExitStack() as stack:
+        loads = [stack.enter_context(Load(other)) for _ in range(3)]
+        killed: set[int] = set()
+        for _ in range(2):
+            loads[0].more(50)
+            victim = app.replicas()[0]["pid"]
+            os.kill(victim, signal.SIGKILL)
+            killed.add(victim)
+            loads[0].more(50)
+            wait_until(lambda: len(_pids(app) - killed) == 2)
+
+    assert [f for load in loads for f in load.failed] == []
+    app.close()
+
+
+def _pids(app: Any) -> set[int]:
+    try:
+        return {r["pid"] for r in app.replicas()}
+    except ServingError:  # the one that was just killed was asked
+        return set()

@@ -1,0 +1,178 @@
+"""Runs the model for requests: at once where it is quick, else together with all that wait.
+
+Nothing waits for a batch to fill: a batch is what came while the one before it ran. A request
+that nobody waits for any more (its client left, its time is over) is not run. If a batch fails,
+its requests are run one by one, so that only the one that is to blame fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lepton.serving.pace import Pace
+
+Outputs = Mapping[str, np.ndarray[Any, Any]]
+Run = Callable[[pa.Table], Outputs]
+VERSIONS = 8
+
+
+class Overloaded(Exception):  # noqa: N818 - a state of the replica, which the client is told
+    """More waits than can be answered in reasonable time.
+
+    Attributes:
+        retry_after_s: whole seconds after which to come again.
+    """
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(
+            f"the replica is overloaded: a request would wait more than {retry_after_s} s; "
+            "come again then"
+        )
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    run: Run
+    rows: pa.Table
+    answer: asyncio.Future[Outputs]
+
+
+class Batcher:
+    """Answers requests of one event loop. ``Run`` is called by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._paces: dict[Run, Pace] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._rows = 0  # of all that waits or is being run
+        self._came = threading.Condition()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait or are being run."""
+        return self._rows
+
+    async def answer(self, run: Run, rows: pa.Table) -> Outputs:
+        """Return ``run``'s outputs for the rows, arrays of shape (rows, …).
+
+        Raises:
+            Overloaded: too much waits already.
+        """
+        pace = self._known(run)
+        if self._rows == 0 and pace.inline_for(len(rows)):
+            return _timed(run, rows, pace)
+        retry_after = pace.retry_after_s(self._rows)
+        if retry_after is not None:
+            raise Overloaded(retry_after)
+        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        with self._came:
+            self._waiting.append(_Waiting(run, rows, answer))
+            self._rows += len(rows)
+            self._started()
+            self._came.notify()
+        return await answer
+
+    def close(self) -> None:
+        """Answer what waits, then stop."""
+        with self._came:
+            self._stopped = True
+            self._came.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _known(self, run: Run) -> Pace:
+        """Each version has a pace of its own; one long gone is let go."""
+        found = self._paces.get(run)
+        if found is None:
+            if len(self._paces) >= VERSIONS:
+                self._paces.pop(next(iter(self._paces)))
+            found = self._paces[run] = Pace()
+        return found
+
+    def _started(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True, name="lepton-batches")
+            self._thread.start()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            wanted = [one for one in batch if not one.answer.done()]
+            done = _run_all(wanted, self._known(batch[0].run)) if wanted else []
+            with self._came:
+                self._rows -= sum(len(one.rows) for one in batch)
+            if done:
+                with suppress(RuntimeError):  # the loop has ended, and all who waited with it
+                    wanted[0].answer.get_loop().call_soon_threadsafe(_deliver, wanted, done)
+
+    def _next(self) -> list[_Waiting] | None:
+        """Wait for requests; take those that one run can answer."""
+        with self._came:
+            while not self._waiting:
+                if self._stopped:
+                    return None
+                self._came.wait()
+            first = self._waiting[0]
+            most = self._known(first.run).most_rows
+            batch: list[_Waiting] = []
+            rows = 0
+            while self._waiting and self._waiting[0].run == first.run:
+                one = self._waiting[0]
+                if batch and rows + len(one.rows) > most:
+                    break
+                batch.append(self._waiting.popleft())
+                rows += len(one.rows)
+            return batch
+
+
+def _run_all(batch: Sequence[_Waiting], pace: Pace) -> list[Outputs | Exception]:
+    if len(batch) > 1:
+        try:
+            whole = _timed(batch[0].run, pa.concat_tables([one.rows for one in batch]), pace)
+            return list(_cut(whole, [len(one.rows) for one in batch]))
+        except Exception:  # noqa: BLE001, S110 - whose fault it is shows when each runs alone
+            pass
+    return [_alone(one, pace) for one in batch]
+
+
+def _alone(one: _Waiting, pace: Pace) -> Outputs | Exception:
+    try:
+        return _timed(one.run, one.rows, pace)
+    except Exception as e:  # noqa: BLE001 - it is raised again where the request waits
+        return e
+
+
+def _timed(run: Run, rows: pa.Table, pace: Pace) -> Outputs:
+    began = time.perf_counter()
+    outputs = run(rows)
+    pace.took(len(rows), time.perf_counter() - began)
+    return outputs
+
+
+def _cut(outputs: Outputs, counts: Sequence[int]) -> Generator[Outputs]:
+    at = 0
+    for count in counts:
+        yield {name: values[at : at + count] for name, values in outputs.items()}
+        at += count
+
+
+def _deliver(batch: Sequence[_Waiting], done: Sequence[Outputs | Exception]) -> None:
+    """In the event loop: wake those who still wait."""
+    for one, result in zip(batch, done, strict=True):
+        if one.answer.done():
+            continue
+        if isinstance(result, Exception):
+            one.answer.set_exception(result)
+        else:
+            one.answer.set_result(result)

@@ -1,0 +1,156 @@
+"""Following the registry's pointer: which versions are in memory, and who answers.
+
+Invariant: a version answers only after its files matched their hashes and it answered a row; one
+that cannot be loaded changes nothing for requests. Weights come and go by swapping one reference;
+the former champion stays resident, so going back is as quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lepton import checkpoints, telemetry
+from lepton.errors import LeptonError
+from lepton.export.restore import Predictor
+from lepton.registry import Pointer, Registry
+from lepton.serving.inputs import Input, input_of
+from lepton.telemetry import Carrier
+
+FOLLOW_S = 0.25
+
+log = logging.getLogger("lepton")
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """A version in memory."""
+
+    version: int
+    predictor: Predictor
+    inputs: tuple[Input, ...]
+    traceparent: str
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what it gives."""
+        return [s.name for s in self.predictor.signature.outputs]
+
+    def run(self, rows: pa.Table) -> Mapping[str, np.ndarray[Any, Any]]:
+        """Return outputs by name, arrays of shape (rows, …), for raw rows."""
+        return {name: value.numpy() for name, value in self.predictor(rows).items()}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Who answers now; replaced as a whole."""
+
+    champion: Resident
+    canary: Resident | None
+    share: float
+    seq: int
+
+
+class Follower:
+    """Keeps the versions that the registry's pointer names in memory.
+
+    Args:
+        model: the registered name.
+        home: where the registry is.
+        trace: the span that loads are recorded under.
+
+    Raises:
+        LeptonError: there is no champion, or it cannot be loaded.
+    """
+
+    def __init__(self, model: str, home: str, trace: Carrier) -> None:
+        self._model = model
+        self._trace = trace
+        self._registry = Registry(f"{home}/registry")
+        self.resident: dict[int, Resident] = {}
+        self.error = ""
+        self._failed_seq = 0
+        self.now = self._load(self._registry.state(model).pointer)
+        self._following, self._stop = threading.Lock(), threading.Event()
+        threading.Thread(target=self._keep_following, daemon=True).start()
+
+    def follow(self) -> dict[str, Any]:
+        """Take up the newest pointer; return what is served and what went wrong, if anything."""
+        with self._following:
+            self._take_up()
+        now = self.now
+        return {
+            "seq": max(now.seq, self._failed_seq),
+            "champion": now.champion.version,
+            "canary": now.canary.version if now.canary else None,
+            "share": now.share,
+            "error": self.error,
+            "pid": os.getpid(),
+        }
+
+    def close(self) -> None:
+        """Follow no more."""
+        self._stop.set()
+
+    def _keep_following(self) -> None:
+        while not self._stop.wait(FOLLOW_S):
+            self.follow()
+
+    def _take_up(self) -> None:
+        try:
+            pointer = self._registry.state(self._model).pointer
+            if pointer.seq > max(self.now.seq, self._failed_seq):
+                try:
+                    self.now = self._load(pointer)
+                    self.error = ""
+                except LeptonError as e:
+                    self._failed_seq, self.error = pointer.seq, str(e)
+                    log.warning(
+                        "replica of %s keeps version %s: %s",
+                        *(self._model, self.now.champion.version, e),
+                    )
+        except LeptonError as e:
+            log.warning("replica of %s cannot read the registry: %s", self._model, e)
+
+    def _load(self, pointer: Pointer) -> Serving:
+        if pointer.champion is None:
+            raise LeptonError(f"model {self._model!r} has no champion: promote a version first")
+        champion = self._version(pointer.champion)
+        canary = self._version(pointer.canary) if pointer.canary is not None else None
+        keep = {pointer.champion, pointer.canary, pointer.previous}
+        self.resident = {v: r for v, r in self.resident.items() if v in keep}
+        return Serving(champion, canary, pointer.share or 0.0, pointer.seq)
+
+    def _version(self, number: int) -> Resident:
+        if number not in self.resident:
+            began = time.time_ns()
+            self.resident[number] = self._warm(number)
+            telemetry.record(
+                "lepton.model.load", self._trace, began, attributes={"lepton.version": number}
+            )
+        return self.resident[number]
+
+    def _warm(self, number: int) -> Resident:
+        entry = self._registry.version(self._model, number)
+        manifest = checkpoints.load(entry.checkpoint)
+        if manifest.sha256 != entry.manifest_sha256:
+            raise LeptonError(
+                f"checkpoint {entry.checkpoint} is not the one that was registered as "
+                f"{self._model} version {number}: its manifest has changed"
+            )
+        predictor = Predictor(manifest)
+        types = manifest.lineage.get("types", {})
+        filled = predictor.filled
+        inputs = tuple(
+            input_of(s.name, types.get(s.name, s.dtype), s.shape, nullable=s.name in filled)
+            for s in predictor.signature.inputs
+        )
+        return Resident(number, predictor, inputs, manifest.traceparent)

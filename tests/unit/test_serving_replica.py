@@ -1,0 +1,155 @@
+"""A replica in this process, asked over ASGI: what it says when it is slow, full or asked amiss."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import lepton
+from lepton.registry import Registry
+from lepton.serving.following import Resident
+from lepton.serving.protocol import request_of
+from lepton.serving.replica import Replica
+from lepton.telemetry import spans_of
+
+INPUTS = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+URL = "/v2/models/m/infer"
+
+
+def loop(worker: Any) -> None:
+    net = torch.nn.Linear(3, 2)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        scores = net(batch["x"])
+        worker.step(torch.nn.functional.cross_entropy(scores, batch["y"], reduction="sum"))
+
+
+class Held(Resident):
+    """Answers only once it may."""
+
+    def __init__(self, like: Resident) -> None:
+        super().__init__(like.version, like.predictor, like.inputs, like.traceparent)
+        object.__setattr__(self, "go", threading.Event())
+        object.__setattr__(self, "running", threading.Event())
+
+    def run(self, rows: pa.Table) -> Any:
+        self.running.set()  # type: ignore[attr-defined]
+        self.go.wait(30)  # type: ignore[attr-defined]
+        return super().run(rows)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
+    rows = pa.table({"x": list(x), "y": (x.sum(1) > 0).astype("int64")})
+    table = lepton.write(rows, home / "t")
+    run = lepton.train(loop, table.stream(batch_size=20), name="r", home=str(home))
+    lepton.register(run, "m", metrics={}, home=str(home))
+    registry = Registry(f"{home}/registry")
+    registry.promote("m", 1, expect=registry.state("m").pointer.seq, gate=[], trace_id="")
+    return home
+
+
+@pytest.fixture
+def replica(home: Path) -> Any:
+    made = Replica("m", str(home))
+    yield made
+    made.__del__()
+
+
+def client(replica: Replica) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(replica.__serve_build_asgi_app__())
+    return httpx.AsyncClient(transport=transport, base_url="http://here")
+
+
+def body(rows: int = 1, **members: Any) -> bytes:
+    import orjson
+
+    x = pa.table({"x": [[0.0, 1.0, 2.0]] * rows})
+    return orjson.dumps(orjson.loads(request_of(x, INPUTS)) | members)
+
+
+def slow(replica: Replica, seconds_a_row: float) -> Held:
+    """Put in a version that is held, known to take so long."""
+    follower = replica._follower
+    held = Held(follower.now.champion)
+    follower.now = replace(follower.now, champion=held)
+    replica._batcher._known(held.run).took(1, seconds_a_row)
+    return held
+
+
+def test_too_much_work_is_refused_with_the_time_to_come_again(replica: Replica) -> None:
+    async def scene() -> None:
+        held: Any = slow(replica, 1.0)
+        async with client(replica) as http:
+            first = asyncio.create_task(http.post(URL, content=body(4)))
+            await asyncio.to_thread(held.running.wait, 30)
+            refused = await http.post(URL, content=body())
+            health = (await http.get("/v2/health/ready")).json()
+            held.go.set()
+            assert (await first).status_code == 200
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "4"
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert "overloaded" in refused.json()["detail"]
+        assert (health["state"], health["waiting_rows"]) == ("ready", 4)
+
+    asyncio.run(scene())
+
+
+def test_a_request_whose_time_is_over_is_told_so(replica: Replica) -> None:
+    async def scene() -> None:
+        held: Any = slow(replica, 0.1)
+        async with client(replica) as http:
+            late = await http.post(URL, content=body(parameters={"timeout": 20_000}))
+            held.go.set()
+        assert late.status_code == 504
+        assert "time was over" in late.json()["detail"]
+
+    asyncio.run(scene())
+
+
+def test_a_wrong_timeout_is_refused(replica: Replica) -> None:
+    async def scene() -> None:
+        async with client(replica) as http:
+            reply = await http.post(URL, content=body(parameters={"timeout": -1}))
+        assert reply.status_code == 400
+        assert "microseconds" in reply.json()["detail"]
+
+    asyncio.run(scene())
+
+
+def test_every_request_leaves_a_span_but_those_the_client_did_not_sample(
+    replica: Replica, home: Path
+) -> None:
+    sampled, unsampled, failed = (f"00-{c * 32}-{c * 16}" for c in "abc")
+
+    async def scene() -> None:
+        async with client(replica) as http:
+            for header, content in (
+                (f"{sampled}-01", body()),
+                (f"{unsampled}-00", body()),
+                (f"{failed}-00", b"no json"),
+            ):
+                reply = await http.post(URL, content=content, headers={"traceparent": header})
+                assert reply.headers["traceparent"][:35] == header[:35]
+
+    asyncio.run(scene())
+    replica._spans.flush()
+    traces = str(home / "traces")
+    (span,) = spans_of(traces, "a" * 32)
+    assert (span.name, span.parent_id, span.status) == ("lepton.request", "a" * 16, "ok")
+    assert span.attributes["http.response.status_code"] == 200
+    assert spans_of(traces, "b" * 32) == []
+    (span,) = spans_of(traces, "c" * 32)
+    assert (span.status, span.attributes["error.type"]) == ("error", "BadRequest")
