@@ -144,7 +144,7 @@ def without(action: Action, deleted: Sequence[int]) -> Action:
     padded = whole + bytes(-len(whole) % 4)
     vector = {
         "storageType": "i",
-        "pathOrInlineDv": _z85(padded),
+        "pathOrInlineDv": z85(padded),
         "sizeInBytes": len(whole),
         "cardinality": len(deleted),
     }
@@ -157,8 +157,8 @@ def removed(action: Action) -> Action:
     return {"remove": body | {"dataChange": True, "deletionTimestamp": 1_700_000_000_000}}
 
 
-def _z85(data: bytes) -> str:
-    """ZeroMQ's base 85 (rfc.zeromq.org/spec/32): four bytes are five digits."""
+def z85(data: bytes) -> str:
+    """Write in ZeroMQ's base 85 (rfc.zeromq.org/spec/32): four bytes are five digits."""
     plain = base64.b85encode(data).decode()
     ours = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
     return plain.translate(str.maketrans(ours, _DIGITS))

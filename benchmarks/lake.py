@@ -6,6 +6,8 @@
 - ``where``: the files that a selective filter reads, and their bytes. All others are moved away
   meanwhile, so that a file read needlessly is an error.
 - Opening: a log of 100,000 files, in a process of its own each time.
+- Deletion vectors: opening a table of 500 files of a million rows that each have one, against
+  deltalake's masks of them all, which is how lepton opened such a table before.
 - Page checksums: reading with and without verifying them, in turn; and flipped bits caught.
 
 Results: ``benchmarks/results/lake.json`` (the claims) and ``lake_runs.json``.
@@ -39,6 +41,7 @@ from lepton.lake.statistics import verdicts
 
 FLIPS = 100
 OPEN_FILES = 100_000
+VECTORS = 500
 
 
 def main() -> None:
@@ -47,9 +50,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/tmp/lepton-bench/lake"))
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--parts", default="read,where,open,checksums")
+    parser.add_argument("--parts", default="read,where,open,vectors,checksums")
     ask = parser.parse_args()
-    parts = {"read": read, "where": where, "open": opening, "checksums": checksums}
+    parts = {"read": read, "where": where, "open": opening, "vectors": vectors}
+    parts["checksums"] = checksums
     claims: list[Claim] = []
     found: dict[str, Any] = {}
     for name in ask.parts.split(","):
@@ -187,18 +191,16 @@ def opening(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
     del rows
     few = lake_tables.listed(folder, OPEN_FILES, 10)
     many = lake_tables.listed(folder, OPEN_FILES, 10_000_000)
-    vectors = lake_tables.deleted(folder, 100, 1_000_000)
     runs = {
         "lepton": [_open(few, "lepton") for _ in range(rounds)],
         "many rows": [_open(many, "lepton") for _ in range(rounds)],
         "deltalake": [_open(few, "deltalake")],
-        "deletion vectors": [_open(vectors, "lepton") for _ in range(rounds)],
     }
     middle = {
         name: {key: statistics.median(r[key] for r in found) for key in found[0]}
         for name, found in runs.items()
     }
-    ours, more, gone = (middle[n] for n in ("lepton", "many rows", "deletion vectors"))
+    ours, more = middle["lepton"], middle["many rows"]
     grown = more["peak_mb"] / ours["peak_mb"]
     what = f"open {OPEN_FILES:,} files"
     claims = [
@@ -208,10 +210,33 @@ def opening(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
         claim(f"{what}: peak memory with a million times the rows", grown, 1.1, "x", -1),
         claim(f"{what}: a filter's files", ours["where_s"], None, "s"),
         claim(f"{what}: deltalake's to_pyarrow_dataset", middle["deltalake"]["seconds"], None, "s"),
-        claim("open 100 deletion vectors of 100 million rows", gone["seconds"], None, "s"),
-        claim("open 100 deletion vectors: memory kept", gone["mb"], None, "MB"),
-        claim("open 100 deletion vectors: peak memory", gone["peak_mb"], None, "MB"),
     ]
+    return _with(claims, rounds), runs
+
+
+def vectors(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
+    """Open a table of which every file has a deletion vector, by descriptors and by all masks."""
+    del rows
+    uri = lake_tables.vectored(folder, VECTORS, 1_000_000)
+    ways = ("lepton", "masks")
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for turn in range(rounds):
+        for way in ways[:: 1 if turn % 2 else -1]:
+            runs[way].append(_open(uri, way))
+    found = {
+        (way, key): [r[key] for r in runs[way]] for way in ways for key in ("seconds", "peak_mb")
+    }
+    quicker = _ratio(found["masks", "seconds"], found["lepton", "seconds"])
+    leaner = _ratio(found["masks", "peak_mb"], found["lepton", "peak_mb"])
+    what = f"open {VECTORS} files with deletion vectors"
+    claims = [claim(f"{what}: all masks to descriptors, time", quicker, 1, "x")]
+    claims.append(claim(f"{what}: all masks to descriptors, peak memory", leaner, 1, "x"))
+    for way, key in found:
+        unit = "s" if key == "seconds" else "MB"
+        named = "peak memory, " if key == "peak_mb" else ""
+        told = {"lepton": "lepton", "masks": "deltalake's masks"}[way]
+        middle = statistics.median(found[way, key])
+        claims.append(claim(f"{what}: {named}{told}", middle, None, unit))
     return _with(claims, rounds), runs
 
 

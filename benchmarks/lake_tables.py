@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from benchmarks.conformance_log import Action, Log, column, metadata, protocol, without
+from benchmarks import conformance_vectors
+from benchmarks.conformance_log import Action, Log, column, metadata, protocol
 
 SCHEMA = pa.schema(
     {
@@ -51,16 +52,24 @@ def listed(folder: Path, files: int, rows_each: int, commits: int = 20) -> Path:
     return _once(folder / f"listed-{files}-{rows_each}", make)
 
 
-def deleted(folder: Path, files: int, rows_each: int) -> Path:
-    """Make a log in which every file has a deletion vector."""
+def vectored(folder: Path, files: int, rows_each: int) -> Path:
+    """Make a log in which every file has a deletion vector in a file of its own, 1% of its rows."""
 
     def make(root: Path) -> None:
         log = Log(root)
-        adds = [without(_listed(n, rows_each), [1, 5, 99]) for n in range(files)]
+        chance = np.random.default_rng(5)
+        gone = [
+            np.unique(chance.integers(0, rows_each, rows_each // 100)).tolist()
+            for _ in range(files)
+        ]
+        adds = [
+            conformance_vectors.vectored(_listed(n, rows_each), one, root)
+            for n, one in enumerate(gone)
+        ]
         columns = [column("p", "integer"), column("x", "long")]
         log.commit(protocol(["deletionVectors"]), metadata(columns, ["p"]), *adds)
 
-    return _once(folder / f"deleted-{files}-{rows_each}", make)
+    return _once(folder / f"vectored-{files}-{rows_each}", make)
 
 
 def _once(root: Path, make: object) -> Path:

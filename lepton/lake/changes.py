@@ -11,17 +11,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from lepton.errors import LakeError
 from lepton.lake.fields import Field
 from lepton.lake.history import actions_of
 from lepton.lake.log import DataFile, Version, load_version
-from lepton.lake.read import POSITION, stored_rows
+from lepton.lake.read import POSITION, deleted_of, stored_rows
 
 if TYPE_CHECKING:
     from lepton.lake.snapshot import Snapshot
+
+pc: Any = pyarrow.compute  # its stubs know no arrays of unknown type
 
 KIND = "_change_type"
 COMMIT = "_commit_version"
@@ -84,35 +86,21 @@ def _typed(text: str | None, kind: pa.DataType) -> Any:
 def _differences(snapshot: Snapshot, version: Version, number: int) -> list[pa.Table]:
     before = load_version(snapshot.uri, number - 1, snapshot.options)
     after = load_version(snapshot.uri, number, snapshot.options)
+    options = dict(snapshot.options)
     old, new = ({f.path: f for f in side.files} for side in (before, after))
-    return [
-        _tagged(
-            snapshot.read_part(version, _renamed(file, side, version)).drop_columns(POSITION),
-            kind,
-            number,
-        )
-        for kind, side, other in (("delete", before, new), ("insert", after, old))
-        for one in side.files
-        if (file := _without(one, other.get(one.path), side, snapshot)) is not None
-    ]
-
-
-def _without(
-    file: DataFile, other: DataFile | None, side: Version, snapshot: Snapshot
-) -> DataFile | None:
-    """The file with only those rows that its other state does not have; None where it has all."""
-    if other is None:
-        return file
-    if file.keep == other.keep:
-        return None
-    count = stored_rows(side, file, dict(snapshot.options))
-    every = np.ones(count, bool)
-    ours, theirs = (every if (k := f.kept(count)) is None else k for f in (file, other))
-    only = ours & ~theirs
-    if not only.any():
-        return None
-    padded = np.concatenate([only, np.zeros(-count % 8, bool)])
-    return replace(file, keep=np.packbits(padded, bitorder="little").tobytes())
+    parts: list[pa.Table] = []
+    for kind, side, other in (("delete", before, new), ("insert", after, old)):
+        for file in side.files:
+            there = other.get(file.path)
+            if there is not None and there.vector in (None, file.vector):
+                continue  # no row less than before
+            rows = snapshot.read_part(version, _renamed(file, side, version))
+            if there is not None:
+                count = stored_rows(side, there, options)
+                gone = pa.array(deleted_of(side, there, count, options))
+                rows = rows.filter(pc.is_in(rows[POSITION], gone))
+            parts.append(_tagged(rows.drop_columns(POSITION), kind, number))
+    return parts
 
 
 def _renamed(file: DataFile, of: Version, to: Version) -> DataFile:

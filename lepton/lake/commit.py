@@ -12,15 +12,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from lepton.errors import LakeError, WriteConflict
+from lepton.lake.evolution import Evolution
 from lepton.lake.files import Written, filesystem
 from lepton.lake.rules import Rules, rules_of
 
@@ -100,11 +102,12 @@ def commit_files(
     mode: str,
     txn: tuple[str, int] | None,
     options: Mapping[str, str] | None,
+    schema: Schema | None = None,
 ) -> bool:
     """Commit files to an open table; return False if ``txn`` was there already.
 
     Appends commute with everything but a change of the table's rules, so they are tried again,
-    with jitter, for as long as that lasts.
+    with jitter, for as long as that lasts. An overwrite may bring another ``schema``.
 
     Raises:
         WriteConflict: another commit came first, and this one would not mean the same after it.
@@ -131,7 +134,7 @@ def commit_files(
             opened.create_write_transaction(
                 _actions(files),
                 mode,
-                opened.schema(),
+                schema or opened.schema(),
                 partition_by=list(rules.partition_columns),
                 commit_properties=properties_of(txn),
             )
@@ -146,6 +149,43 @@ def commit_files(
             return True
     discard(files, uri, options)
     raise conflict(opened, opened.version() - 1, uri) from failure
+
+
+def add_columns(
+    opened: DeltaTable,
+    rules: Rules,
+    grown: Evolution,
+    files: Sequence[Written],
+    *,
+    uri: str,
+    options: Mapping[str, str] | None,
+) -> tuple[DeltaTable, Rules]:
+    """Give a table new columns and return it with its rules; another writer may have done so.
+
+    Raises:
+        WriteConflict: another commit gave the table other rules.
+        LakeError: deltalake cannot add such a column; the files are discarded.
+    """
+    new: Any = Schema.from_arrow(pa.schema(grown.added)).fields
+    failure: Exception | None = None
+    stored = dict(options) if options else None
+    try:
+        opened.alter.add_columns(new)
+    except CommitFailedError as e:
+        failure = e
+    except (DeltaError, OSError, ValueError) as e:
+        discard(files, uri, options)
+        raise LakeError(
+            f"cannot add {', '.join(f.name for f in grown.added)} to table {rules.what}; nothing "
+            f"was committed: {e}"
+        ) from e
+    newest = DeltaTable(uri, storage_options=stored)
+    now = rules_of(newest, uri)
+    wanted = pa.schema([*list(cast("Any", rules.schema)), *grown.added])
+    if replace(now, what=rules.what) != replace(rules, schema=wanted):
+        discard(files, uri, options)
+        raise conflict(newest, opened.version(), uri) from failure
+    return newest, now
 
 
 def conflict(newest: DeltaTable, since: int, uri: str) -> WriteConflict:

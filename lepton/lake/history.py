@@ -63,7 +63,7 @@ def log_folder(uri: str, options: Mapping[str, str] | None) -> tuple[pafs.FileSy
 
 def commit_files(filesystem: pafs.FileSystem, root: str) -> list[int]:
     """Return the versions whose commit file is there, ascending."""
-    return sorted(int(m[1]) for n in _names(filesystem, root) if (m := _COMMIT.fullmatch(n)))
+    return sorted(int(m[1]) for n in names_of(filesystem, root) if (m := _COMMIT.fullmatch(n)))
 
 
 def refuse_gaps(uri: str, version: int, options: Mapping[str, str] | None) -> None:
@@ -75,7 +75,7 @@ def refuse_gaps(uri: str, version: int, options: Mapping[str, str] | None) -> No
         LakeError: a commit file is missing.
     """
     filesystem, root = log_folder(uri, options)
-    names = _names(filesystem, root)
+    names = names_of(filesystem, root)
     there = {int(m[1]) for n in names if (m := _COMMIT.fullmatch(n))}
     for name in names:
         if m := _COMPACTED.fullmatch(name):
@@ -110,7 +110,7 @@ def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
     """
     filesystem, root = log_folder(uri, options)
     try:
-        names = _names(filesystem, root)
+        names = names_of(filesystem, root)
     except OSError:
         return "check the path and the storage options"
     newest = max((int(m[1]) for n in names if (m := _COMMIT.fullmatch(n))), default=-1)
@@ -125,7 +125,8 @@ def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
     )
 
 
-def _names(filesystem: pafs.FileSystem, root: str) -> list[str]:
+def names_of(filesystem: pafs.FileSystem, root: str) -> list[str]:
+    """Return the names of the files in a log's folder; none where there is no such folder."""
     found: Any = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
     return [str(f.base_name) for f in found]
 

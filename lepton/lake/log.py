@@ -8,25 +8,25 @@ path.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from lepton.errors import LakeError
+from lepton.lake.descriptors import descriptors
 from lepton.lake.fields import Field, fields_of
 from lepton.lake.history import explain_damage, refuse_gaps
+from lepton.lake.vectors import Vector
 
 READER_FEATURES = frozenset(
     {
@@ -49,22 +49,22 @@ class DataFile:
         path: relative to the table, or absolute; decoded.
         rows: stored rows, or None when the log does not say.
         partition: logical column name to typed value.
-        keep: packed bits, one per stored row, 0 for rows deleted by a deletion vector.
+        vector: its deletion vector, if it has one.
         modified_ms: when it was written, Unix milliseconds, as the log says.
     """
 
     path: str
     rows: int | None
     partition: Mapping[str, Any] = dataclass_field(default_factory=dict[str, Any])
-    keep: bytes | None = None
+    vector: Vector | None = None
     modified_ms: int = 0
 
-    def kept(self, rows: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-        """Return a boolean per stored row (a short vector keeps the rest), or None for all."""
-        if self.keep is None:
+    @property
+    def live(self) -> int | None:
+        """Rows that are not deleted, or None when the log does not say."""
+        if self.rows is None:
             return None
-        bits = np.unpackbits(np.frombuffer(self.keep, np.uint8), bitorder="little").astype(bool)
-        return np.concatenate([bits[:rows], np.ones(max(0, rows - len(bits)), bool)])
+        return self.rows - (self.vector.deleted if self.vector else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +145,19 @@ def load_version(uri: str, number: int, options: tuple[tuple[str, str], ...]) ->
     opened = open_table(uri, number, dict(options))
     _check_features(opened, uri, number)
     metadata = opened.metadata()
-    files, statistics = _files(opened, uri)
+    what = f"{uri!r}@{number}"
+    asked = opened.protocol().reader_features or []
+    vectors = descriptors(uri, number, dict(options)) if "deletionVectors" in asked else {}
+    files, statistics = _files(opened, vectors, what)
     mode = str(metadata.configuration.get("delta.columnMapping.mode", "none"))
     return Version(
         uri=uri,
         number=number,
-        fields=_fields(opened, mode, f"{uri!r}@{number}"),
+        fields=_fields(opened, mode, what),
         partition_columns=tuple(metadata.partition_columns),
         files=files,
         table_id=str(metadata.id),
-        widened=any("typeWidening" in f for f in opened.protocol().reader_features or []),
+        widened=any("typeWidening" in f for f in asked),
         statistics=statistics,
     )
 
@@ -179,7 +182,9 @@ def _check_features(opened: DeltaTable, uri: str, number: int) -> None:
         )
 
 
-def _files(opened: DeltaTable, uri: str) -> tuple[tuple[DataFile, ...], pa.Table]:
+def _files(
+    opened: DeltaTable, vectors: Mapping[str, Vector | None], what: str
+) -> tuple[tuple[DataFile, ...], pa.Table]:
     actions = pa.RecordBatchReader.from_stream(opened.get_add_actions()).read_all()
     encoded: Any = actions["path"].to_pylist()
     paths = pa.array([unquote(p) if "%" in p else p for p in encoded], pa.string())
@@ -189,27 +194,31 @@ def _files(opened: DeltaTable, uri: str) -> tuple[tuple[DataFile, ...], pa.Table
     counts = actions["num_records"].to_pylist() if "num_records" in names else None
     parts = actions["partition"].to_pylist() if "partition" in names else None
     times: Any = actions["modification_time"].to_pylist()
-    keeps = _deletions(opened)
-    root = uri if "://" in uri else os.path.realpath(uri)  # as deltalake names deleted rows' files
     files: list[DataFile] = []
     ordered: Any = actions["path"].to_pylist()
+    _refuse_doubles(ordered, what)
     for i, path in enumerate(ordered):
         files.append(
             DataFile(
                 path=path,
                 rows=counts[i] if counts else None,
                 partition=_values(parts[i]) if parts else {},
-                keep=keeps.pop(path_of(root, path), None) if keeps else None,
+                vector=vectors.get(path),
                 modified_ms=int(times[i]),
             )
         )
-    if keeps:
-        raise LakeError(
-            f"table {uri!r} has deletion vectors for files that its log does not list: "
-            f"{list(keeps)[:3]}"
-        )
     kept = [c for c in _STATISTICS if c in names]
     return tuple(files), actions.select(kept)
+
+
+def _refuse_doubles(ordered: list[str], what: str) -> None:
+    twice = next((a for a, b in pairwise(ordered) if a == b), None)
+    if twice is not None:
+        raise LakeError(
+            f"table {what} lists {twice!r} twice, so its rows "
+            "would be read twice: a writer changed its deletion vector without removing the old "
+            "one; read an older version"
+        )
 
 
 _STATISTICS = ("path", "size_bytes", "num_records", "null_count", "min", "max")
@@ -218,35 +227,3 @@ _STATISTICS = ("path", "size_bytes", "num_records", "null_count", "min", "max")
 def _values(partition: Mapping[str, Any] | None) -> dict[str, Any]:
     """Partition values; the protocol writes null as the empty string, for every type."""
     return {k: None if v == "" else v for k, v in (partition or {}).items()}
-
-
-def _deletions(opened: DeltaTable) -> dict[str, bytes]:
-    """Keep-masks by full path; asked for only where the feature is on, as it reads every one."""
-    if "deletionVectors" not in (opened.protocol().reader_features or []):
-        return {}
-    masks: dict[str, bytes] = {}
-    try:
-        vectors_of = pa.RecordBatchReader.from_stream(opened.deletion_vectors())
-    except (DeltaError, OSError, ValueError) as e:
-        raise LakeError(
-            f"cannot read the deletion vectors of {opened.table_uri!r}@{opened.version()}: {e}; "
-            "restore the files deletion_vector_*.bin from a copy, or the table to an older version"
-        ) from e
-    for batch in vectors_of:
-        paths: Any = batch.column("filepath").to_pylist()
-        vectors: Any = batch.column("selection_vector")
-        for path, mask in zip(paths, vectors, strict=True):
-            bits = np.asarray(mask.values, dtype=bool)
-            whole = np.concatenate([bits, np.ones(-len(bits) % 8, bool)])
-            packed = np.packbits(whole, bitorder="little").tobytes()
-            masks[unquote(path).removeprefix("file://")] = packed
-    return masks
-
-
-def path_of(uri: str, path: str) -> str:
-    """Return the full path of a data file, given as the log does: relative or absolute."""
-    if path.startswith("file:"):
-        return "/" + path.removeprefix("file:").lstrip("/")
-    if "://" in path or Path(path).is_absolute():
-        return path
-    return f"{uri.rstrip('/')}/{path}"

@@ -25,7 +25,8 @@ from deltalake.fs import DeltaStorageHandler
 from lepton import telemetry
 from lepton.errors import LakeError
 from lepton.lake.history import actions_of, commit_files, log_folder
-from lepton.lake.log import Version, load_version, open_table, path_of
+from lepton.lake.log import Version, load_version, open_table
+from lepton.lake.paths import path_of
 from lepton.lake.predicate import near_names
 from lepton.lake.snapshot import Snapshot, table
 from lepton.telemetry import Carrier
@@ -345,8 +346,8 @@ def _below(uri: str, path: str) -> str:
     if "://" in full:
         if not full.startswith(f"{uri}/"):  # such as s3a:// for s3://: which file it is is a guess
             raise LakeError(
-                f"table {uri!r} names the file {path!r} by another address than its own, so which "
-                "files are needed is not known; nothing was deleted: vacuum it under that address"
+                f"table {uri!r} names the file {path!r} by another address than its own, so it is "
+                "not known which files are needed; nothing was deleted: vacuum it by that address"
             )
         return full.removeprefix(f"{uri}/")
     return os.path.relpath(os.path.realpath(full), os.path.realpath(uri))

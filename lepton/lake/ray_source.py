@@ -42,7 +42,9 @@ class Piece:
     @property
     def rows(self) -> int | None:
         """Live rows, where the log alone tells."""
-        if self.file.rows is None or self.file.keep is not None:
+        if self.stop is None and self.start == 0:
+            return self.file.live
+        if self.file.rows is None or self.file.vector is not None:
             return None
         return (self.file.rows if self.stop is None else self.stop) - self.start
 

@@ -7,7 +7,6 @@ file's live rows in stored order, and each row keeps its identity: (file number,
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
+from lepton.lake.checksums import page_checked, verifies_pages
+from lepton.lake.deletions import deleted_of, mask_of
 from lepton.lake.fields import Field, convert, has_ids, locate, nulls
 from lepton.lake.groups import may_match
-from lepton.lake.log import DataFile, Version, path_of
+from lepton.lake.log import DataFile, Version
+from lepton.lake.paths import path_of
 
 POSITION = "__position__"
 """Name of the int64 column that carries each row's stored position, where it is asked for."""
@@ -53,6 +55,8 @@ class OpenFile:
         """
         self._version = version
         self._file = file
+        self._options = storage_options
+        self._deleted: Ints | None = None
         self._full = path_of(version.uri, file.path)
         with self._explained():
             self._mapped, source = _opened(version.uri, self._full, storage_options)
@@ -61,7 +65,7 @@ class OpenFile:
                 source,
                 coerce_int96_timestamp_unit="us",
                 pre_buffer=self._mapped is None,  # a local file is in the page cache already
-                page_checksum_verification=_verifies_pages(),
+                page_checksum_verification=verifies_pages(),
             )
         metadata = self._parquet.metadata
         self._stored = self._parquet.schema_arrow
@@ -78,9 +82,18 @@ class OpenFile:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def kept(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-        """Return which of the stored rows [start, stop) are not deleted; None for all."""
-        kept = self._file.kept(self.stored)
-        return None if kept is None else kept[start:stop]
+        """Return which of the stored rows [start, stop) are not deleted; None for all.
+
+        Raises:
+            LakeError: the file's deletion vector is lost or damaged.
+        """
+        vector = self._file.vector
+        if vector is None:
+            return None
+        if self._deleted is None:
+            self._deleted = deleted_of(self._version, self._file, self.stored, self._options)
+        first, last = np.searchsorted(self._deleted, [start, stop])
+        return mask_of(self._deleted[first:last] - start, stop - start)
 
     def ranges(self, conditions: Sequence[str], start: int, stop: int) -> list[tuple[int, int]]:
         """Cut [start, stop) down to the row groups that may hold rows that meet SQL conditions.
@@ -162,7 +175,7 @@ class OpenFile:
         chunks = [group.column(c) for group in groups for c in range(group.num_columns)]
         with self._explained():
             return all(
-                _page_checked(self._source, c.dictionary_page_offset or c.data_page_offset)
+                page_checked(self._source, c.dictionary_page_offset or c.data_page_offset)
                 for c in chunks
                 if c.total_compressed_size
             )
@@ -354,30 +367,6 @@ def _width(kind: pa.DataType) -> int | None:
         return max(1, kind.bit_width // 8)
     except ValueError:  # strings, lists and the like
         return None
-
-
-def _page_checked(source: pa.NativeFile, offset: int) -> bool:
-    """Whether the page header at an offset has a ``crc``.
-
-    A header is Thrift's compact protocol: type and two sizes, then, if there, the checksum. Each
-    is a byte 0x15 (the next field, an int32) and a number of seven bits a byte.
-    """
-    read: Any = source.read_at
-    head: bytes = read(64, offset)
-    at = 0
-    for _ in range(3):
-        if head[at : at + 1] != b"\x15":
-            raise ValueError(f"no page header at byte {offset}")
-        at += 1
-        while at < len(head) and head[at] & 0x80:
-            at += 1
-        at += 1
-    return head[at : at + 1] == b"\x15"
-
-
-def _verifies_pages() -> bool:
-    """Page checksums are verified where a file has them; ``LEPTON_VERIFY_PAGES=0`` trusts disks."""
-    return os.environ.get("LEPTON_VERIFY_PAGES", "1") != "0"
 
 
 def _opened(

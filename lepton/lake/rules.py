@@ -1,4 +1,4 @@
-"""What a table asks of its writers, and what of that lepton can honour.
+"""What a table asks of its writers, and what of that lepton and deltalake can honour.
 
 Writer features are an allow-list, as the Delta protocol demands (section "Writer Version
 Requirements"): a table that asks for more is refused by the feature's name, before any work.
@@ -25,15 +25,10 @@ WRITER_FEATURES = frozenset(
         "checkConstraints",
         "columnMapping",  # refused below where it is in use
         "deletionVectors",
-        "domainMetadata",
         "generatedColumns",  # refused below where a column is one
-        "identityColumns",  # likewise
         "invariants",
         "timestampNtz",
-        "typeWidening",
-        "typeWidening-preview",
         "v2Checkpoint",
-        "vacuumProtocolCheck",
     }
 )
 _CONSTRAINT = "delta.constraints."

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lepton.errors import LakeError
+from lepton.lake.deletions import mask_of
 from lepton.lake.history import Commit, history_of
 from lepton.lake.log import DataFile, Version, load_version, open_table
 from lepton.lake.predicate import columns_read, expression_of, near_names, sql_of
-from lepton.lake.read import POSITION, read_rows, stored_rows
+from lepton.lake.read import POSITION, deleted_of, read_rows, stored_rows
 from lepton.lake.statistics import statistics_of, verdicts
 
 if TYPE_CHECKING:
@@ -203,18 +204,29 @@ class Snapshot:
                 self, columns=tuple(sorted(columns_read(self.predicate, version.schema)))
             )
             return counting.read_file(file)[POSITION].to_numpy()
-        rows = stored_rows(version, file, dict(self.options))
-        kept = file.kept(rows)
-        return rows if kept is None else np.flatnonzero(kept).astype(np.int64)
+        options = dict(self.options)
+        rows = stored_rows(version, file, options)
+        if file.vector is None:
+            return rows
+        kept = mask_of(deleted_of(version, file, rows, options), rows)
+        return np.flatnonzero(kept).astype(np.int64)
 
     def count_rows(self) -> int:
         """Return the number of rows: from the log where it tells, else by reading the filter."""
         sure: frozenset[str] = frozenset()
         if self.predicate is not None and not self._by_partition():
             sure = verdicts(self.uri, self.version, self.options, self.conditions)[2]
-        whole = replace(self, predicate=None, conditions=())
-        counts = [(whole if f.path in sure else self).positions(f) for f in self.files()]
-        return sum(c if isinstance(c, int) else len(c) for c in counts)
+        by_log = self._by_partition()
+        version, options = self.load(), dict(self.options)
+        total = 0
+        for file in self.files():
+            if by_log or file.path in sure:
+                gone = file.vector.deleted if file.vector else 0
+                total += stored_rows(version, file, options) - gone
+            else:
+                found = self.positions(file)
+                total += found if isinstance(found, int) else len(found)
+        return total
 
     def batches(self) -> Iterator[pa.Table]:
         """Yield the rows file by file."""

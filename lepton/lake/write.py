@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,7 +17,16 @@ from deltalake import DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lepton.errors import LakeError
-from lepton.lake.commit import commit_files, conflict, create, discard, properties_of, reached
+from lepton.lake.commit import (
+    add_columns,
+    commit_files,
+    conflict,
+    create,
+    discard,
+    properties_of,
+    reached,
+)
+from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
 from lepton.lake.files import FILE_BYTES, Written, write_files
 from lepton.lake.kinds import storable
@@ -37,12 +47,13 @@ def write(
     where: str | None = None,
     partition_by: Sequence[str] | None = None,
     txn: tuple[str, int] | None = None,
+    evolve: Evolve | None = None,
     storage_options: Mapping[str, str] | None = None,
 ) -> Snapshot:
     """Write rows to a Delta table in one commit and return the snapshot that holds them.
 
     Columns, types, NULLs and constraints are checked before the commit: columns must be the
-    table's, and a type changes only where every value stays the same.
+    table's (but see ``evolve``), and a type changes only where every value stays the same.
 
     Args:
         data: an Arrow table or reader, a pandas frame, or a Ray Dataset.
@@ -54,6 +65,10 @@ def write(
         partition_by: partition columns of a new table.
         txn: (application id, version): a write whose version this application has already
             reached is skipped, so that retrying is safe.
+        evolve: let the table's schema grow, for ``append`` and ``overwrite``: ``add`` adds the
+            columns that it does not have, NULL in older rows, in a commit of their own just
+            before the rows'; ``widen`` also takes wider types, where ``overwrite`` writes every
+            file anew.
         storage_options: as deltalake takes them.
 
     Raises:
@@ -65,59 +80,121 @@ def write(
     if "://" not in path:
         path = str(Path(path).absolute())
     path = path.removeprefix("file://").rstrip("/")
-    _check(mode, key, where)
     options = dict(storage_options) if storage_options else None
+    asked = _Asked(
+        path=path,
+        mode=mode,
+        key=(key,) if isinstance(key, str) else tuple(key or ()),
+        where=where,
+        partition_by=None if partition_by is None else tuple(partition_by),
+        txn=txn,
+        evolve=evolve,
+        options=options,
+    )
     try:
-        _write(data, path, mode, _names(key), where, partition_by, txn, options)
+        _write(data, asked)
     except (DeltaError, OSError, ValueError, pa.ArrowException) as e:
         raise LakeError(f"cannot write to {path!r}; nothing was committed: {e}") from e
     return table(path, storage_options=options)
 
 
-def _write(  # noqa: C901 (the course of a write, step by step)
-    data: Any,
-    path: str,
-    mode: Mode,
-    key: list[str],
-    where: str | None,
-    partition_by: Sequence[str] | None,
-    txn: tuple[str, int] | None,
-    options: dict[str, str] | None,
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """What :func:`write` was asked, checked; names as there."""
+
+    path: str
+    mode: Mode
+    key: tuple[str, ...]
+    where: str | None
+    partition_by: tuple[str, ...] | None
+    txn: tuple[str, int] | None
+    evolve: Evolve | None
+    options: dict[str, str] | None
+
+    def __post_init__(self) -> None:
+        mode, evolve = self.mode, self.evolve
+        if mode not in ("append", "overwrite", "merge", "replace_where"):
+            raise ValueError(f"mode {mode!r} is not append, overwrite, merge or replace_where")
+        if (mode == "merge") != bool(self.key):
+            raise ValueError("key= names the identifying columns of mode='merge', and only of it")
+        if (mode == "replace_where") != (self.where is not None):
+            raise ValueError("where= is the condition of mode='replace_where', and only of it")
+        if evolve not in (None, "add", "widen"):
+            raise ValueError(f"evolve {evolve!r} is not add or widen")
+        if evolve and mode in ("merge", "replace_where"):
+            raise ValueError(f"evolve= goes with append and overwrite, not with mode={mode!r}")
+
+
+def _write(data: Any, asked: _Asked) -> None:
+    path, options = asked.path, asked.options
     known = DeltaTable.is_deltatable(path, options)
-    if not known and mode == "replace_where":
+    if not known and asked.mode == "replace_where":
         raise LakeError(f"no Delta table at {path!r} for replace_where to change")
     opened = DeltaTable(path, storage_options=options) if known else None
-    if opened is not None and reached(opened, txn):
+    if opened is not None and reached(opened, asked.txn):
         return
     reader = _reader(data)
     if opened is None:
-        rules = _new_rules(reader.schema, path, partition_by)
+        rules = _new_rules(reader.schema, path, asked.partition_by)
     else:
         rules = rules_of(opened, path)
-        _check_partitions(rules, partition_by)
+        _check_partitions(rules, asked.partition_by)
     try:
-        check_names(reader.schema.names, rules.schema)
-        if rules.append_only and mode != "append":
-            raise LakeError(f"it is append-only, so mode={mode!r} is refused")
-        if opened is not None and mode in ("merge", "replace_where"):
-            rows = _checked(reader.read_all(), rules, key, where)
-            _by_deltalake(opened, rows, path, mode, key, where, txn, options)
+        grown = _grown(reader.schema, rules, asked)
+        check_names(reader.schema.names, grown.schema)
+        if rules.append_only and asked.mode != "append":
+            raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
+        if opened is not None and asked.mode in ("merge", "replace_where"):
+            _by_deltalake(opened, _checked(reader.read_all(), rules, asked), asked)
             return
-        files = _files(reader, rules, path, key, options)
+        files = _files(reader, replace(rules, schema=grown.schema), asked)
     except LakeError as e:
         if type(e) is not LakeError:
             raise
         raise LakeError(f"cannot write to table {rules.what}; nothing was committed: {e}") from e
+    _commit(opened, rules, grown, files, asked)
+
+
+def _commit(
+    opened: DeltaTable | None,
+    rules: Rules,
+    grown: Evolution,
+    files: Sequence[Written],
+    asked: _Asked,
+) -> None:
+    path, options = asked.path, asked.options
     if opened is None:
-        if create(path, rules, files, txn, options):
+        if create(path, rules, files, asked.txn, options):
             return
         opened, rules = _made_meanwhile(path, rules, files, options)
-    how = "overwrite" if mode == "overwrite" else "append"
-    if reached(opened, txn):
+    if reached(opened, asked.txn):
         discard(files, path, options)
         return
-    commit_files(opened, rules, files, uri=path, mode=how, txn=txn, options=options)
+    if grown.added:
+        opened, rules = add_columns(opened, rules, grown, files, uri=path, options=options)
+    text = opened.schema().to_json()
+    if grown.widened:
+        text = widened_json(text, grown.widened, Schema.from_arrow(grown.schema).to_json())
+    commit_files(
+        opened,
+        rules,
+        files,
+        uri=path,
+        mode="overwrite" if asked.mode == "overwrite" else "append",
+        txn=asked.txn,
+        schema=Schema.from_json(text),
+        options=options,
+    )
+
+
+def _grown(given: pa.Schema, rules: Rules, asked: _Asked) -> Evolution:
+    return evolution(
+        rules.schema,
+        given,
+        asked.evolve,
+        partition_columns=rules.partition_columns,
+        anew=asked.mode == "overwrite",
+    )
 
 
 def _made_meanwhile(
@@ -159,32 +236,27 @@ def _new_rules(given: pa.Schema, path: str, partition_by: Sequence[str] | None) 
     )
 
 
-def _checked(rows: pa.Table, rules: Rules, key: Sequence[str], where: str | None) -> pa.Table:
+def _checked(rows: pa.Table, rules: Rules, asked: _Asked) -> pa.Table:
     rows = align(rows, rules.schema)
     check_rows(rows, rules.schema, rules.constraints)
-    if key:
-        refuse_duplicates(rows, key)
-    if where is not None:
-        outside = len(rows) - len(rows.filter(expression_of(where, rules.schema)))
+    if asked.key:
+        refuse_duplicates(rows, asked.key)
+    if asked.where is not None:
+        outside = len(rows) - len(rows.filter(expression_of(asked.where, rules.schema)))
         if outside:
-            raise LakeError(f"{outside} rows do not match where={where!r}")
+            raise LakeError(f"{outside} rows do not match where={asked.where!r}")
     return rows
 
 
-def _files(
-    reader: pa.RecordBatchReader,
-    rules: Rules,
-    path: str,
-    key: Sequence[str],
-    options: dict[str, str] | None,
-) -> list[Written]:
+def _files(reader: pa.RecordBatchReader, rules: Rules, asked: _Asked) -> list[Written]:
     """Write the rows, small batches together; on bad rows nothing is left behind."""
+    path, options = asked.path, asked.options
     if "://" not in path:
         Path(path).mkdir(parents=True, exist_ok=True)
     written: list[Written] = []
     try:
-        for rows in [reader.read_all()] if key else _coalesced(reader):
-            checked = _checked(rows, rules, key, None)
+        for rows in [reader.read_all()] if asked.key else _coalesced(reader):
+            checked = _checked(rows, rules, asked)
             written += write_files(checked, path, rules.partition_columns, options)
     except BaseException:
         discard(written, path, options)
@@ -203,47 +275,25 @@ def _coalesced(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held, reader.schema)
 
 
-def _by_deltalake(
-    opened: DeltaTable,
-    rows: pa.Table,
-    path: str,
-    mode: Mode,
-    key: Sequence[str],
-    where: str | None,
-    txn: tuple[str, int] | None,
-    options: dict[str, str] | None,
-) -> None:
+def _by_deltalake(opened: DeltaTable, rows: pa.Table, asked: _Asked) -> None:
     since = opened.version()
     try:
-        if mode == "merge":
-            _merge(opened, rows, key, txn)
+        if asked.mode == "merge":
+            _merge(opened, rows, asked.key, asked.txn)
         else:
             commit: Any = write_deltalake  # its overloads tie predicate to one mode
             commit(
                 opened,
                 rows,
                 mode="overwrite",
-                predicate=where,
-                commit_properties=properties_of(txn),
+                predicate=asked.where,
+                commit_properties=properties_of(asked.txn),
             )
     except CommitFailedError as e:
-        newest = DeltaTable(path, storage_options=options)
-        if reached(newest, txn):
+        newest = DeltaTable(asked.path, storage_options=asked.options)
+        if reached(newest, asked.txn):
             return
-        raise conflict(newest, since, path) from e
-
-
-def _check(mode: str, key: str | Sequence[str] | None, where: str | None) -> None:
-    if mode not in ("append", "overwrite", "merge", "replace_where"):
-        raise ValueError(f"mode {mode!r} is not append, overwrite, merge or replace_where")
-    if (mode == "merge") != (key is not None):
-        raise ValueError("key= names the identifying columns of mode='merge', and only of it")
-    if (mode == "replace_where") != (where is not None):
-        raise ValueError("where= is the condition of mode='replace_where', and only of it")
-
-
-def _names(key: str | Sequence[str] | None) -> list[str]:
-    return [key] if isinstance(key, str) else list(key or ())
+        raise conflict(newest, since, asked.path) from e
 
 
 def _reader(data: Any) -> pa.RecordBatchReader:

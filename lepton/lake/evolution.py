@@ -1,0 +1,135 @@
+"""How a table's schema may grow for rows that do not fit it, on request only.
+
+Pure. A column may be added, NULL in every row that is there already; a type may become a wider one
+of the protocol's list (section "Type Widening"), in which every value stays the same value. That
+list needs a table feature that deltalake cannot write, so a type becomes wider only where all
+files are written anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from lepton.errors import LakeError
+from lepton.lake.kinds import storable
+
+Evolve = Literal["add", "widen"]
+
+_INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
+_DIGITS = {pa.int8(): 10, pa.int16(): 10, pa.int32(): 10, pa.int64(): 20}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evolution:
+    """What becomes of a schema.
+
+    Attributes:
+        schema: the table's, as it will be.
+        added: columns that are new, at its end.
+        widened: new types by column.
+    """
+
+    schema: pa.Schema
+    added: tuple[Any, ...] = ()
+    widened: Mapping[str, pa.DataType] = field(default_factory=dict[str, pa.DataType])
+
+
+def evolution(
+    schema: pa.Schema,
+    given: pa.Schema,
+    how: Evolve | None,
+    *,
+    partition_columns: Sequence[str] = (),
+    anew: bool = False,
+) -> Evolution:
+    """Return what the schema must become for rows of another.
+
+    Args:
+        schema: the table's.
+        given: the rows'.
+        how: ``add`` columns, or ``widen`` types as well; None changes nothing.
+        partition_columns: the table's; they keep their types.
+        anew: every file is written anew, so that types may change.
+
+    Raises:
+        LakeError: a type cannot be stored, or would have to change in files that stay.
+    """
+    if how is None:
+        return Evolution(schema=schema)
+    added = _added(schema, given)
+    widened = _widened(schema, given, partition_columns) if how == "widen" else {}
+    if widened and not anew:
+        named = ", ".join(
+            f"{name} ({schema.field(name).type} to {kind})" for name, kind in widened.items()
+        )
+        raise LakeError(
+            f"column {named} cannot become wider in files that stay: that needs the table property "
+            "delta.enableTypeWidening, and deltalake cannot write tables that have it; set the "
+            "property with Spark and write there, or write the whole table anew with "
+            "mode='overwrite', evolve='widen'"
+        )
+    fields = [f.with_type(widened[f.name]) if f.name in widened else f for f in _fields_of(schema)]
+    return Evolution(schema=pa.schema([*fields, *added]), added=added, widened=widened)
+
+
+def widened_json(text: str, widened: Mapping[str, pa.DataType], new: str) -> str:
+    """Return a Delta schema with some columns' types taken from another one; the rest stays."""
+    whole: dict[str, Any] = json.loads(text)
+    kinds = {f["name"]: f["type"] for f in json.loads(new)["fields"]}
+    for one in whole["fields"]:
+        if one["name"] in widened:
+            one["type"] = kinds[one["name"]]
+    return json.dumps(whole)
+
+
+def widens(narrow: Any, wide: Any) -> bool:
+    """Whether a type may become another one by the protocol's list, in which no value is lost."""
+    if narrow in _INTEGERS and wide in _INTEGERS:
+        return _INTEGERS.index(wide) > _INTEGERS.index(narrow)
+    if pa.types.is_float64(wide):
+        return pa.types.is_float32(narrow) or narrow in _INTEGERS[:3]
+    if pa.types.is_decimal128(wide):
+        whole = wide.precision - wide.scale
+        if pa.types.is_decimal128(narrow):
+            longer = whole >= narrow.precision - narrow.scale and wide.scale >= narrow.scale
+            return longer and wide != narrow
+        return narrow in _DIGITS and whole >= _DIGITS[narrow]
+    return False
+
+
+def _added(schema: pa.Schema, given: pa.Schema) -> tuple[Any, ...]:
+    known = {n.lower(): n for n in schema.names}
+    new = [f for f in _fields_of(given) if f.name not in schema.names]
+    for one in new:
+        if one.name.lower() in known:
+            raise LakeError(
+                f"no column {one.name} can be added: Delta takes it for {known[one.name.lower()]}; "
+                "give the column that name"
+            )
+        known[one.name.lower()] = one.name
+    return tuple(_fields_of(storable(pa.schema([f.with_nullable(True) for f in new]))))
+
+
+def _widened(
+    schema: pa.Schema, given: pa.Schema, partition_columns: Sequence[str]
+) -> dict[str, pa.DataType]:
+    found: dict[str, pa.DataType] = {}
+    for one in _fields_of(given):
+        if one.name not in schema.names or one.name in partition_columns:
+            continue
+        if pa.types.is_null(one.type):
+            continue
+        wide = storable(pa.schema([one])).field(0).type
+        if widens(schema.field(one.name).type, wide):
+            found[one.name] = wide
+    return found
+
+
+def _fields_of(schema: pa.Schema) -> list[Any]:
+    fields: Any = schema
+    return list(fields)
