@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lepton import telemetry
 from lepton.errors import LakeError
 from lepton.lake import write
 
@@ -58,6 +59,9 @@ class AnswerLog:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="lepton-answers")
         self._thread.start()
+        self._unwatch = telemetry.watch(
+            "lepton.answers.waiting", lambda: len(self._waiting), {"lepton.model": model}
+        )
 
     def add(self, answer: Answer) -> None:
         """Take an answer; beyond :data:`MAX_WAITING` the oldest are dropped with a warning."""
@@ -65,6 +69,7 @@ class AnswerLog:
             self._waiting.append(answer)
             if len(self._waiting) > MAX_WAITING:
                 del self._waiting[0]
+                telemetry.measure("lepton.answers.dropped", 1, {"lepton.model": self._model})
                 log.warning(
                     "inference log of %s: dropped an answer, the lake is behind", self._model
                 )
@@ -85,6 +90,7 @@ class AnswerLog:
 
     def close(self) -> None:
         """Commit what waits and stop."""
+        self._unwatch()
         self._stop.set()
         self._thread.join()
         self.flush()

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from ray.util import metrics as ray_metrics
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -72,14 +73,18 @@ class Replica:
 
         torch.set_num_threads(1)
         telemetry.name_process(f"replica {model}")
+        telemetry.scrape_by(ray_metrics)
         self._model = model
         self._trace = trace or Carrier("", f"{home}/traces")
         self._registry = Registry(f"{home}/registry")
         self._resident: dict[int, Resident] = {}
         self._error = ""
         self._failed_seq = 0
+        self._active = 0
         self._serving = self._load(self._registry.state(model).pointer)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
+        labels = {"lepton.model": model}
+        self._unwatch = telemetry.watch("lepton.serving.queue_depth", lambda: self._active, labels)
         self._following, self._stop = threading.Lock(), threading.Event()
         threading.Thread(target=self._keep_following, daemon=True).start()
 
@@ -154,6 +159,8 @@ class Replica:
             telemetry.record(
                 "lepton.model.load", self._trace, began, attributes={"lepton.version": number}
             )
+            seconds = (time.time_ns() - began) / 1e9
+            telemetry.measure("lepton.model.load.duration", seconds, {"lepton.model": self._model})
         return self._resident[number]
 
     def _warm(self, number: int) -> Resident:
@@ -246,6 +253,13 @@ class Replica:
 
     async def infer(self, request: Request) -> Response:
         """Answer one inference request."""
+        self._active += 1
+        try:
+            return await self._infer(request)
+        finally:
+            self._active -= 1
+
+    async def _infer(self, request: Request) -> Response:
         began = time.time_ns(), time.perf_counter()
         chosen, variant = self._chosen(request)
         inquiry: Inquiry | None = None
@@ -297,13 +311,14 @@ class Replica:
             self._trace.directory,
             Carrier("", self._trace.directory),
         )
-        refused = 400 <= status < 500
-        return telemetry.record(
+        kind = "BadRequest" if 400 <= status < 500 else error.split(":")[0]
+        rows = len(inquiry.rows) if inquiry else 0
+        span = telemetry.record(
             "lepton.request",
             parent,
             began_ns,
             kind="server",
-            error="BadRequest" if refused else error.split(":")[0] or None,
+            error=kind or None,
             links=[chosen.traceparent],
             attributes={
                 "http.request.method": "POST",
@@ -311,16 +326,32 @@ class Replica:
                 "lepton.model": self._model,
                 "lepton.version": chosen.version,
                 "lepton.variant": variant,
-                "lepton.rows": len(inquiry.rows) if inquiry else 0,
+                "lepton.rows": rows,
                 "lepton.checkpoint.trace": chosen.traceparent,
             },
         )
+        if telemetry.measuring():
+            labels = {
+                "http.request.method": "POST",
+                "http.response.status_code": status,
+                "lepton.model": self._model,
+                "lepton.version": chosen.version,
+                "lepton.variant": variant,
+                **({"error.type": kind} if kind else {}),
+            }
+            took = (time.time_ns() - began_ns) / 1e9
+            trace = span.traceparent
+            telemetry.measure("http.server.request.duration", took, labels, trace=trace)
+            labels = {"lepton.model": self._model}
+            telemetry.measure("lepton.serving.batch_size", rows, labels, trace=trace)
+        return span
 
     def __del__(self) -> None:
         """Ray Serve calls this when a replica is stopped in good order: commit what waits."""
         answers = getattr(self, "_answers", None)
         if answers is not None:
             self._stop.set()
+            self._unwatch()
             answers.close()
         telemetry.flush()
 

@@ -7,17 +7,26 @@ one JSON line in the carrier's directory at once, so a SIGKILL loses only unende
 process that outlives the work, so that a killed worker leaves no orphan.
 """
 
-from lepton.telemetry.spans import Carrier, Span, carrier_of, flush, name_process, record, span
+from lepton.telemetry.context import Carrier, carrier_of, name_process
+from lepton.telemetry.metrics import measure, measuring, scrape_by, watch
+from lepton.telemetry.pace import Pace, Paced
+from lepton.telemetry.spans import Span, flush, record, span
 from lepton.telemetry.store import SpanRecord, spans_of
 
 __all__ = [
     "Carrier",
+    "Pace",
+    "Paced",
     "Span",
     "SpanRecord",
     "carrier_of",
     "flush",
+    "measure",
+    "measuring",
     "name_process",
     "record",
+    "scrape_by",
     "span",
     "spans_of",
+    "watch",
 ]

@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import SpanKind
 
+from lepton.telemetry import settings
+from lepton.telemetry.context import Carrier, context_of, links_of, resource_of
+from lepton.telemetry.metrics import flush_metrics
+from lepton.telemetry.rounds import rounds
 from lepton.telemetry.store import FileExporter
-
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-
-
-@dataclass(frozen=True, slots=True)
-class Carrier:
-    """What a process hands to the next one: the parent span and where spans are kept.
-
-    Attributes:
-        traceparent: W3C Trace Context header of the parent; empty starts a new trace.
-        directory: folder of span files, or None for OTLP alone.
-    """
-
-    traceparent: str = ""
-    directory: str | None = None
-
-    @property
-    def trace_id(self) -> str:
-        """The trace id as 32 hex digits, or an empty string."""
-        match = _TRACEPARENT.fullmatch(self.traceparent)
-        return match[1] if match else ""
 
 
 class Span:
@@ -59,15 +36,6 @@ class Span:
         """Add attributes; underscores in names become dots (``lepton_table`` is lepton.table)."""
         for key, value in _attributes(attributes).items():
             self._inner.set_attribute(key, value)
-
-
-def carrier_of(
-    traceparent: str | None, directory: str | None, otherwise: Carrier | None = None
-) -> Carrier:
-    """Return a carrier for an incoming header, or ``otherwise`` when it is absent or malformed."""
-    if traceparent and _TRACEPARENT.fullmatch(traceparent.strip()):
-        return Carrier(traceparent.strip(), directory)
-    return otherwise or Carrier("", directory)
 
 
 @contextmanager
@@ -90,9 +58,9 @@ def span(
     """
     inner = _tracer(os.getpid(), parent.directory).start_span(
         name,
-        context=_context(parent),
+        context=context_of(parent.traceparent),
         kind=SpanKind[kind.upper()],
-        links=_links(links),
+        links=links_of(links),
         attributes=dict(attributes or {}),
     )
     running = Span(inner, parent.directory)
@@ -120,10 +88,10 @@ def record(
     """Record a span that is already over, with Unix times in nanoseconds; return its carrier."""
     inner = _tracer(os.getpid(), parent.directory).start_span(
         name,
-        context=_context(parent),
+        context=context_of(parent.traceparent),
         kind=SpanKind[kind.upper()],
         start_time=start_ns,
-        links=_links(links),
+        links=links_of(links),
         attributes=dict(attributes or {}),
     )
     if error:
@@ -135,24 +103,22 @@ def record(
 
 def flush(timeout_ms: int = 2000) -> None:
     """Send what is waiting for OTLP; call it where a process ends, never in the hot path."""
+    rounds.make(last=True)
     for provider in _PROVIDERS:
         provider.force_flush(timeout_ms)
+    flush_metrics(timeout_ms)
 
 
 _PROVIDERS: list[TracerProvider] = []
-_named: dict[int, str] = {}
 
 
 @lru_cache(maxsize=16)
 def _tracer(pid: int, directory: str | None) -> trace.Tracer:
     """One provider per process and directory; ``pid`` makes a forked child get its own."""
-    resource = Resource.create(
-        {"service.name": "lepton", "process.pid": pid, "lepton.process": _process_name()}
-    )
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource_of(pid), shutdown_on_exit=False)
     if directory is not None:
         provider.add_span_processor(SimpleSpanProcessor(FileExporter(directory)))
-    if any(os.environ.get(name) for name in _ENDPOINTS):
+    if settings.otlp("traces"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         provider.add_span_processor(
@@ -160,41 +126,6 @@ def _tracer(pid: int, directory: str | None) -> trace.Tracer:
         )
     _PROVIDERS.append(provider)
     return provider.get_tracer("lepton")
-
-
-def _process_name() -> str:
-    """What this process is to a reader of the trace: Ray's actor or task name, else the script."""
-    title = sys.argv[0].rsplit("/", 1)[-1] if sys.argv else "python"
-    if title != "default_worker.py":
-        return title or "python"
-    return _named.get(os.getpid(), "ray worker")
-
-
-def name_process(name: str) -> None:
-    """Give this process the name that its spans carry; call it before the first span."""
-    _named[os.getpid()] = name
-
-
-def _context(parent: Carrier) -> Any:
-    found = _span_context(parent.traceparent)
-    return trace.set_span_in_context(NonRecordingSpan(found), Context()) if found else Context()
-
-
-def _span_context(traceparent: str) -> SpanContext | None:
-    match = _TRACEPARENT.fullmatch(traceparent)
-    if not match:
-        return None
-    return SpanContext(
-        trace_id=int(match[1], 16),
-        span_id=int(match[2], 16),
-        is_remote=True,
-        trace_flags=TraceFlags(int(match[3], 16) & 1),
-    )
-
-
-def _links(traceparents: Sequence[str]) -> list[Link]:
-    found = (_span_context(t) for t in traceparents)
-    return [Link(c) for c in found if c is not None]
 
 
 def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

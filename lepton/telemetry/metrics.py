@@ -1,0 +1,191 @@
+"""Metrics of this process: off unless asked for, then sent by OTLP or scraped, or both.
+
+Whoever measures many things a second gathers them in plain memory and tells of them once a second
+(:mod:`lepton.telemetry.pace`). Where metrics are to be scraped, they are given to a *board*: Ray's
+endpoint, which Prometheus reads together with Ray's own metrics. This package knows no Ray, so the
+board is brought by those who do.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
+
+from lepton.telemetry import settings
+from lepton.telemetry.context import context_of, resource_of
+from lepton.telemetry.instruments import INSTRUMENTS, Instrument
+from lepton.telemetry.rounds import rounds
+
+_NONE: Mapping[str, Any] = {}
+
+
+class Board(Protocol):
+    """Where metrics are put up to be scraped, such as the module ``ray.util.metrics``."""
+
+    def Counter(self, name: str, description: str, tag_keys: Any) -> Any:  # noqa: N802 - Ray's name
+        """Make a counter, which has ``inc(value, tags)``."""
+        ...
+
+    def Gauge(self, name: str, description: str, tag_keys: Any) -> Any:  # noqa: N802
+        """Make a gauge, which has ``set(value, tags)``."""
+        ...
+
+    def Histogram(self, name: str, description: str, boundaries: Any, tag_keys: Any) -> Any:  # noqa: N802
+        """Make a histogram, which has ``observe(value, tags)``."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes what is measured."""
+
+    def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
+        """Take one value."""
+        ...
+
+
+class Metered:
+    """Takes values into OpenTelemetry's SDK, which adds them up until a reader collects them."""
+
+    def __init__(self, readers: Sequence[MetricReader]) -> None:
+        self._provider = MeterProvider(
+            metric_readers=readers, resource=resource_of(os.getpid()), shutdown_on_exit=False
+        )
+        self._made: dict[str, Callable[..., None]] = {
+            name: self._make(i) for name, i in INSTRUMENTS.items()
+        }
+
+    def _make(self, i: Instrument) -> Callable[..., None]:
+        meter = self._provider.get_meter("lepton")
+        if i.kind == "counter":
+            return meter.create_counter(i.name, i.unit, i.description).add
+        if i.kind == "gauge":
+            return meter.create_gauge(i.name, i.unit, i.description).set
+        bounds = i.bounds
+        return meter.create_histogram(
+            i.name, i.unit, i.description, explicit_bucket_boundaries_advisory=bounds
+        ).record
+
+    def flush(self, timeout_ms: int) -> None:
+        """Collect and send now."""
+        self._provider.force_flush(timeout_ms)
+
+    def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
+        """Take one value; a sampled trace becomes its exemplar."""
+        self._made[what.name](value, labels, context_of(trace) if trace else _NO_CONTEXT)
+
+
+_NO_CONTEXT = Context()
+
+
+class Scraped:
+    """Puts values on a board."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._made: dict[str, Callable[..., None]] = {}
+
+    def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
+        """Take one value."""
+        if what.name not in self._made:
+            self._made[what.name] = self._make(what)
+        tags = {_plain(key): str(labels.get(key, "")) for key in what.attributes}
+        self._made[what.name](value, tags)
+
+    def _make(self, i: Instrument) -> Callable[..., None]:
+        name, keys = _plain(i.name), tuple(_plain(key) for key in i.attributes)
+        if i.kind == "counter":
+            return self._board.Counter(name, i.description, keys).inc
+        if i.kind == "gauge":
+            return self._board.Gauge(name, i.description, keys).set
+        return self._board.Histogram(name, i.description, list(i.bounds), keys).observe
+
+
+class _State:
+    """What this process measures into; None until somebody asks."""
+
+    def __init__(self) -> None:
+        self.sinks: list[Sink] | None = None
+        self.lock = threading.Lock()
+
+
+_state = _State()
+
+
+def measuring() -> bool:
+    """Whether anybody wants metrics of this process."""
+    sinks = _state.sinks
+    return bool(_begin() if sinks is None else sinks)
+
+
+def measure(
+    name: str, value: float, attributes: Mapping[str, Any] = _NONE, *, trace: str = ""
+) -> None:
+    """Add to a counter, set a gauge or observe a value: whatever :data:`INSTRUMENTS` says.
+
+    Args:
+        name: of an instrument.
+        value: in its unit.
+        attributes: its labels.
+        trace: traceparent of what was measured; becomes an exemplar.
+    """
+    for sink in _begin() if _state.sinks is None else _state.sinks:
+        sink.take(INSTRUMENTS[name], value, attributes, trace)
+
+
+def watch(
+    name: str, read: Callable[[], float | None], attributes: Mapping[str, Any] = _NONE
+) -> Callable[[], None]:
+    """Read a gauge once a second; None means there is nothing to tell. Return what ends that."""
+    if not measuring() and not settings.prometheus():
+        return lambda: None
+
+    def tell(_: bool) -> None:
+        value = read()
+        if value is not None:
+            measure(name, value, attributes)
+
+    return rounds.join(tell)
+
+
+def scrape_by(board: Board) -> None:
+    """Put this process's metrics on a board, if they are to be scraped; only the first counts."""
+    if not settings.prometheus():
+        return
+    sinks = _begin()
+    with _state.lock:
+        if not any(isinstance(s, Scraped) for s in sinks):
+            _state.sinks = [*sinks, Scraped(board)]
+
+
+def flush_metrics(timeout_ms: int) -> None:
+    """Send what has been measured until now."""
+    for sink in _state.sinks or []:
+        if isinstance(sink, Metered):
+            sink.flush(timeout_ms)
+
+
+def _begin() -> list[Sink]:
+    with _state.lock:
+        if _state.sinks is None:
+            _state.sinks = [_by_otlp()] if settings.otlp("metrics") else []
+        return _state.sinks
+
+
+def _by_otlp() -> Metered:
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+    return Metered([PeriodicExportingMetricReader(OTLPMetricExporter())])
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "_")
+
+
+os.register_at_fork(after_in_child=_state.__init__)  # a child makes its own
