@@ -36,6 +36,8 @@ from lepton.serving.protocol import Inquiry
 from lepton.telemetry import Carrier, carrier_of
 
 FOLLOW_S = 0.25
+SLOW_S = 1.0
+"""From when on a request is slow: its span is recorded though its trace is not sampled."""
 
 log = logging.getLogger("lepton")
 
@@ -313,12 +315,14 @@ class Replica:
         )
         kind = "BadRequest" if 400 <= status < 500 else error.split(":")[0]
         rows = len(inquiry.rows) if inquiry else 0
+        took = (time.time_ns() - began_ns) / 1e9
         span = telemetry.record(
             "lepton.request",
             parent,
             began_ns,
             kind="server",
             error=kind or None,
+            certain=status >= 500 or took > SLOW_S,
             links=[chosen.traceparent],
             attributes={
                 "http.request.method": "POST",
@@ -339,7 +343,6 @@ class Replica:
                 "lepton.variant": variant,
                 **({"error.type": kind} if kind else {}),
             }
-            took = (time.time_ns() - began_ns) / 1e9
             trace = span.traceparent
             telemetry.measure("http.server.request.duration", took, labels, trace=trace)
             labels = {"lepton.model": self._model}

@@ -8,9 +8,10 @@ process that outlives the work, so that a killed worker leaves no orphan.
 """
 
 from lepton.telemetry.context import Carrier, carrier_of, name_process
+from lepton.telemetry.delivery import flush
 from lepton.telemetry.metrics import measure, measuring, scrape_by, watch
 from lepton.telemetry.pace import Pace, Paced
-from lepton.telemetry.spans import Span, flush, record, span
+from lepton.telemetry.spans import Span, record, span
 from lepton.telemetry.store import SpanRecord, spans_of
 
 __all__ = [

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
 
 from lepton.telemetry import settings
 from lepton.telemetry.context import context_of, resource_of
+from lepton.telemetry.delivery import before_flush, delivery_of, dropped, metric_exporter
 from lepton.telemetry.instruments import INSTRUMENTS, Instrument
 from lepton.telemetry.rounds import rounds
 
@@ -70,10 +73,6 @@ class Metered:
         return meter.create_histogram(
             i.name, i.unit, i.description, explicit_bucket_boundaries_advisory=bounds
         ).record
-
-    def flush(self, timeout_ms: int) -> None:
-        """Collect and send now."""
-        self._provider.force_flush(timeout_ms)
 
     def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
         """Take one value; a sampled trace becomes its exemplar."""
@@ -163,25 +162,51 @@ def scrape_by(board: Board) -> None:
             _state.sinks = [*sinks, Scraped(board)]
 
 
-def flush_metrics(timeout_ms: int) -> None:
-    """Send what has been measured until now."""
-    for sink in _state.sinks or []:
-        if isinstance(sink, Metered):
-            sink.flush(timeout_ms)
-
-
 def _begin() -> list[Sink]:
     with _state.lock:
         if _state.sinks is None:
-            _state.sinks = [_by_otlp()] if settings.otlp("metrics") else []
+            _state.sinks = [Metered([Collecting()])] if settings.otlp("metrics") else []
         return _state.sinks
 
 
-def _by_otlp() -> Metered:
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+class Collecting(MetricReader):
+    """Collects what was measured, once an interval, and lets it wait to be sent."""
 
-    return Metered([PeriodicExportingMetricReader(OTLPMetricExporter())])
+    def __init__(self) -> None:
+        wish = (
+            metric_exporter()
+        )  # which reads it from the environment, as the SDK's own reader does
+        super().__init__(
+            preferred_temporality=wish._preferred_temporality,  # pyright: ignore[reportPrivateUsage]
+            preferred_aggregation=wish._preferred_aggregation,  # pyright: ignore[reportPrivateUsage]
+        )
+        self._interval_s = settings.number("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
+        self._next = time.monotonic() + self._interval_s
+        self._dropped: Counter[str] = Counter()
+        rounds.join(self._look)
+        before_flush(self.now)
+
+    def _look(self, last: bool) -> None:
+        if not last and time.monotonic() >= self._next:
+            self.now()
+
+    def now(self) -> None:
+        """Collect."""
+        self._next = time.monotonic() + self._interval_s
+        for signal, count in dropped().items():
+            if count > self._dropped[signal]:
+                more, labels = count - self._dropped[signal], {"lepton.signal": signal}
+                measure("lepton.telemetry.dropped", more, labels)
+                self._dropped[signal] = count
+        self.collect()
+
+    def _receive_metrics(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
+    ) -> None:
+        delivery_of("metrics").put(metrics_data)
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Nothing is held here."""
 
 
 def _plain(name: str) -> str:

@@ -98,13 +98,17 @@ class Collector:
 
     def metrics(self) -> dict[str, Any]:
         """The newest of each metric, by name."""
-        return {
-            m.name: m
+        return {m.name: m for m in self.collections()}
+
+    def collections(self) -> list[Any]:
+        """Every metric as often as it came."""
+        return [
+            m
             for request in list(self._kept)
             for resource in getattr(request, "resource_metrics", ())
             for scope in resource.scope_metrics
             for m in scope.metrics
-        }
+        ]
 
 
 def attributes_of(thing: Any) -> dict[str, Any]:
