@@ -87,6 +87,7 @@ class Replica:
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
         labels = {"lepton.model": model}
         self._unwatch = telemetry.watch("lepton.serving.queue_depth", lambda: self._active, labels)
+        self._forget_logs = telemetry.keep_logs(self._trace, lambda: labels)
         self._following, self._stop = threading.Lock(), threading.Event()
         threading.Thread(target=self._keep_following, daemon=True).start()
 
@@ -266,17 +267,23 @@ class Replica:
         chosen, variant = self._chosen(request)
         inquiry: Inquiry | None = None
         outputs: dict[str, np.ndarray[Any, Any]] = {}
-        error, status = "", 200
+        error, status, failure = "", 200, None
         try:
             inquiry = await inquiry_in(request, chosen.inputs, chosen.outputs)
             outputs = await asyncio.to_thread(_answer, chosen.predictor, inquiry.rows)
         except BadRequest as e:
             status, error = e.status, str(e)
-        except Exception as e:
-            status, error = 500, f"{type(e).__name__}: {e}"
-            log.exception("replica of %s failed a request", self._model)
+        except Exception as e:  # noqa: BLE001 - answered with 500 and logged
+            status, error, failure = 500, f"{type(e).__name__}: {e}", e
         identity = (inquiry.identity if inquiry else "") or uuid.uuid4().hex
         span = self._spanned(request, chosen, variant, (began[0], status, error, inquiry))
+        if failure is not None:
+            log.error(
+                "replica of %s failed a request",
+                self._model,
+                exc_info=failure,
+                extra={"carrier": span},
+            )
         if status == 200 or status >= 500:
             self._answers.add(
                 Answer(
@@ -355,6 +362,7 @@ class Replica:
         if answers is not None:
             self._stop.set()
             self._unwatch()
+            self._forget_logs()
             answers.close()
         telemetry.flush()
 

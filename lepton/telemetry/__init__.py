@@ -9,6 +9,7 @@ process that outlives the work, so that a killed worker leaves no orphan.
 
 from lepton.telemetry.context import Carrier, carrier_of, name_process
 from lepton.telemetry.delivery import flush
+from lepton.telemetry.logs import keep_logs
 from lepton.telemetry.metrics import measure, measuring, scrape_by, watch
 from lepton.telemetry.pace import Pace, Paced
 from lepton.telemetry.spans import Span, record, span
@@ -22,6 +23,7 @@ __all__ = [
     "SpanRecord",
     "carrier_of",
     "flush",
+    "keep_logs",
     "measure",
     "measuring",
     "name_process",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -17,6 +18,8 @@ from lepton.training.group import Group
 from lepton.training.plan import Plan
 from lepton.training.run import next_attempt
 from lepton.training.steps import Attempt, Step, StepLog, attempts_of, steps_of, write_attempt
+
+log = logging.getLogger("lepton")
 
 
 @dataclass(slots=True)
@@ -51,6 +54,10 @@ class Journal:
         self._logs = Path(plan.folder) / "steps"
         self._log: StepLog | None = None
         _scraped_by_ray()
+        run = {"lepton.run": Path(plan.folder).name}
+        self._forget_logs = telemetry.keep_logs(
+            plan.carrier, lambda: {**run, "lepton.rank": group.rank}, Path(plan.folder) / "logs"
+        )
         self._broken = _Broken()
         self._pace: telemetry.Pace | None = None
         self._asked_ns = self._got_ns = self._rows = 0
@@ -86,6 +93,7 @@ class Journal:
         if self._pace is not None:
             self._pace.close()
         self._pace = None
+        self._forget_logs()
 
     def ask(self) -> None:
         """Note that a batch is asked for."""
@@ -127,6 +135,14 @@ class Journal:
             if broken.lost:
                 telemetry.measure("lepton.train.failures", 1, {"error.type": "WorkerLost"})
                 telemetry.measure("lepton.train.steps_replayed", broken.replayed)
+            log.info(
+                "run %s goes on after step %d with %d workers: %s; %d steps are made again",
+                Path(self._plan.folder).name,
+                step - 1,
+                self._group.world_size,
+                "a worker was lost" if broken.lost else "workers came or left",
+                broken.replayed,
+            )
             telemetry.measure(
                 "lepton.train.recovery.duration",
                 max(0, now - broken.since_ns) / 1e9,
