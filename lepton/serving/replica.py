@@ -50,6 +50,7 @@ class Resident:
     predictor: Predictor
     inputs: tuple[Input, ...]
     traceparent: str
+    baggage: str
 
     @property
     def outputs(self) -> list[str]:
@@ -181,7 +182,15 @@ class Replica:
             input_of(s.name, types.get(s.name, s.dtype), s.shape, nullable=s.name in filled)
             for s in predictor.signature.inputs
         )
-        return Resident(number, predictor, inputs, manifest.traceparent)
+        lineage = manifest.lineage
+        words = {
+            "lepton.model": self._model,
+            "lepton.version": number,
+            "lepton.run": lineage.get("run", ""),
+            "lepton.table": f"{lineage.get('table')}@{lineage.get('table_version')}",
+        }
+        baggage = Carrier().with_baggage(words).baggage
+        return Resident(number, predictor, inputs, manifest.traceparent, baggage)
 
     # -- requests -------------------------------------------------------------------------------
 
@@ -303,6 +312,7 @@ class Replica:
         else:
             reply = reply_to(request, inquiry, (self._model, chosen.version), identity, outputs)
         reply.headers["traceparent"] = span.traceparent
+        reply.headers["baggage"] = chosen.baggage
         reply.headers["x-lepton-version"] = str(chosen.version)
         return reply
 
@@ -319,6 +329,7 @@ class Replica:
             request.headers.get("traceparent"),
             self._trace.directory,
             Carrier("", self._trace.directory),
+            baggage=request.headers.get("baggage"),
         )
         kind = "BadRequest" if 400 <= status < 500 else error.split(":")[0]
         rows = len(inquiry.rows) if inquiry else 0

@@ -6,14 +6,16 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags
+
+from lepton.telemetry.baggage import entries_of, header_of
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
@@ -25,10 +27,12 @@ class Carrier:
     Attributes:
         traceparent: W3C Trace Context header of the parent; empty starts a new trace.
         directory: folder of span files, or None for OTLP alone.
+        baggage: W3C Baggage header: the run, model, version and table that all this is about.
     """
 
     traceparent: str = ""
     directory: str | None = None
+    baggage: str = ""
 
     @property
     def trace_id(self) -> str:
@@ -42,13 +46,34 @@ class Carrier:
         match = _TRACEPARENT.fullmatch(self.traceparent)
         return match[2] if match else ""
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an outgoing request has to say of it."""
+        told = {"traceparent": self.traceparent, "baggage": self.baggage}
+        return {name: value for name, value in told.items() if value}
+
+    def with_baggage(self, entries: Mapping[str, object]) -> Carrier:
+        """Return the same with more baggage; what has the same key is replaced."""
+        return replace(self, baggage=header_of({**entries_of(self.baggage), **entries}))
+
 
 def carrier_of(
-    traceparent: str | None, directory: str | None, otherwise: Carrier | None = None
+    traceparent: str | None,
+    directory: str | None,
+    otherwise: Carrier | None = None,
+    *,
+    baggage: str | None = None,
 ) -> Carrier:
-    """Return a carrier for an incoming header, or ``otherwise`` when it is absent or malformed."""
+    """Return a carrier for incoming headers.
+
+    Args:
+        traceparent: as it came.
+        directory: where spans are kept.
+        otherwise: what is returned when the traceparent is absent or malformed.
+        baggage: as it came; it does not count without a traceparent.
+    """
     if traceparent and _TRACEPARENT.fullmatch(traceparent.strip()):
-        return Carrier(traceparent.strip(), directory)
+        return Carrier(traceparent.strip(), directory, baggage or "")
     return otherwise or Carrier("", directory)
 
 

@@ -30,7 +30,9 @@ class Span:
         context = inner.get_span_context()
         flags = context.trace_flags & 1
         self.carrier = Carrier(
-            f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}", parent.directory
+            f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}",
+            parent.directory,
+            parent.baggage,
         )
 
     def set(self, **attributes: Any) -> None:
