@@ -8,6 +8,7 @@ board is brought by those who do.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,8 @@ from lepton.telemetry.context import context_of, resource_of
 from lepton.telemetry.delivery import before_flush, delivery_of, dropped, metric_exporter
 from lepton.telemetry.instruments import INSTRUMENTS, Instrument
 from lepton.telemetry.rounds import rounds
+
+log = logging.getLogger("lepton")
 
 _NONE: Mapping[str, Any] = {}
 
@@ -91,6 +94,8 @@ class Scraped:
 
     def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
         """Take one value."""
+        if what.kind == "counter" and value <= 0:
+            return  # which Ray's counters refuse
         if what.name not in self._made:
             self._made[what.name] = self._make(what)
         tags = {_plain(key): str(labels.get(key, "")) for key in what.attributes}
@@ -127,6 +132,8 @@ def measure(
 ) -> None:
     """Add to a counter, set a gauge or observe a value: whatever :data:`INSTRUMENTS` says.
 
+    It never raises: what goes wrong is said once, and then there is less to see.
+
     Args:
         name: of an instrument.
         value: in its unit.
@@ -134,7 +141,11 @@ def measure(
         trace: traceparent of what was measured; becomes an exemplar.
     """
     for sink in _begin() if _state.sinks is None else _state.sinks:
-        sink.take(INSTRUMENTS[name], value, attributes, trace)
+        try:
+            sink.take(INSTRUMENTS[name], value, attributes, trace)
+        except Exception:
+            log.exception("telemetry: cannot measure %s; this process measures no more there", name)
+            _state.sinks = [s for s in _state.sinks or [] if s is not sink]
 
 
 def watch(

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,67 @@ def test_nothing_is_measured_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(name, raising=False)
 
     telemetry.measure("lepton.train.rows", 1)
+    assert not telemetry.measuring()
+
+
+class Board:
+    """Keeps what is put up, and refuses what Ray's does: a counter that does not grow."""
+
+    def __init__(self) -> None:
+        self.put: list[tuple[Any, ...]] = []
+
+    def Counter(self, name: str, description: str, tag_keys: Any) -> Any:  # noqa: N802 - Ray's
+        return self._made("inc", name, tag_keys)
+
+    def Gauge(self, name: str, description: str, tag_keys: Any) -> Any:  # noqa: N802 - Ray's
+        return self._made("set", name, tag_keys)
+
+    def Histogram(  # noqa: N802
+        self, name: str, description: str, boundaries: Any, tag_keys: Any
+    ) -> Any:
+        return self._made("observe", name, tag_keys)
+
+    def _made(self, call: str, name: str, tag_keys: Any) -> Any:
+        def take(value: float, tags: dict[str, str]) -> None:
+            assert tuple(tags) == tag_keys
+            if value < 0 or (call == "inc" and value == 0):
+                raise ValueError("refused")
+            self.put.append((name, value, tags))
+
+        return SimpleNamespace(**{call: take})
+
+
+def test_a_board_gets_plain_names_and_every_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    telemetry.scrape_by(board)
+    assert not telemetry.measuring()  # nobody has asked for it
+
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    telemetry.scrape_by(board)
+    telemetry.scrape_by(Board())
+    telemetry.measure("lepton.answers.dropped", 2, {"lepton.model": "m"})
+    telemetry.measure("lepton.train.rows", 0)
+    telemetry.measure("lepton.train.world_size", 0)
+    telemetry.measure("lepton.train.recovery.duration", 0.5)
+
+    assert board.put == [
+        ("lepton_answers_dropped", 2, {"lepton_model": "m"}),
+        ("lepton_train_world_size", 0, {}),
+        ("lepton_train_recovery_duration", 0.5, {"lepton_cause": ""}),
+    ]
+
+
+def test_a_board_that_refuses_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    telemetry.scrape_by(Board())
+    telemetry.measure("lepton.checkpoint.age", -1)
+    telemetry.measure("lepton.checkpoint.age", -1)
+
+    assert [r.getMessage() for r in caplog.records] == [
+        "telemetry: cannot measure lepton.checkpoint.age; this process measures no more there"
+    ]
     assert not telemetry.measuring()
 
 
