@@ -13,13 +13,15 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+from deltalake import DeltaTable
 
+from lepton import telemetry
 from lepton.errors import LakeError
-from lepton.lake import write
+from lepton.lake import table, write
 
 FLUSH_S = 0.5
 MOST_ANSWERS = 100_000
@@ -84,8 +86,12 @@ class AnswerLog:
         self._flushing = threading.Lock()
         self._stop = threading.Event()
         self._pause_s = FLUSH_S
+        self._schema: pa.Schema | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="lepton-answers")
         self._thread.start()
+        self._unwatch = telemetry.watch(
+            "lepton.answers.waiting", lambda: len(self._waiting), {"lepton.model": model}
+        )
 
     def add(self, answer: Answer) -> None:
         """Take an answer; the oldest are dropped beyond the bounds."""
@@ -95,31 +101,62 @@ class AnswerLog:
             self._bound()
 
     def flush(self) -> bool:
-        """Commit everything that waits; return whether the lake took it."""
+        """Commit everything that waits; return whether the lake took it.
+
+        Answers of different forms go out together; if the lake refuses that, each form by itself,
+        so that one that does not fit the table holds up no other.
+        """
         with self._flushing:
             with self._lock:
                 answers, self._waiting, self._bytes = self._waiting, deque(), 0
-            if not answers:
+            if not answers or self._committed(answers) is None:
+                self._pause_s = FLUSH_S
                 return True
-            try:
-                write(_table(answers, self._model), self._uri)
-            except LakeError as e:
-                with self._lock:
-                    self._waiting.extendleft(reversed(answers))
-                    self._bytes += sum(a.size for a in answers)
-                    self._bound()
-                self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-                log.warning(
-                    "inference log of %s: %s; %d answers wait, trying again in %.0f s, %d were "
-                    "dropped so far",
-                    *(self._model, e, len(self._waiting), self._pause_s, self.dropped),
-                )
-                return False
-            self._pause_s = FLUSH_S
+            kept: list[Answer] = []
+            why: Exception | None = None
+            for group in _alike(answers):
+                refused = self._committed(group)
+                if refused is not None:
+                    kept += group
+                    why = refused
+            return self._keep(kept, why)
+
+    def _committed(self, answers: Iterable[Answer]) -> Exception | None:
+        """Commit; return why it could not be."""
+        try:
+            rows = _table(answers, self._model)
+            if self._schema is None and DeltaTable.is_deltatable(self._uri):
+                self._schema = table(self._uri).schema
+            known = self._schema or rows.schema
+            for field in cast("list[Any]", list(known)):
+                if field.name not in rows.schema.names:
+                    rows = rows.append_column(field, _nulls(len(rows), field.type))
+            grown = set(rows.schema.names) - set(known.names)
+            self._schema = write(rows, self._uri, evolve="add" if grown else None).schema
+        except (LakeError, OSError, pa.ArrowException, ValueError) as e:
+            self._schema = None  # somebody else may have changed the table
+            return e
+        return None
+
+    def _keep(self, answers: Sequence[Answer], why: Exception | None) -> bool:
+        """Keep for later what the lake did not take, and say so."""
+        if not answers:
             return True
+        with self._lock:
+            self._waiting.extendleft(reversed(answers))
+            self._bytes += sum(a.size for a in answers)
+            self._bound()
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        log.warning(
+            "inference log of %s: %s; %d answers wait, trying again in %.0f s, %d were dropped so "
+            "far",
+            *(self._model, why, len(self._waiting), self._pause_s, self.dropped),
+        )
+        return False
 
     def close(self) -> None:
         """Commit what waits and stop."""
+        self._unwatch()
         self._stop.set()
         self._thread.join()
         self.flush()
@@ -128,18 +165,24 @@ class AnswerLog:
         while len(self._waiting) > MOST_ANSWERS or self._bytes > MOST_BYTES:
             self._bytes -= self._waiting.popleft().size
             self.dropped += 1
+            telemetry.measure("lepton.answers.dropped", 1, {"lepton.model": self._model})
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause_s):
             self.flush()
 
 
+def _alike(answers: Iterable[Answer]) -> list[list[Answer]]:
+    """Answers of one form each."""
+    forms: dict[Any, list[Answer]] = {}
+    for answer in answers:
+        forms.setdefault(answer.form, []).append(answer)
+    return list(forms.values())
+
+
 def _table(answers: Iterable[Answer], model: str) -> pa.Table:
     """One row per row of every answer; failed requests have null inputs and answers."""
-    alike: dict[Any, list[Answer]] = {}
-    for answer in answers:
-        alike.setdefault(answer.form, []).append(answer)
-    parts = [_rows(group, model) for group in alike.values()]
+    parts = [_rows(group, model) for group in _alike(answers)]
     return pa.concat_tables(parts, promote_options="default")
 
 
@@ -182,6 +225,10 @@ def _rows(answers: Sequence[Answer], model: str) -> pa.Table:
 
 def _array(values: Any) -> Any:
     return pa.array(values)
+
+
+def _nulls(count: int, kind: Any) -> Any:
+    return pa.nulls(count, kind)
 
 
 def _listed(array: Any) -> Any:

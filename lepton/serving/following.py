@@ -38,6 +38,7 @@ class Resident:
     predictor: Predictor
     inputs: tuple[Input, ...]
     traceparent: str
+    baggage: str = ""
 
     @property
     def outputs(self) -> list[str]:
@@ -136,6 +137,8 @@ class Follower:
             telemetry.record(
                 "lepton.model.load", self._trace, began, attributes={"lepton.version": number}
             )
+            seconds = (time.time_ns() - began) / 1e9
+            telemetry.measure("lepton.model.load.duration", seconds, {"lepton.model": self._model})
         return self.resident[number]
 
     def _warm(self, number: int) -> Resident:
@@ -153,4 +156,12 @@ class Follower:
             input_of(s.name, types.get(s.name, s.dtype), s.shape, nullable=s.name in filled)
             for s in predictor.signature.inputs
         )
-        return Resident(number, predictor, inputs, manifest.traceparent)
+        lineage = manifest.lineage
+        words = {
+            "lepton.model": self._model,
+            "lepton.version": number,
+            "lepton.run": lineage.get("run", ""),
+            "lepton.table": f"{lineage.get('table')}@{lineage.get('table_version')}",
+        }
+        baggage = Carrier().with_baggage(words).baggage
+        return Resident(number, predictor, inputs, manifest.traceparent, baggage)

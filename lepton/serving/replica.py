@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from ray.util import metrics as ray_metrics
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -34,6 +35,8 @@ from lepton.serving.protocol import Inquiry
 from lepton.telemetry import Carrier, Spool, carrier_of
 
 PATIENCE_S = 60.0
+SLOW_S = 1.0
+"""From when on a request is slow: its span is recorded though its trace is not sampled."""
 
 log = logging.getLogger("lepton")
 
@@ -48,6 +51,7 @@ class _Outcome:
     status: int = 200
     error: str = ""
     kind: str = ""
+    failure: Exception | None = None
     retry_after_s: int | None = None
     inquiry: Inquiry | None = None
     outputs: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict[str, Any])
@@ -65,13 +69,21 @@ class Replica:
 
         torch.set_num_threads(1)
         telemetry.name_process(f"replica {model}")
+        telemetry.scrape_by(ray_metrics)
         self._model = model
-        self._directory = (trace.directory if trace else None) or f"{home}/traces"
-        self._follower = Follower(model, home, trace or Carrier("", f"{home}/traces"))
+        carrier = trace or Carrier("", f"{home}/traces")
+        self._directory = carrier.directory
+        self._follower = Follower(model, home, carrier)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
         self._spans = Spool(self._directory)
         self._batcher = Batcher()
         self._draining = False
+        labels = {"lepton.model": model}
+        depth = lambda: self._batcher.waiting_rows  # noqa: E731
+        self._ends = [
+            telemetry.watch("lepton.serving.queue_depth", depth, labels),
+            telemetry.keep_logs(carrier, lambda: labels),
+        ]
 
     def __serve_build_asgi_app__(self) -> Starlette:
         base = f"/v2/models/{self._model}"
@@ -189,6 +201,9 @@ class Replica:
         await self._answer(request, came)
         identity = (came.inquiry.identity if came.inquiry else "") or uuid.uuid4().hex
         span = self._record(request, came)
+        if came.failure is not None:
+            told: dict[str, Any] = {"exc_info": came.failure, "extra": {"carrier": span}}
+            log.error("replica of %s failed a request", self._model, **told)
         if came.status == 200 or came.status >= 500:
             self._answers.add(self._row(came, identity, span))
         if came.inquiry is None or came.status != 200:
@@ -197,6 +212,7 @@ class Replica:
             version = (self._model, chosen.version)
             reply = reply_to(request, came.inquiry, version, identity, came.outputs)
         reply.headers["traceparent"] = span.traceparent
+        reply.headers["baggage"] = chosen.baggage
         reply.headers["x-lepton-version"] = str(chosen.version)
         if came.retry_after_s is not None:
             reply.headers["retry-after"] = str(came.retry_after_s)
@@ -217,9 +233,9 @@ class Replica:
             came.retry_after_s = e.retry_after_s
         except TimeoutError:
             came.fail(504, "the request's time was over before it was answered", "Timeout")
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 - answered with 500 and logged
             came.fail(500, f"{type(e).__name__}: {e}", type(e).__name__)
-            log.exception("replica of %s failed a request", self._model)
+            came.failure = e
 
     def _row(self, came: _Outcome, identity: str, span: Carrier) -> Answer:
         return Answer(
@@ -235,30 +251,48 @@ class Replica:
         )
 
     def _record(self, request: Request, came: _Outcome) -> Carrier:
-        """Leave the request's span; return its carrier."""
-        parent = carrier_of(request.headers.get("traceparent"), self._directory)
-        return self._spans.add(
+        """Leave the request's span and figures; return its carrier."""
+        came_with = request.headers
+        parent = carrier_of(
+            came_with.get("traceparent"), self._directory, baggage=came_with.get("baggage")
+        )
+        rows = len(came.inquiry.rows) if came.inquiry else 0
+        took = (time.time_ns() - came.began_ns) / 1e9
+        about = {
+            "http.request.method": "POST",
+            "http.response.status_code": came.status,
+            "lepton.model": self._model,
+            "lepton.version": came.version.version,
+            "lepton.variant": came.variant,
+        }
+        span = self._spans.add(
             "lepton.request",
             parent,
             came.began_ns,
             kind="server",
             error=came.kind,
+            certain=came.status >= 500 or took > SLOW_S,
             links=[came.version.traceparent],
             attributes={
-                "http.request.method": "POST",
-                "http.response.status_code": came.status,
-                "lepton.model": self._model,
-                "lepton.version": came.version.version,
-                "lepton.variant": came.variant,
-                "lepton.rows": len(came.inquiry.rows) if came.inquiry else 0,
+                **about,
+                "lepton.rows": rows,
                 "lepton.checkpoint.trace": came.version.traceparent,
             },
         )
+        if telemetry.measuring():
+            trace = span.traceparent
+            labels = {**about, **({"error.type": came.kind} if came.kind else {})}
+            telemetry.measure("http.server.request.duration", took, labels, trace=trace)
+            labels = {"lepton.model": self._model}
+            telemetry.measure("lepton.serving.batch_size", rows, labels, trace=trace)
+        return span
 
     def __del__(self) -> None:
         """Ray Serve calls this when a replica is stopped in good order: commit what waits."""
         if getattr(self, "_batcher", None) is not None:  # else it never came up
             self._draining = True
+            for end in self._ends:
+                end()
             self._follower.close()
             self._batcher.close()
             self._answers.close()

@@ -3,71 +3,42 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import SpanKind
 
+from lepton.telemetry import settings
+from lepton.telemetry.context import Carrier, context_of, links_of, resource_of
+from lepton.telemetry.delivery import delivery_of
+from lepton.telemetry.sampling import Ids, always, sampled
 from lepton.telemetry.store import FileExporter
-
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-
-
-@dataclass(frozen=True, slots=True)
-class Carrier:
-    """What a process hands to the next one: the parent span and where spans are kept.
-
-    Attributes:
-        traceparent: W3C Trace Context header of the parent; empty starts a new trace.
-        directory: folder of span files, or None for OTLP alone.
-    """
-
-    traceparent: str = ""
-    directory: str | None = None
-
-    @property
-    def trace_id(self) -> str:
-        """The trace id as 32 hex digits, or an empty string."""
-        match = _TRACEPARENT.fullmatch(self.traceparent)
-        return match[1] if match else ""
 
 
 class Span:
     """A span under way; hand :attr:`carrier` to whatever runs below it."""
 
-    def __init__(self, inner: trace.Span, directory: str | None) -> None:
+    def __init__(self, inner: trace.Span, parent: Carrier) -> None:
         self._inner = inner
         context = inner.get_span_context()
         flags = context.trace_flags & 1
         self.carrier = Carrier(
-            f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}", directory
+            f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}",
+            parent.directory,
+            parent.baggage,
         )
 
     def set(self, **attributes: Any) -> None:
         """Add attributes; underscores in names become dots (``lepton_table`` is lepton.table)."""
         for key, value in _attributes(attributes).items():
             self._inner.set_attribute(key, value)
-
-
-def carrier_of(
-    traceparent: str | None, directory: str | None, otherwise: Carrier | None = None
-) -> Carrier:
-    """Return a carrier for an incoming header, or ``otherwise`` when it is absent or malformed."""
-    if traceparent and _TRACEPARENT.fullmatch(traceparent.strip()):
-        return Carrier(traceparent.strip(), directory)
-    return otherwise or Carrier("", directory)
 
 
 @contextmanager
@@ -81,6 +52,8 @@ def span(
 ) -> Generator[Span]:
     """Run a block under a span; an exception marks it as failed and goes on.
 
+    A span that was not to be recorded is recorded after all if it fails.
+
     Args:
         name: a fixed name, with no ids in it.
         parent: where the block was asked from.
@@ -88,19 +61,22 @@ def span(
         links: traceparents of related spans of other times.
         attributes: keys as they are.
     """
-    inner = _tracer(os.getpid(), parent.directory).start_span(
-        name,
-        context=_context(parent),
-        kind=SpanKind[kind.upper()],
-        links=_links(links),
-        attributes=dict(attributes or {}),
-    )
-    running = Span(inner, parent.directory)
+    began = time.time_ns()
+    tracer = _tracer(os.getpid(), parent.directory)
+    what: dict[str, Any] = {
+        "kind": SpanKind[kind.upper()],
+        "start_time": began,
+        "links": links_of(links),
+        "attributes": dict(attributes or {}),
+    }
+    inner = tracer.start_span(name, context=context_of(parent.traceparent), **what)
     try:
-        yield running
+        yield Span(inner, parent)
     except BaseException as e:
-        inner.set_attribute("error.type", type(e).__qualname__)
-        inner.set_status(trace.StatusCode.ERROR, type(e).__qualname__)
+        if not inner.is_recording():
+            with _ids.giving(inner.get_span_context()):
+                inner = tracer.start_span(name, context=_certain(parent), **what)
+        _fail(inner, type(e).__qualname__)
         raise
     finally:
         inner.end()
@@ -116,96 +92,67 @@ def record(
     error: str | None = None,
     links: Sequence[str] = (),
     attributes: Mapping[str, Any] | None = None,
+    certain: bool | None = None,
 ) -> Carrier:
-    """Record a span that is already over, with Unix times in nanoseconds; return its carrier."""
+    """Record a span that is already over, with Unix times in nanoseconds; return its carrier.
+
+    Args:
+        name: a fixed name, with no ids in it.
+        parent: where it was asked from.
+        start_ns: when it began.
+        end_ns: when it ended; default now.
+        kind: internal, server, client, producer or consumer.
+        error: the kind of error it ended with.
+        links: traceparents of related spans of other times.
+        attributes: keys as they are.
+        certain: record it whether or not it is sampled; default for errors.
+    """
+    sure = bool(error) if certain is None else certain
     inner = _tracer(os.getpid(), parent.directory).start_span(
         name,
-        context=_context(parent),
+        context=_certain(parent) if sure else context_of(parent.traceparent),
         kind=SpanKind[kind.upper()],
         start_time=start_ns,
-        links=_links(links),
+        links=links_of(links),
         attributes=dict(attributes or {}),
     )
     if error:
-        inner.set_attribute("error.type", error)
-        inner.set_status(trace.StatusCode.ERROR, error)
+        _fail(inner, error)
     inner.end(end_ns if end_ns is not None else time.time_ns())
-    return Span(inner, parent.directory).carrier
+    return Span(inner, parent).carrier
 
 
-def flush(timeout_ms: int = 2000) -> None:
-    """Send what is waiting for OTLP; call it where a process ends, never in the hot path."""
-    for provider in _PROVIDERS:
-        provider.force_flush(timeout_ms)
-
-
-_PROVIDERS: list[TracerProvider] = []
-_named: dict[int, str] = {}
+_ids = Ids()
 
 
 @lru_cache(maxsize=16)
 def _tracer(pid: int, directory: str | None) -> trace.Tracer:
     """One provider per process and directory; ``pid`` makes a forked child get its own."""
-    provider = TracerProvider(resource=resource_of(pid), shutdown_on_exit=False)
+    provider = sampled(
+        TracerProvider(resource=resource_of(pid), shutdown_on_exit=False, id_generator=_ids)
+    )
     if directory is not None:
         provider.add_span_processor(SimpleSpanProcessor(FileExporter(directory)))
-    sent = otlp_exporter()
-    if sent is not None:
-        provider.add_span_processor(BatchSpanProcessor(sent, schedule_delay_millis=200))
-    _PROVIDERS.append(provider)
+    if settings.otlp("traces"):
+        provider.add_span_processor(_Sent())
     return provider.get_tracer("lepton")
 
 
-def resource_of(pid: int) -> Resource:
-    """Return what all spans of a process say about it."""
-    return Resource.create(
-        {"service.name": "lepton", "process.pid": pid, "lepton.process": _process_name()}
-    )
+class _Sent(SpanProcessor):
+    """Gives ended spans to this process's delivery."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context is not None and span.context.trace_flags.sampled:
+            delivery_of("traces").put(span)
 
 
-def otlp_exporter() -> SpanExporter | None:
-    """Return what sends spans by OTLP, or None where the environment names no endpoint."""
-    if not any(os.environ.get(name) for name in _ENDPOINTS):
-        return None
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    return OTLPSpanExporter()
+def _certain(parent: Carrier) -> Context:
+    return always(context_of(parent.traceparent))
 
 
-def _process_name() -> str:
-    """What this process is to a reader of the trace: Ray's actor or task name, else the script."""
-    title = sys.argv[0].rsplit("/", 1)[-1] if sys.argv else "python"
-    if title != "default_worker.py":
-        return title or "python"
-    return _named.get(os.getpid(), "ray worker")
-
-
-def name_process(name: str) -> None:
-    """Give this process the name that its spans carry; call it before the first span."""
-    _named[os.getpid()] = name
-
-
-def _context(parent: Carrier) -> Any:
-    found = context_in(parent.traceparent)
-    return trace.set_span_in_context(NonRecordingSpan(found), Context()) if found else Context()
-
-
-def context_in(traceparent: str) -> SpanContext | None:
-    """Return the span that a header names, or None if it names none."""
-    match = _TRACEPARENT.fullmatch(traceparent)
-    if not match:
-        return None
-    return SpanContext(
-        trace_id=int(match[1], 16),
-        span_id=int(match[2], 16),
-        is_remote=True,
-        trace_flags=TraceFlags(int(match[3], 16) & 1),
-    )
-
-
-def _links(traceparents: Sequence[str]) -> list[Link]:
-    found = (context_in(t) for t in traceparents)
-    return [Link(c) for c in found if c is not None]
+def _fail(inner: trace.Span, kind: str) -> None:
+    inner.set_attribute("error.type", kind)
+    inner.set_status(trace.StatusCode.ERROR, kind)
 
 
 def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

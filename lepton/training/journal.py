@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from lepton.training.group import Group
 from lepton.training.plan import Plan
 from lepton.training.run import next_attempt
 from lepton.training.steps import Attempt, Step, StepLog, attempts_of, steps_of, write_attempt
+
+log = logging.getLogger("lepton")
 
 
 @dataclass(slots=True)
@@ -49,7 +53,14 @@ class Journal:
         self._group = group
         self._logs = Path(plan.folder) / "steps"
         self._log: StepLog | None = None
+        _scraped_by_ray()
+        run = {"lepton.run": Path(plan.folder).name}
+        self._forget_logs = telemetry.keep_logs(
+            plan.carrier, lambda: {**run, "lepton.rank": group.rank}, Path(plan.folder) / "logs"
+        )
         self._broken = _Broken()
+        self._pace: telemetry.Pace | None = None
+        self._asked_ns = self._got_ns = self._rows = 0
 
     def open(self, step: int) -> int:
         """Begin this generation's log at a step; return the generation's number."""
@@ -68,6 +79,7 @@ class Journal:
             write_attempt(self._logs, attempt)
         self.close()
         self._log = StepLog(self._logs, number, place.rank)
+        self._pace = self._pace or telemetry.Pace(self._plan.carrier)
         return number
 
     def close(self) -> None:
@@ -76,16 +88,28 @@ class Journal:
             self._log.close()
         self._log = None
 
+    def end(self) -> None:
+        """Tell of the last steps; the run is over for this worker."""
+        if self._pace is not None:
+            self._pace.close()
+        self._pace = None
+        self._forget_logs()
+
+    def ask(self) -> None:
+        """Note that a batch is asked for."""
+        self._asked_ns = time.time_ns()
+
     def contribute(self, step: int, part: Part | MixedPart) -> None:
         """Write what this rank gives to a step."""
         assert self._log is not None  # noqa: S101 - opened with the generation
         digest = part.digest
+        self._rows = len(part.ids)
         self._log.contribute(
             Step(
                 step=step,
                 epoch=part.epoch,
                 batch=part.step,
-                rows=len(part.ids),
+                rows=self._rows,
                 high=digest.high,
                 low=digest.low,
                 ids=cast("list[int]", part.ids.tolist()) if self._plan.audit else None,
@@ -95,12 +119,35 @@ class Journal:
     def made(self, step: int, mean: float) -> None:
         """Write that a step was made, and, if it ended a pause, how long that was."""
         assert self._log is not None  # noqa: S101 - opened with the generation
+        assert self._pace is not None  # noqa: S101 - with the log
         now = time.time_ns()
         self._log.made(step, mean, now)
-        if not self._broken.since_ns:
-            return
+        place = (self._group.rank, self._group.world_size)
+        times = (self._asked_ns, self._got_ns, now)
+        self._pace.add(telemetry.Paced(step, *times, self._rows, place))
+        if self._broken.since_ns:
+            self._mended(step, now)
+
+    def _mended(self, step: int, now: int) -> None:
+        """Tell of the pause that a step has ended."""
         broken, self._broken = self._broken, _Broken()
         if self._group.rank == 0:
+            if broken.lost:
+                telemetry.measure("lepton.train.failures", 1, {"error.type": "WorkerLost"})
+                telemetry.measure("lepton.train.steps_replayed", broken.replayed)
+            log.info(
+                "run %s goes on after step %d with %d workers: %s; %d steps are made again",
+                Path(self._plan.folder).name,
+                step - 1,
+                self._group.world_size,
+                "a worker was lost" if broken.lost else "workers came or left",
+                broken.replayed,
+            )
+            telemetry.measure(
+                "lepton.train.recovery.duration",
+                max(0, now - broken.since_ns) / 1e9,
+                {"lepton.cause": "loss" if broken.lost else "resize"},
+            )
             telemetry.record(
                 "lepton.train.failure" if broken.lost else "lepton.train.resize",
                 self._plan.carrier,
@@ -130,7 +177,8 @@ class Journal:
         self._broken = _Broken(since_ns=since, lost=True, replayed=last - step)
 
     def turn_to(self, epoch: int, step: int) -> None:
-        """Begin another epoch, if it is another one."""
+        """Begin another epoch, if it is another one: a batch of it is there."""
+        self._got_ns = time.time_ns()
         if epoch != self.epoch.number:
             self.end_epoch(step)
             self.epoch = Epoch(epoch, time.time_ns())
@@ -149,3 +197,11 @@ class Journal:
                 },
             )
         self.epoch.began_ns = 0
+
+
+def _scraped_by_ray() -> None:
+    """On Ray, metrics are scraped with Ray's own, where that is asked for."""
+    if getattr(sys.modules.get("ray"), "is_initialized", bool)():
+        from ray.util import metrics
+
+        telemetry.scrape_by(metrics)

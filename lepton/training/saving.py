@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,7 @@ class Saver:
         return self.saved
 
     def _write(self, flat: tuple[Any, Any], step: int, described: Mapping[str, Any]) -> None:
+        began = time.monotonic()
         try:
             with telemetry.span(
                 "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
@@ -118,6 +120,8 @@ class Saver:
                     **described,
                 )
                 span.set(lepton_bytes=self.saved.size)
+            telemetry.measure("lepton.checkpoint.duration", time.monotonic() - began)
+            telemetry.measure("lepton.checkpoint.size", self.saved.size)
             if self._plan.keep is not None:
                 thin_out(self._folder, self._plan.keep, Path(self._plan.folder).parent.parent)
         except Exception as e:  # noqa: BLE001 - raised in the training thread, by the next wait

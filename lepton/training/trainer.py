@@ -95,6 +95,7 @@ def train(
     if _is_done(folder, stream):
         return load_run(name, home)
     attributes = {"lepton.run": name, "lepton.table": str(stream.snapshot)}
+    parent = parent.with_baggage(attributes)
     with telemetry.span("lepton.train", parent, attributes=attributes) as span:
         with telemetry.span("lepton.plan", span.carrier) as planning:
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)

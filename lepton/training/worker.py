@@ -140,6 +140,7 @@ class Worker:
                     "one: call worker.step(loss) once for each batch"
                 )
             self._cross_boundary()
+            self._journal.ask()
             try:
                 part = self._open_shard.next_part()
             except StopIteration:
@@ -220,6 +221,7 @@ class Worker:
         self._cross_boundary()
         while not self._ends_together():
             self._join(self._step)
+        self._journal.end()
         telemetry.flush()
 
     def give_up(self) -> None:
@@ -227,6 +229,7 @@ class Worker:
         with suppress(CheckpointError):
             self._saver.wait()
         self._journal.close()
+        self._journal.end()
         if self._shard is not None:
             self._shard.close()
 

@@ -1,5 +1,6 @@
 """The inference log and the join with labels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,44 @@ def test_every_row_of_every_answer_is_logged(tmp_path: Path) -> None:
     assert observed("m", 1, 0, str(tmp_path)).requests == 2
     assert observed("m", 2, 0, str(tmp_path)).errors == 1
     assert observed("m", 1, 2_000_000, str(tmp_path)).requests == 0
+
+
+def test_failures_alone_and_a_model_with_other_columns_are_logged_too(tmp_path: Path) -> None:
+    log = AnswerLog(f"{tmp_path}/m", "m")
+    log.add(answer("a", status=504))
+    assert log.flush()
+    log.add(answer("b"))
+    assert log.flush()
+    log.add(answer("c", status=504))
+    assert log.flush()
+    log.add(replace(answer("d", 1), outputs={"other": np.ones((1,), np.float32)}))
+    log.close()
+    rows = lepton.table(tmp_path / "m").to_arrow().to_pylist()
+
+    found = {(r["request_id"], r["row"]): (r["answer_output"], r["answer_other"]) for r in rows}
+    assert found == {
+        ("a", 0): (None, None),
+        ("b", 0): ([1, 1], None),
+        ("b", 1): ([1, 1], None),
+        ("c", 0): (None, None),
+        ("d", 0): (None, 1.0),
+    }
+
+
+def test_an_answer_that_does_not_fit_the_table_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = AnswerLog(f"{tmp_path}/m", "m")
+    log.add(answer("a"))
+    assert log.flush()
+    log.add(replace(answer("bad"), outputs={"output": np.array([["no"]] * 2)}))
+    log.add(answer("good"))
+    assert not log.flush()
+    log.close()
+
+    assert "1 answers wait" in caplog.text
+    rows = lepton.table(tmp_path / "m").to_arrow()["request_id"].to_pylist()
+    assert set(rows) == {"a", "good"}
 
 
 def test_a_failed_commit_is_tried_again(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Held(Resident):
     """Answers only once it may."""
 
     def __init__(self, like: Resident) -> None:
-        super().__init__(like.version, like.predictor, like.inputs, like.traceparent)
+        super().__init__(like.version, like.predictor, like.inputs, like.traceparent, like.baggage)
         object.__setattr__(self, "go", threading.Event())
         object.__setattr__(self, "running", threading.Event())
 
@@ -139,10 +139,14 @@ def test_every_request_leaves_a_span_but_those_the_client_did_not_sample(
             for header, content in (
                 (f"{sampled}-01", body()),
                 (f"{unsampled}-00", body()),
-                (f"{failed}-00", b"no json"),
+                (f"{unsampled}-00", b"no json"),
             ):
                 reply = await http.post(URL, content=content, headers={"traceparent": header})
                 assert reply.headers["traceparent"][:35] == header[:35]
+            held: Any = slow(replica, 0.1)
+            late = body(parameters={"timeout": 20_000})
+            await http.post(URL, content=late, headers={"traceparent": f"{failed}-00"})
+            held.go.set()
 
     asyncio.run(scene())
     replica._spans.flush()
@@ -151,5 +155,5 @@ def test_every_request_leaves_a_span_but_those_the_client_did_not_sample(
     assert (span.name, span.parent_id, span.status) == ("lepton.request", "a" * 16, "ok")
     assert span.attributes["http.response.status_code"] == 200
     assert spans_of(traces, "b" * 32) == []
-    (span,) = spans_of(traces, "c" * 32)
-    assert (span.status, span.attributes["error.type"]) == ("error", "BadRequest")
+    (span,) = spans_of(traces, "c" * 32)  # what failed is recorded all the same
+    assert (span.status, span.attributes["error.type"]) == ("error", "Timeout")

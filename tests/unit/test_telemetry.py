@@ -4,15 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from lepton import telemetry
 from lepton.telemetry import Carrier, carrier_of
+from tests.unit.collector import Collector
 
 CHILD = """
 import sys
@@ -68,42 +66,16 @@ def test_a_malformed_header_starts_a_new_trace() -> None:
     assert carrier_of(None, "d", fallback) is fallback
 
 
-def test_spans_reach_an_otlp_receiver(tmp_path: Path) -> None:
-    received: list[ExportTraceServiceRequest] = []
-    arrived = threading.Event()
+def test_spans_reach_an_otlp_receiver() -> None:
+    collector = Collector()
+    parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    subprocess.run(
+        [sys.executable, "-c", CHILD, parent, ""],
+        env=collector.environment(),
+        stdin=subprocess.DEVNULL,
+        check=True,
+        timeout=60,
+    )
+    collector.close()
 
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                import gzip
-
-                body = gzip.decompress(body)
-            received.append(ExportTraceServiceRequest.FromString(body))
-            self.send_response(200)
-            self.end_headers()
-            arrived.set()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
-        subprocess.run(
-            [sys.executable, "-c", CHILD, parent, ""],
-            env={
-                **os.environ,
-                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            },
-            stdin=subprocess.DEVNULL,
-            check=True,
-            timeout=60,
-        )
-        assert arrived.wait(10)
-        server.shutdown()
-
-    spans = [
-        s for r in received for rs in r.resource_spans for ss in rs.scope_spans for s in ss.spans
-    ]
-    assert [(s.name, s.trace_id.hex()) for s in spans] == [("child", "ab" * 16)]
+    assert [(s.name, s.trace_id.hex()) for s in collector.spans()] == [("child", "ab" * 16)]

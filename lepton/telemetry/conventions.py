@@ -1,0 +1,175 @@
+"""Every span lepton records and every attribute it may have, with units. Pure.
+
+Names of OpenTelemetry's semantic conventions keep their meaning (``http.*``, ``error.type``); all
+others begin with ``lepton.``. No attribute holds a row, a request's body or an error's message. A
+span of a long piece of work belongs to the process that outlives it: a killed worker has none open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """One span.
+
+    Attributes:
+        owner: the process that records it.
+        description: from when until when.
+        attributes: it may have, beside ``error.type``.
+    """
+
+    owner: str
+    description: str
+    attributes: tuple[str, ...] = ()
+
+
+ATTRIBUTES: Mapping[str, str] = {
+    "error.type": "what it ended with: an exception's class, WorkerLost or BadRequest",
+    "http.request.method": "the request's method",
+    "http.response.status_code": "the answer's status",
+    "lepton.accuracy": "share of rows answered rightly, 0 to 1",
+    "lepton.bytes": "size, bytes",
+    "lepton.bytes_added": "size of files added, bytes",
+    "lepton.bytes_removed": "size of files removed, bytes",
+    "lepton.checkpoint": "URI of a checkpoint's manifest",
+    "lepton.checkpoint.trace": "traceparent of the checkpoint that answers (also a link)",
+    "lepton.dry_run": "whether nothing was changed",
+    "lepton.epoch": "epoch, from 0",
+    "lepton.f1": "macro average, 0 to 1",
+    "lepton.files_added": "number of files",
+    "lepton.files_removed": "number of files",
+    "lepton.gate": "the conditions that held",
+    "lepton.input_wait_s": "time waited for batches, seconds",
+    "lepton.lane": "lane of the stream, from 0",
+    "lepton.model": "a model's name",
+    "lepton.precision": "macro average, 0 to 1",
+    "lepton.rank": "rank of the worker, from 0",
+    "lepton.recall": "macro average, 0 to 1",
+    "lepton.rows": "number of rows",
+    "lepton.run": "a run's name",
+    "lepton.share": "a canary's share of requests, 0 to 1",
+    "lepton.step": "optimiser steps made, at the end of the span",
+    "lepton.step_s.max": "the slowest step, seconds",
+    "lepton.step_s.p50": "median step, seconds",
+    "lepton.step_s.p99": "99th percentile of steps, seconds",
+    "lepton.steps": "number of steps",
+    "lepton.steps_replayed": "steps made again",
+    "lepton.table": "URI and version of a table, uri@version",
+    "lepton.table_version": "version of a table",
+    "lepton.variant": "champion, canary or pinned",
+    "lepton.version": "version of a model, from 1",
+    "lepton.world_size": "number of workers",
+}
+
+_UPKEEP = (
+    "lepton.dry_run",
+    "lepton.table",
+    "lepton.table_version",
+    "lepton.files_added",
+    "lepton.files_removed",
+    "lepton.bytes_added",
+    "lepton.bytes_removed",
+)
+_RESIZE = ("lepton.step", "lepton.steps_replayed", "lepton.world_size")
+_VERSION = ("lepton.model", "lepton.version")
+
+SPANS: Mapping[str, Convention] = {
+    "lepton.demo": Convention("driver", "The whole demo."),
+    "lepton.table": Convention(
+        "driver", "Writing the demo's table.", ("lepton.table", "lepton.rows")
+    ),
+    "lepton.use": Convention("driver", "The demo's requests."),
+    "lepton.optimize": Convention("driver", "Rewriting a table's small files.", _UPKEEP),
+    "lepton.vacuum": Convention("driver", "Deleting files nobody needs.", _UPKEEP),
+    "lepton.checkpoint_table": Convention("driver", "Writing a log checkpoint.", _UPKEEP),
+    "lepton.restore": Convention("driver", "Going back to an older version.", _UPKEEP),
+    "lepton.train": Convention(
+        "driver",
+        "A call of train().",
+        ("lepton.run", "lepton.table", "lepton.steps", "lepton.steps_replayed"),
+    ),
+    "lepton.plan": Convention(
+        "driver", "Working out the order of rows.", ("lepton.rows", "lepton.steps")
+    ),
+    "lepton.read": Convention(
+        "worker or Ray Data task",
+        "Reading one unit of rows.",
+        ("lepton.epoch", "lepton.lane", "lepton.rows"),
+    ),
+    "lepton.train.epoch": Convention(
+        "worker of rank 0",
+        "An epoch, from its first batch or from when the run resumed in it.",
+        ("lepton.epoch", "lepton.step", "lepton.world_size"),
+    ),
+    "lepton.steps": Convention(
+        "worker",
+        "A few seconds of steps: from asking for the first one's batch until the last was made.",
+        (
+            "lepton.rank",
+            "lepton.world_size",
+            "lepton.step",
+            "lepton.steps",
+            "lepton.rows",
+            "lepton.input_wait_s",
+            "lepton.step_s.p50",
+            "lepton.step_s.p99",
+            "lepton.step_s.max",
+        ),
+    ),
+    "lepton.train.failure": Convention(
+        "worker of rank 0", "From noticing a loss until the next step was made.", _RESIZE
+    ),
+    "lepton.train.resize": Convention(
+        "worker of rank 0", "From coming together anew until the next step was made.", _RESIZE
+    ),
+    "lepton.checkpoint": Convention(
+        "worker of rank 0", "Writing and committing a checkpoint.", ("lepton.step", "lepton.bytes")
+    ),
+    "lepton.evaluate": Convention(
+        "driver",
+        "An evaluation.",
+        (
+            "lepton.table",
+            "lepton.checkpoint",
+            "lepton.rows",
+            "lepton.accuracy",
+            "lepton.precision",
+            "lepton.recall",
+            "lepton.f1",
+        ),
+    ),
+    "lepton.register": Convention(
+        "driver", "Recording a version.", ("lepton.model", "lepton.checkpoint", "lepton.version")
+    ),
+    "lepton.promote": Convention("driver", "A call of promote().", _VERSION),
+    "lepton.gate": Convention("driver", "Checking the gates.", (*_VERSION, "lepton.gate")),
+    "lepton.canary": Convention("driver", "A canary at one share.", ("lepton.share",)),
+    "lepton.rollback": Convention("driver", "A call of rollback().", ("lepton.model",)),
+    "lepton.model.load": Convention(
+        "replica", "Loading and trying out a version.", ("lepton.version",)
+    ),
+    "lepton.request": Convention(
+        "replica",
+        "An inference request, from its headers until its answer is formed.",
+        (
+            *_VERSION,
+            "http.request.method",
+            "http.response.status_code",
+            "lepton.variant",
+            "lepton.rows",
+            "lepton.checkpoint.trace",
+        ),
+    ),
+}
+
+
+def strays(name: str, attributes: Iterable[str]) -> list[str]:
+    """Return what about a span is in no table: its name, or some of its attributes."""
+    known = SPANS.get(name)
+    if known is None:
+        return [name]
+    allowed = {"error.type", *known.attributes}
+    return sorted(f"{name}: {a}" for a in attributes if a not in allowed)

@@ -1,0 +1,279 @@
+"""Sending to a collector: a bounded queue and a thread for each signal, so no caller ever waits.
+
+A collector that is down, slow or wrong is said once. What it does not take is tried again; when the
+queue is full the oldest goes. What was given up is counted, measured and said at the end. Ends are
+a call of :func:`flush`, the interpreter's exit and SIGTERM (where nothing else answers to it).
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lepton.telemetry import settings
+from lepton.telemetry.rounds import rounds
+from lepton.telemetry.settings import Signal
+
+DELAY_S = 0.2
+"""What is lost by SIGKILL at the most, if the collector answers."""
+TRIES = 5
+PAUSE_S = 1.0
+"""Between two tries, beside the exporter's own pauses."""
+END_S = 2.0
+"""How long the end of a process may be held up."""
+THREAD = "lepton-telemetry-"
+
+if TYPE_CHECKING:
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+log = logging.getLogger("lepton")
+
+
+class Exporter(Protocol):
+    """One of OpenTelemetry's."""
+
+    def export(self, batch: Any, /) -> Any:
+        """Send; return a result with a ``name``, SUCCESS or FAILURE."""
+        ...
+
+
+class Delivery:
+    """What waits to be sent, and the thread that sends it.
+
+    Args:
+        what: the signal, for messages and threads' names.
+        make: makes the exporter; called in the thread, for its imports take a while.
+        most: items that wait at the most.
+        batch: items sent at once; one at a time if 1.
+
+    Attributes:
+        dropped: items given up.
+    """
+
+    def __init__(
+        self, what: Signal, make: Callable[[], Exporter], *, most: int, batch: int, delay_s: float
+    ) -> None:
+        self.what: Signal = what
+        self.dropped = 0
+        self._make, self._most, self._batch, self._delay_s = make, most, batch, delay_s
+        self._exporter: Exporter | None = None
+        self._waiting: deque[Any] = deque()
+        self._sending = 0
+        self._changed = threading.Condition()
+        self._awake, self._hurry = threading.Event(), threading.Event()
+        self._failed = False
+        self._told = 0
+        threading.Thread(target=self._run, name=THREAD + what, daemon=True).start()
+
+    def put(self, item: Any) -> None:
+        """Let an item wait to be sent."""
+        with self._changed:
+            if len(self._waiting) >= self._most:
+                self._waiting.popleft()
+                self.dropped += 1
+            self._waiting.append(item)
+            enough = len(self._waiting) >= self._batch
+        if enough:
+            self._awake.set()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Send what waits; return whether that went well in the time given."""
+        with self._changed:
+            self._hurry.set()
+            self._awake.set()
+            done = self._changed.wait_for(lambda: not (self._waiting or self._sending), timeout_s)
+            lost = self.dropped + len(self._waiting) + self._sending
+        if lost > self._told:
+            log.warning(
+                "telemetry: %d %s have not been taken by %s",
+                lost,
+                _NOUNS[self.what],
+                settings.endpoint(self.what),
+            )
+            self._told = lost
+        return done and lost == 0
+
+    def _run(self) -> None:
+        while True:
+            self._awake.wait(self._delay_s)
+            self._awake.clear()
+            while batch := self._take():
+                self._deliver(batch)
+
+    def _take(self) -> list[Any]:
+        with self._changed:
+            count = min(self._batch, len(self._waiting))
+            batch = [self._waiting.popleft() for _ in range(count)]
+            self._sending = count
+            if count == 0:
+                self._hurry.clear()
+            self._changed.notify_all()
+            return batch
+
+    def _deliver(self, batch: Sequence[Any]) -> None:
+        for _ in range(TRIES):
+            reason = self._try(batch)
+            if reason is None:
+                return
+            self._say(reason)
+            self._hurry.wait(PAUSE_S)
+        with self._changed:
+            self.dropped += len(batch)
+
+    def _try(self, batch: Sequence[Any]) -> str | None:
+        """Send; return why it could not be, or None."""
+        _reasons.pop(self.what, None)
+        try:
+            self._exporter = self._exporter or self._make()
+            result = self._exporter.export(batch[0] if self._batch == 1 else batch)
+        except Exception as e:  # noqa: BLE001 - whatever an exporter raises is a reason
+            return f"{type(e).__name__}: {e}"
+        if result.name == "SUCCESS":
+            return None
+        return _reasons.get(self.what, "no reason given")
+
+    def _say(self, reason: str) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        log.warning(
+            "telemetry: %s cannot be sent to %s (%s). It is tried again, %d wait at the most, and "
+            "nothing else waits for it; this is said once. The collector must run there and take "
+            "OTLP over HTTP",
+            _NOUNS[self.what],
+            settings.endpoint(self.what),
+            reason,
+            self._most,
+        )
+
+
+_NOUNS = {"traces": "spans", "metrics": "collections of metrics", "logs": "log records"}
+_reasons: dict[str, str] = {}
+
+
+class _Quiet(logging.Filter):
+    """Keeps the exporters' complaints about every single try as the reason to be said once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        name = record.threadName or ""
+        if not name.startswith(THREAD):
+            return True
+        _reasons[name.removeprefix(THREAD)] = record.getMessage()
+        return False
+
+
+_quiet = _Quiet()
+_deliveries: dict[Signal, Delivery] = {}
+_making = threading.RLock()
+
+
+def delivery_of(what: Signal) -> Delivery:
+    """Return this process's delivery of a signal."""
+    with _making:
+        if what not in _deliveries:
+            if not _deliveries:
+                _look_after_ends()
+            prefix = "OTEL_BLRP_" if what == "logs" else "OTEL_BSP_"
+            batch = int(settings.number(prefix + "MAX_EXPORT_BATCH_SIZE", 512))
+            _deliveries[what] = Delivery(
+                what,
+                _MAKERS[what],
+                most=16
+                if what == "metrics"
+                else int(settings.number(prefix + "MAX_QUEUE_SIZE", 2048)),
+                batch=1 if what == "metrics" else max(2, batch),
+                delay_s=settings.number(prefix + "SCHEDULE_DELAY", DELAY_S * 1000) / 1000,
+            )
+        return _deliveries[what]
+
+
+def dropped() -> dict[Signal, int]:
+    """Return how many items of each signal this process gave up."""
+    return {what: d.dropped for what, d in list(_deliveries.items())}
+
+
+def flush(timeout_ms: int = int(END_S * 1000)) -> bool:
+    """Send what waits in this process, in bounded time; return whether all of it went out.
+
+    Call it where a process ends, never in the hot path.
+    """
+    end = time.monotonic() + timeout_ms / 1000
+    rounds.make(last=True)
+    for collect in _collecting:
+        collect()
+    waiting = list(_deliveries.values())
+    done = [d.flush(max(0.0, end - time.monotonic())) for d in waiting]
+    return all(done)
+
+
+_collecting: list[Callable[[], None]] = []
+
+
+def before_flush(collect: Callable[[], None]) -> None:
+    """Have something done whenever all is sent, after the last figures were taken."""
+    _collecting.append(collect)
+
+
+def _look_after_ends() -> None:
+    atexit.register(flush)
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(*_: Any) -> None:
+    """Send what waits, then end as if nobody had listened."""
+    thread = threading.Thread(target=flush, daemon=True)  # this one may hold a lock just now
+    thread.start()
+    thread.join(END_S)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _spans() -> Exporter:
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter
+
+    logging.getLogger(trace_exporter.__name__).addFilter(_quiet)
+    return trace_exporter.OTLPSpanExporter()
+
+
+def metric_exporter() -> OTLPMetricExporter:
+    """Return an exporter of metrics, as the environment wants it."""
+    from opentelemetry.exporter.otlp.proto.http import metric_exporter
+
+    logging.getLogger(metric_exporter.__name__).addFilter(_quiet)
+    return metric_exporter.OTLPMetricExporter()
+
+
+def _logs() -> Exporter:
+    from opentelemetry.exporter.otlp.proto.http import _log_exporter
+
+    logging.getLogger(_log_exporter.__name__).addFilter(_quiet)
+    return _log_exporter.OTLPLogExporter()
+
+
+_MAKERS: dict[Signal, Callable[[], Exporter]] = {
+    "traces": _spans,
+    "metrics": metric_exporter,
+    "logs": _logs,
+}
+
+
+def _forget() -> None:
+    global _making
+    _making = threading.RLock()
+    _deliveries.clear()
+    _collecting.clear()
+    with suppress(ValueError):
+        atexit.unregister(flush)
+
+
+os.register_at_fork(after_in_child=_forget)  # a child makes its own

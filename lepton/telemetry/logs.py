@@ -1,0 +1,182 @@
+"""Log records with their place in the trace: a JSON line each in a file, and by OTLP if asked.
+
+The standard logging module stays what people use. While :func:`keep_logs` is in force, every record
+of a ``lepton`` logger knows its trace and span; handlers further up (the root's) may print them as
+``%(trace_id)s`` and ``%(span_id)s``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from opentelemetry._logs import Logger, SeverityNumber
+from opentelemetry.sdk._logs import (
+    LoggerProvider,
+    LogRecordProcessor,
+    ReadableLogRecord,
+    ReadWriteLogRecord,
+)
+
+from lepton.telemetry import settings
+from lepton.telemetry.context import Carrier, context_of, resource_of
+from lepton.telemetry.delivery import delivery_of
+
+Told = Callable[[], Mapping[str, Any]]
+
+_text = logging.Formatter()
+
+
+class RunLog(logging.Handler):
+    """Keeps and sends records.
+
+    A record that has ``extra={"carrier": ...}`` belongs to that span, any other to ``carrier``'s.
+
+    Args:
+        carrier: of the run, or of whatever the process does.
+        told: what else to say about this process, such as its rank, which may change.
+        folder: where a file for each rank is kept (``rank-0000.jsonl``); None: nowhere.
+    """
+
+    def __init__(self, carrier: Carrier, told: Told, folder: Path | None) -> None:
+        super().__init__()
+        self._carrier = carrier
+        self._told = told
+        self._folder = folder
+        self._file: tuple[str, int] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep and send one record."""
+        try:
+            carrier: Carrier = getattr(record, "carrier", None) or self._carrier
+            record.trace_id, record.span_id = carrier.trace_id, carrier.span_id
+            told = dict(self._told())
+            if self._folder is not None:
+                name = f"rank-{told.get('lepton.rank', 0):04d}.jsonl"
+                os.write(self._open(self._folder, name), _line(record, told))
+            if settings.otlp("logs"):
+                _send(record, carrier, told)
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
+
+    def _open(self, folder: Path, name: str) -> int:
+        if self._file is None or self._file[0] != name:
+            self.close_file()
+            folder.mkdir(parents=True, exist_ok=True)
+            flags = os.O_APPEND | os.O_CREAT | os.O_WRONLY
+            self._file = (name, os.open(folder / name, flags, 0o644))
+        return self._file[1]
+
+    def close_file(self) -> None:
+        """Close the file; the next record opens it again."""
+        if self._file is not None:
+            os.close(self._file[1])
+        self._file = None
+
+    def close(self) -> None:
+        """Close the file for good."""
+        self.close_file()
+        super().close()
+
+
+def keep_logs(carrier: Carrier, told: Told, folder: Path | None = None) -> Callable[[], None]:
+    """Keep and send the records of all ``lepton`` loggers; return what ends that.
+
+    Args:
+        carrier: the span they belong to.
+        told: attributes of this process, such as its rank, asked for with each record.
+        folder: where files are kept, one a rank; None: nowhere.
+    """
+    handler = RunLog(carrier, told, folder)
+    logger = logging.getLogger("lepton")
+    logger.addHandler(handler)
+
+    def end() -> None:
+        logger.removeHandler(handler)
+        handler.close()
+
+    return end
+
+
+def _line(record: logging.LogRecord, told: Mapping[str, Any]) -> bytes:
+    body: dict[str, Any] = {
+        "time_ns": int(record.created * 1e9),
+        "level": record.levelname,
+        "logger": record.name,
+        "message": record.getMessage(),
+        "trace_id": record.__dict__["trace_id"],
+        "span_id": record.__dict__["span_id"],
+        "pid": record.process,
+        **told,
+    }
+    if record.exc_info and record.exc_info[0]:
+        body["error.type"] = record.exc_info[0].__qualname__
+        body["error"] = _text.formatException(record.exc_info)
+    return json.dumps(body, default=str).encode() + b"\n"
+
+
+def _send(record: logging.LogRecord, carrier: Carrier, told: Mapping[str, Any]) -> None:
+    error = record.exc_info[1] if record.exc_info else None
+    _logger(os.getpid(), record.name).emit(
+        timestamp=int(record.created * 1e9),
+        observed_timestamp=time.time_ns(),
+        context=context_of(carrier.traceparent),
+        severity_number=_severity(record.levelno),
+        severity_text=record.levelname,
+        body=record.getMessage(),
+        attributes=dict(told),
+        exception=error,
+    )
+
+
+def _severity(level: int) -> SeverityNumber:
+    """OpenTelemetry's number: logging's tens are DEBUG, INFO, WARN, ERROR and FATAL."""
+    numbers = (
+        SeverityNumber.TRACE,
+        SeverityNumber.DEBUG,
+        SeverityNumber.INFO,
+        SeverityNumber.WARN,
+        SeverityNumber.ERROR,
+        SeverityNumber.FATAL,
+    )
+    return numbers[min(max(level // 10, 0), 5)]
+
+
+@lru_cache(maxsize=32)
+def _logger(pid: int, name: str) -> Logger:
+    return _provider(pid).get_logger(name)
+
+
+@lru_cache(maxsize=2)
+def _provider(pid: int) -> LoggerProvider:
+    provider = LoggerProvider(resource=resource_of(pid), shutdown_on_exit=False)
+    provider.add_log_record_processor(_Sent())
+    return provider
+
+
+class _Sent(LogRecordProcessor):
+    """Gives records to this process's delivery."""
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        assert log_record.resource is not None  # noqa: S101 - the provider's
+        delivery_of("logs").put(
+            ReadableLogRecord(
+                log_record=log_record.log_record,
+                resource=log_record.resource,
+                instrumentation_scope=log_record.instrumentation_scope,
+                limits=log_record.limits,
+            )
+        )
+
+    def shutdown(self) -> None:
+        """Nothing is held here."""
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Nothing is held here."""
+        return True

@@ -1,0 +1,227 @@
+"""Metrics of this process: off unless asked for, then sent by OTLP or scraped, or both.
+
+Whoever measures many things a second gathers them in plain memory and tells of them once a second
+(:mod:`lepton.telemetry.pace`). Where metrics are to be scraped, they are given to a *board*: Ray's
+endpoint, which Prometheus reads together with Ray's own metrics. This package knows no Ray, so the
+board is brought by those who do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
+
+from lepton.telemetry import settings
+from lepton.telemetry.context import context_of, resource_of
+from lepton.telemetry.delivery import before_flush, delivery_of, dropped, metric_exporter
+from lepton.telemetry.instruments import INSTRUMENTS, Instrument
+from lepton.telemetry.rounds import rounds
+
+log = logging.getLogger("lepton")
+
+_NONE: Mapping[str, Any] = {}
+
+
+class Board(Protocol):
+    """Where metrics are put up to be scraped, such as the module ``ray.util.metrics``."""
+
+    def Counter(self, name: str, description: str, tag_keys: Any) -> Any:  # noqa: N802 - Ray's name
+        """Make a counter, which has ``inc(value, tags)``."""
+        ...
+
+    def Gauge(self, name: str, description: str, tag_keys: Any) -> Any:  # noqa: N802
+        """Make a gauge, which has ``set(value, tags)``."""
+        ...
+
+    def Histogram(self, name: str, description: str, boundaries: Any, tag_keys: Any) -> Any:  # noqa: N802
+        """Make a histogram, which has ``observe(value, tags)``."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes what is measured."""
+
+    def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
+        """Take one value."""
+        ...
+
+
+class Metered:
+    """Takes values into OpenTelemetry's SDK, which adds them up until a reader collects them."""
+
+    def __init__(self, readers: Sequence[MetricReader]) -> None:
+        self._provider = MeterProvider(
+            metric_readers=readers, resource=resource_of(os.getpid()), shutdown_on_exit=False
+        )
+        self._made: dict[str, Callable[..., None]] = {
+            name: self._make(i) for name, i in INSTRUMENTS.items()
+        }
+
+    def _make(self, i: Instrument) -> Callable[..., None]:
+        meter = self._provider.get_meter("lepton")
+        if i.kind == "counter":
+            return meter.create_counter(i.name, i.unit, i.description).add
+        if i.kind == "gauge":
+            return meter.create_gauge(i.name, i.unit, i.description).set
+        bounds = i.bounds
+        return meter.create_histogram(
+            i.name, i.unit, i.description, explicit_bucket_boundaries_advisory=bounds
+        ).record
+
+    def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
+        """Take one value; a sampled trace becomes its exemplar."""
+        self._made[what.name](value, labels, context_of(trace) if trace else _NO_CONTEXT)
+
+
+_NO_CONTEXT = Context()
+
+
+class Scraped:
+    """Puts values on a board."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._made: dict[str, Callable[..., None]] = {}
+
+    def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
+        """Take one value."""
+        if what.kind == "counter" and value <= 0:
+            return  # which Ray's counters refuse
+        if what.name not in self._made:
+            self._made[what.name] = self._make(what)
+        tags = {_plain(key): str(labels.get(key, "")) for key in what.attributes}
+        self._made[what.name](value, tags)
+
+    def _make(self, i: Instrument) -> Callable[..., None]:
+        name, keys = _plain(i.name), tuple(_plain(key) for key in i.attributes)
+        if i.kind == "counter":
+            return self._board.Counter(name, i.description, keys).inc
+        if i.kind == "gauge":
+            return self._board.Gauge(name, i.description, keys).set
+        return self._board.Histogram(name, i.description, list(i.bounds), keys).observe
+
+
+class _State:
+    """What this process measures into; None until somebody asks."""
+
+    def __init__(self) -> None:
+        self.sinks: list[Sink] | None = None
+        self.lock = threading.Lock()
+
+
+_state = _State()
+
+
+def measuring() -> bool:
+    """Whether anybody wants metrics of this process."""
+    sinks = _state.sinks
+    return bool(_begin() if sinks is None else sinks)
+
+
+def measure(
+    name: str, value: float, attributes: Mapping[str, Any] = _NONE, *, trace: str = ""
+) -> None:
+    """Add to a counter, set a gauge or observe a value: whatever :data:`INSTRUMENTS` says.
+
+    It never raises: what goes wrong is said once, and then there is less to see.
+
+    Args:
+        name: of an instrument.
+        value: in its unit.
+        attributes: its labels.
+        trace: traceparent of what was measured; becomes an exemplar.
+    """
+    for sink in _begin() if _state.sinks is None else _state.sinks:
+        try:
+            sink.take(INSTRUMENTS[name], value, attributes, trace)
+        except Exception:
+            log.exception("telemetry: cannot measure %s; this process measures no more there", name)
+            _state.sinks = [s for s in _state.sinks or [] if s is not sink]
+
+
+def watch(
+    name: str, read: Callable[[], float | None], attributes: Mapping[str, Any] = _NONE
+) -> Callable[[], None]:
+    """Read a gauge once a second; None means there is nothing to tell. Return what ends that."""
+    if not measuring() and not settings.prometheus():
+        return lambda: None
+
+    def tell(_: bool) -> None:
+        value = read()
+        if value is not None:
+            measure(name, value, attributes)
+
+    return rounds.join(tell)
+
+
+def scrape_by(board: Board) -> None:
+    """Put this process's metrics on a board, if they are to be scraped; only the first counts."""
+    if not settings.prometheus():
+        return
+    sinks = _begin()
+    with _state.lock:
+        if not any(isinstance(s, Scraped) for s in sinks):
+            _state.sinks = [*sinks, Scraped(board)]
+
+
+def _begin() -> list[Sink]:
+    with _state.lock:
+        if _state.sinks is None:
+            _state.sinks = [Metered([Collecting()])] if settings.otlp("metrics") else []
+        return _state.sinks
+
+
+class Collecting(MetricReader):
+    """Collects what was measured, once an interval, and lets it wait to be sent."""
+
+    def __init__(self) -> None:
+        wish = (
+            metric_exporter()
+        )  # which reads it from the environment, as the SDK's own reader does
+        super().__init__(
+            preferred_temporality=wish._preferred_temporality,  # pyright: ignore[reportPrivateUsage]
+            preferred_aggregation=wish._preferred_aggregation,  # pyright: ignore[reportPrivateUsage]
+        )
+        self._interval_s = settings.number("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
+        self._next = time.monotonic() + self._interval_s
+        self._dropped: Counter[str] = Counter()
+        rounds.join(self._look)
+        before_flush(self.now)
+
+    def _look(self, last: bool) -> None:
+        if not last and time.monotonic() >= self._next:
+            self.now()
+
+    def now(self) -> None:
+        """Collect."""
+        self._next = time.monotonic() + self._interval_s
+        for signal, count in dropped().items():
+            if count > self._dropped[signal]:
+                more, labels = count - self._dropped[signal], {"lepton.signal": signal}
+                measure("lepton.telemetry.dropped", more, labels)
+                self._dropped[signal] = count
+        self.collect()
+
+    def _receive_metrics(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
+    ) -> None:
+        delivery_of("metrics").put(metrics_data)
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Nothing is held here."""
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "_")
+
+
+os.register_at_fork(after_in_child=_state.__init__)  # a child makes its own

@@ -1,0 +1,52 @@
+"""What the environment asks of telemetry: the one place that reads it. OpenTelemetry's own names.
+
+Nothing leaves the process unless a variable asks for it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Literal
+
+Signal = Literal["traces", "metrics", "logs"]
+
+
+def otlp(signal: Signal) -> bool:
+    """Whether a signal is to be sent by OTLP: an endpoint is named, or ``otlp`` as exporter.
+
+    ``OTEL_<SIGNAL>_EXPORTER=none`` and ``OTEL_SDK_DISABLED=true`` switch it off again.
+    """
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    chosen = _exporters(signal)
+    if chosen:
+        return "otlp" in chosen
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
+    return any(os.environ.get(name) for name in names)
+
+
+def prometheus() -> bool:
+    """Whether metrics are to be scraped (``OTEL_METRICS_EXPORTER=prometheus``, or in its list)."""
+    return "prometheus" in _exporters("metrics")
+
+
+def endpoint(signal: Signal) -> str:
+    """Where a signal is sent to, as a person would look for it."""
+    own = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
+    base = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
+    return own or f"{base.rstrip('/')}/v1/{signal}"
+
+
+def number(name: str, otherwise: float) -> float:
+    """A positive number from a variable; ``otherwise`` if it is absent or no such number."""
+    try:
+        value = float(os.environ.get(name, ""))
+    except ValueError:
+        return otherwise
+    return value if 0 < value < math.inf else otherwise
+
+
+def _exporters(signal: Signal) -> set[str]:
+    listed = os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "")
+    return {name.strip().lower() for name in listed.split(",")} - {""}

@@ -1,0 +1,98 @@
+"""The loop with a worker killed in it, telemetry asked for; run by test_telemetry.py.
+
+Prints a JSON line: what the run's own log says of it, how often was asked, and what Prometheus
+would have scraped from Ray's endpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from torch.nn import functional
+
+import lepton
+from lepton import cluster, telemetry
+from lepton.pipeline.killer import kill_one_worker
+from lepton.serving.protocol import request_of
+from lepton.telemetry import Carrier
+
+ASKED, UNSAMPLED = 20, 5
+SCRAPED = ("lepton_train_rows", "lepton_train_step_duration", "http_server_request_duration")
+
+
+def loop(worker: Any) -> None:
+    """Train slowly enough to lose a worker in the middle."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 3)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        time.sleep(0.005)
+        worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+
+
+def main(home: str) -> dict[str, Any]:
+    """Go round the loop once, under one span."""
+    x = np.random.default_rng(0).normal(size=(4000, 3)).astype("float32")
+    table = lepton.write(pa.table({"x": list(x), "y": x.argmax(1).astype("int64")}), f"{home}/t")
+    stream = table.stream(batch_size=20, epochs=2, lanes=4, engine="worker")
+    cluster.connect(_system_config={"metrics_report_interval_ms": 500})
+    with telemetry.span("lepton.demo", Carrier("", f"{home}/traces")) as span:
+        common: dict[str, Any] = {"home": home, "trace": span.carrier}
+        with kill_one_worker(Path(home) / "runs" / "r", after_step=50):
+            options = {"checkpoint_every": 50, "progress": False}
+            run = lepton.train(loop, stream, name="r", workers=2, **options, **common)
+        found = lepton.evaluate(run, table, label="y", **common)
+        version = lepton.register(run, "m", metrics=found.metrics, **common)
+        app = lepton.promote(version, gate="accuracy >= 0", **common)
+        body = request_of(
+            table.select(["x"]).head(2), [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+        )
+        trace = span.carrier.traceparent
+        for _ in range(ASKED):
+            _ask(app.infer_url, body, trace)
+        for _ in range(UNSAMPLED):
+            _ask(app.infer_url, body, f"00-{'ab' * 16}-{'cd' * 8}-00")
+        scraped = _scrape()
+        app.close()
+    told = {
+        "trace_id": span.carrier.trace_id,
+        "steps": run.steps,
+        "rows": sum(run.history()["rows"].to_pylist()),
+        "table": str(table),
+        "scraped": scraped,
+    }
+    cluster.disconnect()
+    telemetry.flush(30_000)
+    return told
+
+
+def _ask(url: str, body: bytes, traceparent: str) -> None:
+    reply = httpx.post(url, content=body, headers={"traceparent": traceparent}, timeout=30)
+    assert reply.status_code == 200, reply.text
+
+
+def _scrape() -> list[str]:
+    """Read Ray's metrics endpoint until lepton's are there, at most a minute."""
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    end = time.monotonic() + 60
+    lines: list[str] = []
+    while time.monotonic() < end:
+        lines = [k for k in httpx.get(url, timeout=10).text.splitlines() if not k.startswith("#")]
+        if all(any(name in line for line in lines) for name in SCRAPED):
+            break
+        time.sleep(0.2)
+    return [line for line in lines if "lepton_" in line or "http_server" in line]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(sys.argv[1])) + "\n")

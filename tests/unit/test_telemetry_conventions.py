@@ -1,0 +1,159 @@
+"""Names of spans and attributes: a frozen table, and what is really recorded keeps to it."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.nn import functional
+
+import lepton
+from lepton import telemetry
+from lepton.registry import Registry
+from lepton.serving.protocol import request_of
+from lepton.serving.replica import Replica
+from lepton.telemetry.baggage import entries_of
+from lepton.telemetry.conventions import ATTRIBUTES, SPANS, strays
+
+NAMES = """
+lepton.canary lepton.checkpoint lepton.checkpoint_table lepton.demo lepton.evaluate lepton.gate
+lepton.model.load lepton.optimize lepton.plan lepton.promote lepton.read lepton.register
+lepton.request lepton.restore lepton.rollback lepton.steps lepton.table lepton.train
+lepton.train.epoch lepton.train.failure lepton.train.resize lepton.use lepton.vacuum
+"""
+UNSAMPLED = f"00-{'ab' * 16}-{'cd' * 8}-00"
+SAMPLED = f"00-{'12' * 16}-{'34' * 8}-01"
+
+
+def test_the_names_are_these() -> None:
+    assert sorted(SPANS) == NAMES.split()
+    used = {a for s in SPANS.values() for a in s.attributes}
+    assert used | {"error.type"} == set(ATTRIBUTES)
+    assert strays("lepton.gate", ["error.type", "lepton.model", "lepton.rows"]) == [
+        "lepton.gate: lepton.rows"
+    ]
+    assert strays("lepton.nothing", []) == ["lepton.nothing"]
+
+
+class Loop:
+    """A model trained, registered and served in this process."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        x = np.random.default_rng(0).normal(size=(120, 3)).astype("float32")
+        rows = pa.table({"x": list(x), "y": x.argmax(1).astype("int64")})
+        self.table = lepton.write(rows, home / "lake" / "t")
+        stream = self.table.stream(batch_size=20, lanes=1)
+        with pytest.raises(OSError, match="power"):
+            lepton.train(train(fail_at=4), stream, name="r", home=home, checkpoint_every=2)
+        run = lepton.train(train(), stream, name="r", home=home, checkpoint_every=2)
+        judged = lepton.evaluate(run, self.table, label="y", home=home)
+        lepton.register(run, "m", metrics=judged.metrics, home=home)
+        registry = Registry(home / "registry")
+        registry.promote("m", 1, expect=registry.state("m").pointer.seq, gate=[], trace_id="")
+        self.replica = Replica("m", str(home))
+        self.app = self.replica.__serve_build_asgi_app__()
+
+    def ask(self, traceparent: str, body: bytes | None = None) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
+                content = self.question() if body is None else body
+                headers = {"traceparent": traceparent}
+                return await client.post("/v2/models/m/infer", content=content, headers=headers)
+
+        return asyncio.run(ask())
+
+    def question(self) -> bytes:
+        shape = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+        return request_of(self.table.select(["x"]).head(2), shape)
+
+    def spans(self, trace_id: str | None = None) -> list[telemetry.SpanRecord]:
+        self.replica._spans.flush()
+        return telemetry.spans_of(str(self.home / "traces"), trace_id)
+
+
+def train(*, fail_at: int | None = None) -> Any:
+    def loop(worker: Any) -> None:
+        net = torch.nn.Linear(3, 3)
+        worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+        for batch in worker.batches():
+            if worker.step_number == fail_at:
+                raise OSError("the power went out")
+            worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+
+    return loop
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+    found = Loop(tmp_path_factory.mktemp("home"))
+    yield found
+    found.replica.__del__()  # as Ray Serve ends it
+
+
+def test_what_is_recorded_is_in_the_table(made: Loop) -> None:
+    made.ask(SAMPLED)
+    spans = made.spans()
+
+    assert [s for span in spans for s in strays(span.name, span.attributes)] == []
+    assert {s.name for s in spans} == {
+        "lepton.train",
+        "lepton.plan",
+        "lepton.read",
+        "lepton.train.epoch",
+        "lepton.steps",
+        "lepton.checkpoint",
+        "lepton.evaluate",
+        "lepton.register",
+        "lepton.model.load",
+        "lepton.request",
+    }
+    failed = [s for s in spans if s.status == "error"]
+    assert [(s.name, s.attributes["error.type"]) for s in failed] == [("lepton.train", "OSError")]
+
+
+def test_windows_of_steps_tell_of_every_step_and_row(made: Loop) -> None:
+    windows = [s for s in made.spans() if s.name == "lepton.steps"]
+
+    assert sum(w.attributes["lepton.steps"] for w in windows) == 4 + 2  # made, then resumed
+    assert sum(w.attributes["lepton.rows"] for w in windows) == 120
+    runs = {s.span_id for s in made.spans() if s.name == "lepton.train"}
+    assert {w.parent_id for w in windows} == runs
+
+
+def test_an_answer_says_where_it_came_from(made: Loop) -> None:
+    reply = made.ask(SAMPLED)
+
+    assert reply.headers["traceparent"].split("-")[1] == "12" * 16
+    assert entries_of(reply.headers["baggage"]) == {
+        "lepton.model": "m",
+        "lepton.version": "1",
+        "lepton.run": "r",
+        "lepton.table": str(made.table),
+    }
+
+
+def test_an_unsampled_request_records_nothing_but_a_servers_failure(
+    made: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert made.ask(UNSAMPLED).status_code == 200
+    assert made.ask(UNSAMPLED, b"rubbish").status_code == 400
+    assert made.spans("ab" * 16) == []
+
+    resident = made.replica._follower.now.champion
+    monkeypatch.setattr(type(resident.predictor), "__call__", _break)
+    assert made.ask(UNSAMPLED).status_code == 500
+    (failed,) = made.spans("ab" * 16)
+    assert failed.name == "lepton.request"
+    assert failed.attributes["error.type"] == "RuntimeError"
+    assert "secret" not in str(failed)
+
+
+def _break(*_: Any) -> None:
+    raise RuntimeError("a secret")

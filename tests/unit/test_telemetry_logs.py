@@ -1,0 +1,113 @@
+"""Logs: each record knows its place, one file a rank, and the same by OTLP."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lepton import telemetry
+from lepton.telemetry import Carrier
+from tests.unit.collector import Collector, attributes_of
+
+RUN = Carrier(f"00-{'ab' * 16}-{'cd' * 8}-01")
+OTHER = Carrier(f"00-{'12' * 16}-{'34' * 8}-01")
+
+SENDING = """
+import logging
+from lepton import telemetry
+run = telemetry.Carrier("00-" + "ab" * 16 + "-" + "cd" * 8 + "-01")
+telemetry.keep_logs(run, lambda: {"lepton.run": "digits", "lepton.rank": 3})
+log = logging.getLogger("lepton.some")
+log.warning("%d rows are odd", 7)
+try:
+    raise KeyError("k")
+except KeyError:
+    log.exception("it failed")
+telemetry.flush(60_000)
+"""
+
+
+@pytest.fixture
+def rank(tmp_path: Path) -> Iterator[list[int]]:
+    box = [0]
+    end = telemetry.keep_logs(
+        RUN, lambda: {"lepton.run": "digits", "lepton.rank": box[0]}, tmp_path / "logs"
+    )
+    yield box
+    end()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_records_are_kept_by_rank_with_their_place(rank: list[int], tmp_path: Path) -> None:
+    log = logging.getLogger("lepton.some")
+    log.warning("%d rows are odd", 7)
+    rank[0] = 2
+    log.error("of a request", extra={"carrier": OTHER})
+    try:
+        raise KeyError("k")
+    except KeyError:
+        log.exception("it failed")
+    logging.getLogger("other").warning("not ours")
+
+    (first,) = lines(tmp_path / "logs" / "rank-0000.jsonl")
+    second, third = lines(tmp_path / "logs" / "rank-0002.jsonl")
+    assert first["message"] == "7 rows are odd"
+    assert (first["level"], first["logger"]) == ("WARNING", "lepton.some")
+    assert (first["trace_id"], first["span_id"]) == (RUN.trace_id, RUN.span_id)
+    assert (first["lepton.run"], first["lepton.rank"]) == ("digits", 0)
+    assert (second["trace_id"], second["span_id"]) == (OTHER.trace_id, OTHER.span_id)
+    assert third["error.type"] == "KeyError"
+    assert "Traceback" in third["error"]
+
+
+def test_handlers_further_up_know_the_trace(
+    rank: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("lepton").warning("told")
+
+    assert [r.__dict__["trace_id"] for r in caplog.records] == [RUN.trace_id]
+
+
+def test_nothing_is_kept_after_the_end(tmp_path: Path) -> None:
+    end = telemetry.keep_logs(RUN, lambda: {}, tmp_path / "logs")
+    logging.getLogger("lepton").warning("one")
+    end()
+    logging.getLogger("lepton").warning("two")
+
+    assert [r["message"] for r in lines(tmp_path / "logs" / "rank-0000.jsonl")] == ["one"]
+
+
+def test_a_file_that_cannot_be_written_stops_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").write_text("a file, where a folder should be")
+    end = telemetry.keep_logs(RUN, lambda: {}, tmp_path / "logs")
+    logging.getLogger("lepton").warning("one")
+    end()
+
+    assert "FileExistsError" in capsys.readouterr().err
+
+
+def test_records_reach_a_collector() -> None:
+    collector = Collector()
+    command = [sys.executable, "-W", "error", "-c", SENDING]
+    subprocess.run(
+        command, env=collector.environment(), check=True, timeout=60, capture_output=True
+    )
+    collector.close()
+
+    odd, failed = collector.logs()
+    assert odd.body.string_value == "7 rows are odd"
+    assert (odd.severity_text, odd.severity_number) == ("WARNING", 13)
+    assert odd.trace_id.hex() == RUN.trace_id
+    assert odd.span_id.hex() == RUN.span_id
+    assert attributes_of(odd) == {"lepton.run": "digits", "lepton.rank": 3}
+    assert attributes_of(failed)["exception.type"] == "KeyError"
