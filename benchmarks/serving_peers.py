@@ -1,11 +1,11 @@
 """The servers of the serving benchmark, one process each: the same program behind each of them.
 
-``python -m benchmarks.serving_peers NAME FOLDER PORT`` serves until it is terminated and prints
-``ready`` once it answers. Each peer is written as its own documentation writes a fast service:
-bodies parsed by orjson, no validation beyond the tensor's shape, no log, no trace. Run with an
-interpreter that has the peer.
+``python -m benchmarks.serving_peers NAME FOLDER PORT`` serves until it is terminated. Each peer is
+written as its own documentation writes a fast service: bodies parsed by orjson, no validation
+beyond the tensor's shape, no log, no trace. Run with an interpreter that has the peer.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,6 @@ def ray_serve(folder: Path, port: int) -> None:
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     serve.run(Digits.bind(), route_prefix="/digits")
-    print("ready", flush=True)
     while True:
         time.sleep(3600)
 
@@ -125,35 +124,25 @@ def lepton(folder: Path, port: int) -> None:
         registry.promote("digits", 1, expect=pointer.seq, gate=[], trace_id="")
     cluster.connect(object_store_memory=2**28)
     start("digits", str(folder), port=port)
-    print("ready", flush=True)
     while True:
         time.sleep(3600)
 
 
 def litserve(folder: Path, port: int) -> None:
-    """LitServe with its default settings but one worker and no queue of its own for batches."""
-    import litserve as ls
-    from fastapi import Request, Response
+    """LitServe: one worker, its quick queue, no batches."""
+    from benchmarks.serving_peers_litserve import serve
 
-    class Digits(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self.answer = net(folder)
+    os.environ["FOLDER"] = str(folder)
+    serve(port)
 
-        async def decode_request(self, request: Any) -> Any:
-            return request
 
-        def predict(self, request: Any) -> Any:
-            tensor = request["inputs"][0]
-            return self.answer(np.array(tensor["data"], np.float32).reshape(tensor["shape"]))
-
-        def encode_response(self, output: Any) -> Any:
-            return Response(reply_of(output), media_type="application/json")
-
-    _ = Request
-    api = Digits(api_path="/digits/v2/models/digits/infer")
-    ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(
-        host="127.0.0.1", port=port, log_level="warning", generate_client_file=False
-    )
+def bentoml(folder: Path, port: int) -> None:
+    """BentoML: its server in front of the plain handler."""
+    os.environ["FOLDER"] = str(folder)
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    command = Path(sys.executable).parent / "bentoml"
+    service = "benchmarks.serving_peers_bento:Digits"
+    os.execv(command, [str(command), "serve", service, *where])
 
 
 if __name__ == "__main__":
