@@ -74,8 +74,7 @@ class Program:
 
         arguments = [_fitting(columns[spec.name], spec) for spec in self.signature.inputs]
         with torch.inference_mode():
-            found = self._module(*arguments)
-        values: Sequence[Any] = (found,) if isinstance(found, torch.Tensor) else tuple(found)
+            values: Sequence[Any] = self._module.forward(*arguments)
         return dict(zip((s.name for s in self.signature.outputs), values, strict=True))
 
     def load_weights(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -179,6 +178,7 @@ def _spec(name: str, tensor: Any) -> TensorSpec:
 def load_program(path: Path, signature: Signature) -> Program:
     """Load a saved program; its weights are to be replaced by a checkpoint's."""
     import torch
+    from torch.fx.graph import CodeGen
 
     try:
         with _LOADING:
@@ -187,4 +187,6 @@ def load_program(path: Path, signature: Signature) -> Program:
         raise CheckpointError(f"cannot load the program at {path}: {e}") from e
     # Checks that a call repeats and that cost more than a small net itself; ours is _fitting().
     module._forward_pre_hooks.clear()  # pyright: ignore[reportPrivateUsage] - torch has no other way
+    module.graph.set_codegen(CodeGen())  # arguments and outputs as flat tuples
+    module.recompile()
     return Program(module, signature)

@@ -39,6 +39,7 @@ class Answer:
         rows: the raw inputs, or None if the request failed.
         outputs: by name, arrays with a leading row dimension.
         variant: ``champion`` or ``canary``.
+        given_bytes: of the request's body.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class Answer:
     latency_ms: float
     rows: pa.Table | None
     outputs: Mapping[str, np.ndarray[Any, Any]]
+    given_bytes: int = 0
 
     @property
     def count(self) -> int:
@@ -58,9 +60,8 @@ class Answer:
 
     @property
     def size(self) -> int:
-        """Bytes it holds, of what can be large."""
-        held = self.rows.get_total_buffer_size() if self.rows is not None else 0
-        return held + sum(values.nbytes for values in self.outputs.values())
+        """Bytes it holds, of what can be large; inputs as they came over the network."""
+        return self.given_bytes + sum(values.nbytes for values in self.outputs.values())
 
     @property
     def form(self) -> Any:

@@ -30,6 +30,7 @@ from lepton.telemetry import Carrier
 
 PORT = 8000
 REPLICA_CPUS = 0.5
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
 WAIT_S = 120.0
 SETTLE_S = 2 * FOLLOW_S
@@ -161,6 +162,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         ray_actor_options={"num_cpus": REPLICA_CPUS},
         graceful_shutdown_timeout_s=10,
+        logging_config=QUIET,
     )
     return deployment.bind(args["model"], args["home"], args.get("trace"))
 
@@ -237,7 +239,7 @@ def _start_serve(port: int | None) -> None:
     chosen = port or (PORT if _is_free(PORT) else 0) or cluster.free_ports(1)[0]
     serve.start(
         http_options=HTTPOptions(host="127.0.0.1", port=chosen),
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        logging_config=QUIET,
     )
 
 

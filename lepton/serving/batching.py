@@ -64,11 +64,12 @@ class Batcher:
         """Rows that wait or are being run."""
         return self._rows
 
-    async def answer(self, run: Run, rows: pa.Table) -> Outputs:
+    async def answer(self, run: Run, rows: pa.Table, patience_s: float | None = None) -> Outputs:
         """Return ``run``'s outputs for the rows, arrays of shape (rows, …).
 
         Raises:
             Overloaded: too much waits already.
+            TimeoutError: it took longer than ``patience_s``.
         """
         pace = self._known(run)
         if self._rows == 0 and pace.inline_for(len(rows)):
@@ -82,7 +83,8 @@ class Batcher:
             self._rows += len(rows)
             self._started()
             self._came.notify()
-        return await answer
+        async with asyncio.timeout(patience_s):
+            return await answer
 
     def close(self) -> None:
         """Answer what waits, then stop."""

@@ -31,7 +31,8 @@ async def inquiry_in(request: Request, inputs: Sequence[Input], outputs: Sequenc
     if not _is_stream(request.headers.get("content-type", "")):
         return inquiry_of(body, inputs, outputs, request.headers.get(LENGTH))
     identity = request.headers.get("x-request-id", "")[:256]
-    return Inquiry(rows=tables.rows_of_stream(body, inputs), identity=identity, wanted={})
+    rows = tables.rows_of_stream(body, inputs)
+    return Inquiry(rows=rows, identity=identity, wanted={}, size=len(body))
 
 
 def reply_to(
@@ -87,6 +88,8 @@ def _is_stream(header: str) -> bool:
 
 
 def _wants_stream(request: Request) -> bool:
+    if not any("arrow" in request.headers.get(name, "") for name in ("accept", "content-type")):
+        return False
     accepted = [a.split(";")[0].strip() for a in request.headers.get("accept", "").split(",")]
     if tables.MEDIA_TYPE in accepted:
         return True

@@ -41,6 +41,7 @@ class Inquiry:
         wanted: the outputs asked for, in that order, and whether as raw bytes; none means all.
         raw: outputs not named come as raw bytes.
         patience_s: seconds after which the client wants no answer any more, or None.
+        size: bytes of the body.
     """
 
     rows: pa.Table
@@ -48,6 +49,7 @@ class Inquiry:
     wanted: Mapping[str, bool]
     raw: bool = False
     patience_s: float | None = None
+    size: int = 0
 
 
 def rows_of(body: bytes, inputs: Sequence[Input]) -> tuple[pa.Table, str]:
@@ -109,6 +111,7 @@ def inquiry_of(
         wanted=_wanted(request, inputs, outputs, as_raw) if "outputs" in request else {},
         raw=as_raw,
         patience_s=_patience(asked),
+        size=len(body),
     )
 
 
@@ -243,7 +246,7 @@ def _typed(values: list[Any], spec: Input) -> Any:
         array: Any = pa.array(values, type=ARROW[spec.datatype])
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError, TypeError) as e:
         raise BadRequest(f"input {spec.name!r}: values are not {spec.datatype}: {e}") from e
-    if spec.datatype != "BOOL" and any(isinstance(v, bool) for v in values):
+    if spec.datatype != "BOOL" and bool in set(map(type, values)):
         raise BadRequest(
             f"input {spec.name!r}: values are not {spec.datatype}: true or false in it"
         )
