@@ -69,19 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", help="of the run")
     _home(train)
 
-    promote = add("promote", _promote, "promote a model version behind a gate and serve it")
-    promote.add_argument("model")
-    promote.add_argument("version", type=int, nargs="?", help="default the newest")
-    promote.add_argument("--gate", action="append", default=[])
-    promote.add_argument("--canary", type=float)
-    promote.add_argument("--replicas", type=_workers, default=1, metavar="N or MIN-MAX")
-    _home(promote)
-
-    rollback = add("rollback", _rollback, "give up the canary, or go back to the former champion")
-    rollback.add_argument("model")
-    rollback.add_argument("--reason", default="by hand")
-    _home(rollback)
-
+    _moves(add)
     serve = add("serve", _serve, "serve a model's champion until interrupted")
     serve.add_argument("model")
     serve.add_argument("--replicas", type=_workers, default=1, metavar="N or MIN-MAX")
@@ -99,6 +87,29 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--deep", action="store_true", help="really start a local Ray")
     _home(doctor)
     return parser
+
+
+def _moves(add: Any) -> None:
+    """Commands that move a model's traffic."""
+    promote = add("promote", _promote, "promote a model version behind a gate and serve it")
+    promote.add_argument("model")
+    promote.add_argument("version", type=int, nargs="?", help="default the newest")
+    promote.add_argument("--gate", action="append", default=[])
+    promote.add_argument("--shadow", type=float, help="share of requests it is asked, unanswering")
+    promote.add_argument("--canary", type=float, help="share of requests it answers at first")
+    promote.add_argument("--by", default="", help="header that decides who gets the canary")
+    promote.add_argument("--replicas", type=_workers, default=1, metavar="N or MIN-MAX")
+    _home(promote)
+
+    rollback = add("rollback", _rollback, "give up the canary, or go back to the former champion")
+    rollback.add_argument("model")
+    rollback.add_argument("--reason", default="by hand")
+    _home(rollback)
+
+    pause = add("pause", _pause, "take the share of the version on trial away for a while")
+    pause.add_argument("model")
+    pause.add_argument("--reason", default="by hand")
+    _home(pause)
 
 
 def _upkeep(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]) -> None:
@@ -178,7 +189,9 @@ def _promote(arguments: argparse.Namespace, console: Console) -> None:
         arguments.model,
         arguments.version,
         gate=arguments.gate,
+        shadow=arguments.shadow,
         canary=arguments.canary,
+        by=arguments.by,
         replicas=arguments.replicas,
         home=arguments.home,
         on_change=console.print,
@@ -202,6 +215,13 @@ def _rollback(arguments: argparse.Namespace, console: Console) -> None:
     console.print(f"{arguments.model}: champion is version {state.pointer.champion}")
 
 
+def _pause(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.promotion import pause
+
+    state = pause(arguments.model, reason=arguments.reason, home=arguments.home)
+    console.print(f"{arguments.model}: version {state.pointer.trial} gets no requests now")
+
+
 def _serve(arguments: argparse.Namespace, console: Console) -> None:
     from lepton.lake import home_of
     from lepton.serving import start
@@ -219,7 +239,9 @@ def _models(arguments: argparse.Namespace, console: Console) -> None:
     shown = Table("model", "version", "role", "metrics", "table", "created")
     for model in registry.models():
         state = registry.state(model)
-        roles = {state.pointer.champion: "champion", state.pointer.canary: "canary"}
+        pointer = state.pointer
+        roles = {v: k for k, v in state.aliases.items()}
+        roles |= {pointer.shadow: "shadow", pointer.canary: "canary", pointer.champion: "champion"}
         for number, entry in sorted(state.versions.items()):
             metrics = "\n".join(f"{k} {v:.4f}" for k, v in entry.metrics.items())
             table = str(entry.lineage.get("table")).rsplit("/", 1)[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from lepton.errors import LakeError
 from lepton.lake import Snapshot, home_of, table
+from lepton.monitoring.drift import disagreement, drift
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,12 +37,7 @@ def observed(model: str, version: int, since_us: int, home: str | None = None) -
     log = answers_of(model, home)
     if log is None:
         return Counts()
-    moment = datetime.fromtimestamp(since_us / 1e6, tz=UTC)
-    wanted = (
-        (pc.field("version") == version)
-        & (pc.field("time") >= pa.scalar(moment, pa.timestamp("us", tz="UTC")))
-        & (pc.field("row") == 0)
-    )
+    wanted = _since(version, since_us) & (pc.field("row") == 0)
     rows = log.select(["status", "latency_ms"]).where(wanted).to_arrow()
     if not len(rows):
         return Counts()
@@ -52,12 +49,58 @@ def observed(model: str, version: int, since_us: int, home: str | None = None) -
     )
 
 
+def differences(
+    model: str, versions: tuple[int, int], since_us: int, home: str | None = None
+) -> tuple[float, float]:
+    """Compare two versions' answers since a Unix time in microseconds.
+
+    Returns:
+        How far their distributions are apart (see :func:`lepton.monitoring.drift.drift`); and the
+        share of rows they answer differently, of those that both were asked.
+    """
+    log = answers_of(model, home)
+    if log is None:
+        return 0.0, 0.0
+    named = [c for c in log.schema.names if c.startswith("answer_")]
+    if not named:
+        return 0.0, 0.0
+    kept = log.select(["request_id", "row", named[0]])
+    ok = pc.field("status") == 200
+    one, other = (kept.where(_since(v, since_us) & ok).to_arrow() for v in versions)
+    values = [_values(t[named[0]]) for t in (one, other)]
+    keys = [_places(t) for t in (one, other)]
+    both = [k for k in keys[0] if k in keys[1]]
+    paired = [v[[at[k] for k in both]] for v, at in zip(values, keys, strict=True)]
+    return drift(*values), disagreement(*paired)
+
+
+def _places(rows: pa.Table) -> dict[Any, int]:
+    """Where each row of each request is."""
+    keys = zip(rows["request_id"].to_pylist(), rows["row"].to_pylist(), strict=True)
+    return {key: at for at, key in enumerate(keys)}
+
+
+def _values(column: Any) -> np.ndarray[Any, Any]:
+    found: Any = column.combine_chunks()
+    if pa.types.is_list(found.type):
+        flat = found.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(found), -1) if len(found) else np.zeros((0, 1))
+    return found.to_numpy(zero_copy_only=False)
+
+
+def _since(version: int, since_us: int) -> Any:
+    moment: Any = pa.scalar(
+        datetime.fromtimestamp(since_us / 1e6, tz=UTC), pa.timestamp("us", tz="UTC")
+    )
+    return (pc.field("version") == version) & (pc.field("time") >= moment)
+
+
 def count_answers(model: str, home: str | None = None, *, trace_id: str | None = None) -> int:
     """Return how many requests the inference log of a model holds; of one trace, or all."""
     log = answers_of(model, home)
     if log is None:
         return 0
-    first = log.where(pc.field("row") == 0)
+    first = log.where((pc.field("row") == 0) & (pc.field("variant") != "shadow"))
     return (
         first if trace_id is None else first.where(pc.field("trace_id") == trace_id)
     ).count_rows()

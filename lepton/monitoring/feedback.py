@@ -51,7 +51,9 @@ def feedback(
     if not added:
         raise LakeError(f"the labels {given} add no column to the inference log of {model!r}")
     answered = (
-        log.where("status = 200").to_arrow().drop_columns(["status", "variant", "latency_ms"])
+        log.where("status = 200 AND variant <> 'shadow'")
+        .to_arrow()
+        .drop_columns(["status", "variant", "latency_ms"])
     )
     known = _newest(_by_age(given.select([*on, *added])), on)
     matched = _inner(answered, known, on)

@@ -1,4 +1,4 @@
-"""When a canary takes over and when it is given up. Pure."""
+"""When a canary (or a shadow) takes over and when it is given up. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CanaryRule:
-    """What a canary has to show.
+    """What a canary has to show; a shadow too, before it becomes one.
 
     Attributes:
         bake_s: seconds it must serve before it can take over.
@@ -16,6 +16,11 @@ class CanaryRule:
         max_error_rate: failed share of its requests above which it is given up.
         max_latency_ratio: its 99th percentile over the champion's above which it is given up, or
             None; judged once both have ``min_requests``.
+        max_difference: how far its answers may be from the champion's, in [0, 1], or None. Of a
+            canary: the distance of the two distributions (total variation of the chosen classes;
+            Kolmogorov-Smirnov for single numbers), so choose it above what ``min_requests``
+            answers differ by chance. Of a shadow: the share of rows answered differently. Judged
+            once both have ``min_requests``.
         patience_s: seconds after which a canary with too few requests is taken over if none
             failed, or given up if any did.
     """
@@ -24,6 +29,7 @@ class CanaryRule:
     min_requests: int = 20
     max_error_rate: float = 0.01
     max_latency_ratio: float | None = None
+    max_difference: float | None = None
     patience_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -31,6 +37,8 @@ class CanaryRule:
             raise ValueError("bake_s must be at least 0 and patience_s at least bake_s")
         if self.max_latency_ratio is not None and not self.max_latency_ratio > 0:
             raise ValueError("max_latency_ratio must be above 0, or None")
+        if self.max_difference is not None and not 0 <= self.max_difference <= 1:
+            raise ValueError("max_difference must be in [0, 1], or None")
         if self.min_requests < 1 or not 0 <= self.max_error_rate <= 1:
             raise ValueError("min_requests must be at least 1, max_error_rate in [0, 1]")
 
@@ -52,7 +60,13 @@ class Decision:
     reason: str
 
 
-def decide(rule: CanaryRule, canary: Observed, champion: Observed, elapsed_s: float) -> Decision:
+def decide(
+    rule: CanaryRule,
+    canary: Observed,
+    champion: Observed,
+    elapsed_s: float,
+    difference: float = 0.0,
+) -> Decision:
     """Judge a canary.
 
     It is given up at once when its failures exceed what ``max_error_rate`` allows of the requests
@@ -64,10 +78,13 @@ def decide(rule: CanaryRule, canary: Observed, champion: Observed, elapsed_s: fl
     if canary.errors > allowed:
         return Decision("rollback", f"{canary.errors} of {canary.requests} requests failed")
     proven = canary.requests >= rule.min_requests
-    if proven and rule.max_latency_ratio is not None and champion.requests >= rule.min_requests:
+    both = proven and champion.requests >= rule.min_requests
+    if both and rule.max_latency_ratio is not None:
         ratio = canary.p99_ms / champion.p99_ms if champion.p99_ms else 0.0
         if ratio > rule.max_latency_ratio:
             return Decision("rollback", f"p99 latency is {ratio:.1f} times the champion's")
+    if both and rule.max_difference is not None and difference > rule.max_difference:
+        return Decision("rollback", f"its answers are {difference:.3g} from the champion's")
     if elapsed_s < rule.bake_s:
         return Decision("wait", "baking")
     if proven:

@@ -9,30 +9,30 @@ stays where it was last committed.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 from lepton import checkpoints, telemetry
 from lepton.errors import CheckpointError, GateError, RegistryError, ServingError
 from lepton.lake import home_of
-from lepton.monitoring import observed
-from lepton.promotion.canary import CanaryRule, Observed, decide
+from lepton.promotion.canary import CanaryRule
 from lepton.promotion.gates import Gate, GateResult, check_all, parse
+from lepton.promotion.trial import Move, Trial, take_up
 from lepton.registry import ModelState, ModelVersion, Registry
 from lepton.serving import App, start
 from lepton.serving.app import attach
 from lepton.telemetry import Carrier
-
-LOOK_S = 0.25
 
 
 def promote(
     model: ModelVersion | str,
     version: int | None = None,
     *,
+    to: Literal["champion"] = "champion",
     gate: str | Sequence[str] = (),
+    shadow: float | None = None,
     canary: float | None = None,
+    by: str = "",
     rule: CanaryRule | None = None,
     replicas: int | tuple[int, int] = 1,
     port: int | None = None,
@@ -42,14 +42,22 @@ def promote(
 ) -> App:
     """Make a version the champion and serve it.
 
+    Whoever calls this again after it died in the middle carries on: the trial, its rule and when
+    it began are in the registry.
+
     Args:
         model: what :func:`lepton.register` returned, or a model's name with ``version``.
         version: the version number, with a name; default the newest.
+        to: ``champion``; names of your own are moved by :func:`alias`.
         gate: one or more conditions on its metrics, such as ``"accuracy >= 0.9662"`` or
             ``"accuracy >= champion - 0.002"``. All must hold.
+        shadow: share of requests, in (0, 1], that it is asked beside the champion, without
+            answering, before anything else; None (or no champion yet) leaves that out.
         canary: share of requests, in (0, 1), that it gets beside the champion before it takes
             over; None (or no champion yet) promotes at once.
-        rule: when the canary is given up or taken over; see
+        by: request header that decides who gets the canary, such as ``x-user``: the same user
+            gets the same version. Requests without it, or no header named: by chance.
+        rule: when the canary or shadow is given up or taken over; see
             :class:`lepton.promotion.canary.CanaryRule`.
         replicas: (fewest, most), when the application is not running yet.
         port: for HTTP, when Serve is not running yet.
@@ -63,9 +71,16 @@ def promote(
         ServingError: the canary was rolled back, or replicas could not take the version up; the
             former champion serves on.
         ConflictError: somebody else moved the model meanwhile.
+        RegistryError: another version is on trial.
     """
     if canary is not None and not 0 < canary < 1:
         raise ValueError(f"canary={canary!r} must be a share between 0 and 1, such as 0.1")
+    if shadow is not None and not 0 < shadow <= 1:
+        raise ValueError(f"shadow={shadow!r} must be a share above 0, at most 1")
+    if to != "champion":  # callers without a type checker
+        raise ValueError(
+            f"to={to!r} must be 'champion'; move a name of your own by lepton.promotion.alias()"
+        )
     gates = [parse(g) for g in ([gate] if isinstance(gate, str) else gate)]
     root = home_of(home)
     registry = Registry(f"{root}/registry")
@@ -79,7 +94,7 @@ def promote(
             results = _pass_gates(gates, chosen, _champion(registry, state))
             gating.set(lepton_gate=[r.expression for r in results])
         _verify(chosen)
-        move = _Move(registry, chosen, results, span.carrier, on_change or _nobody)
+        move = Move(registry, chosen, results, span.carrier, root, on_change or _nobody)
         if state.pointer.champion is None:
             state = move.to_champion(state)
             app = start(chosen.model, root, replicas=replicas, port=port, trace=span.carrier)
@@ -87,48 +102,55 @@ def promote(
             return app
         app = start(chosen.model, root, replicas=replicas, port=port, trace=span.carrier)
         if state.pointer.champion != chosen.version:
-            if canary is not None:
-                state = move.to_canary(state, canary, app, rule or CanaryRule(), root)
-            _take_up(app, registry, move.to_champion(state))
+            for kind, share in (("shadow", shadow), ("canary", canary)):
+                done = kind == "shadow" and state.pointer.canary == chosen.version
+                if share is not None and not done:
+                    state = move.on_trial(state, Trial(kind, share, by, rule), app)
+            if state.pointer.champion != chosen.version:
+                take_up(app, registry, move.to_champion(state))
     return app
 
 
-@dataclass(frozen=True)
-class _Move:
-    """One version on its way; each step is one commit."""
+def alias(
+    model: ModelVersion | str,
+    name: str,
+    version: int | None = None,
+    *,
+    gate: str | Sequence[str] = (),
+    home: str | os.PathLike[str] | None = None,
+) -> ModelVersion:
+    """Let a name of your own, such as ``challenger``, mean a version; no traffic moves.
 
-    registry: Registry
-    chosen: ModelVersion
-    results: Sequence[GateResult]
-    carrier: Carrier
-    tell: Callable[[str], None]
+    Args:
+        model: what :func:`lepton.register` returned, or a model's name with ``version``.
+        name: the alias; it is moved if it means another version so far.
+        version: the version number, with a name; default the newest.
+        gate: conditions that the version has to pass first, as in :func:`promote`.
+        home: where the registry is.
 
-    def to_champion(self, state: ModelState) -> ModelState:
-        moved = self.registry.promote(
-            self.chosen.model,
-            self.chosen.version,
-            expect=state.pointer.seq,
-            gate=self.results,
-            trace_id=self.carrier.trace_id,
-        )
-        self.tell(f"version {self.chosen.version} at 100 %")
-        return moved
+    Raises:
+        ValueError: no name for an alias.
+        GateError: a condition does not parse, names a missing metric, or does not hold.
+        RegistryError: there is no such version.
+    """
+    gates = [parse(g) for g in ([gate] if isinstance(gate, str) else gate)]
+    registry = Registry(f"{home_of(home)}/registry")
+    chosen = _chosen(registry, model, version)
+    state = registry.state(chosen.model)
+    _pass_gates(gates, chosen, _champion(registry, state))
+    registry.alias(chosen.model, name, chosen.version)
+    return chosen
 
-    def to_canary(
-        self, state: ModelState, share: float, app: App, rule: CanaryRule, root: str
-    ) -> ModelState:
-        moved = self.registry.start_canary(
-            self.chosen.model,
-            self.chosen.version,
-            share,
-            expect=state.pointer.seq,
-            gate=self.results,
-            trace_id=self.carrier.trace_id,
-        )
-        self.tell(f"version {self.chosen.version} at {share:.0%}")
-        with telemetry.span("lepton.canary", self.carrier, attributes={"lepton.share": share}):
-            _bake(app, self.registry, moved, rule, root)
-        return moved
+
+def pause(
+    model: str, *, reason: str = "by hand", home: str | os.PathLike[str] | None = None
+) -> ModelState:
+    """Take the share of the version on trial away for a while; promoting it again goes on.
+
+    Raises:
+        RegistryError: no version is on trial.
+    """
+    return Registry(f"{home_of(home)}/registry").pause(model, expect=None, reason=reason)
 
 
 def rollback(
@@ -138,19 +160,19 @@ def rollback(
     home: str | os.PathLike[str] | None = None,
     trace: Carrier | None = None,
 ) -> ModelState:
-    """Give up a running canary, or else make the former champion the champion again.
+    """Give up a running canary or shadow, or else make the former champion the champion again.
 
     Returns once every replica serves it, where the application runs on the connected cluster.
 
     Raises:
-        RegistryError: there is neither a canary nor a former champion.
+        RegistryError: there is neither a trial nor a former champion.
     """
     root = home_of(home)
     registry = Registry(f"{root}/registry")
     parent = trace or Carrier("", f"{root}/traces")
     with telemetry.span("lepton.rollback", parent, attributes={"lepton.model": model}):
         pointer = registry.state(model).pointer
-        if pointer.canary is not None:
+        if pointer.trial is not None:
             state = registry.abort_canary(model, expect=pointer.seq, reason=reason)
         else:
             state = registry.rollback(model, expect=pointer.seq, reason=reason)
@@ -203,45 +225,3 @@ def _verify(chosen: ModelVersion) -> None:
             f"{chosen.version}: its manifest has changed; register it again"
         )
     checkpoints.verify(manifest)
-
-
-def _bake(app: App, registry: Registry, state: ModelState, rule: CanaryRule, root: str) -> None:
-    """Watch the canary's answers until the rule decides.
-
-    Raises:
-        ServingError: it was rolled back.
-    """
-    _take_up(app, registry, state)
-    pointer = state.pointer
-    began, since_us = time.monotonic(), time.time_ns() // 1000
-    while True:
-        seen = [
-            Observed(requests=c.requests, errors=c.errors, p99_ms=c.p99_ms)
-            for c in (
-                observed(app.model, pointer.canary or 0, since_us, root),
-                observed(app.model, pointer.champion or 0, since_us, root),
-            )
-        ]
-        decision = decide(rule, seen[0], seen[1], time.monotonic() - began)
-        if decision.action == "promote":
-            return
-        if decision.action == "rollback":
-            back = registry.abort_canary(app.model, expect=pointer.seq, reason=decision.reason)
-            app.wait_for(back.pointer.seq)
-            raise ServingError(
-                f"{app.model} version {pointer.canary} was rolled back: {decision.reason}; "
-                f"version {pointer.champion} serves on"
-            )
-        time.sleep(LOOK_S)
-
-
-def _take_up(app: App, registry: Registry, state: ModelState) -> None:
-    """Wait until every replica serves the pointer; take it back if one cannot."""
-    try:
-        app.wait_for(state.pointer.seq)
-    except ServingError as e:
-        if state.pointer.canary is not None:
-            registry.abort_canary(app.model, expect=state.pointer.seq, reason=str(e))
-        elif state.pointer.previous is not None:
-            registry.rollback(app.model, expect=state.pointer.seq, reason=str(e))
-        raise

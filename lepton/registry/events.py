@@ -16,7 +16,17 @@ from typing import Any
 
 from lepton.errors import RegistryError
 
-KINDS = ("registered", "canary", "promoted", "aborted", "rolled_back")
+KINDS = (
+    "registered",
+    "shadow",
+    "canary",
+    "paused",
+    "promoted",
+    "aborted",
+    "rolled_back",
+    "aliased",
+)
+ROLES = ("champion", "previous", "canary", "shadow")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -53,13 +63,30 @@ class ModelVersion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pointer:
-    """Who answers: the champion, and a canary with its share of requests. ``seq`` dates it."""
+    """Who answers; ``seq`` dates it. One version at most is on trial, as canary or as shadow.
+
+    Attributes:
+        champion: the version that answers.
+        previous: the one before it.
+        canary: a version that answers a share of the requests.
+        shadow: a version that is asked a share of the requests too, and never answers.
+        share: of requests, for the one on trial; 0 while it is paused.
+        by: header whose value decides who gets the canary, so that a user stays with a version;
+            empty decides by chance.
+    """
 
     champion: int | None = None
     previous: int | None = None
     canary: int | None = None
+    shadow: int | None = None
     share: float = 0.0
+    by: str = ""
     seq: int = 0
+
+    @property
+    def trial(self) -> int | None:
+        """The version on trial."""
+        return self.shadow if self.canary is None else self.canary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +97,8 @@ class Event:
         seq: 1, 2, 3, … per model.
         kind: one of :data:`KINDS`.
         version: the version it is about; None for ``aborted`` and ``rolled_back``.
-        share: of requests, for ``canary``.
+        share: of requests, for ``canary`` and ``shadow``.
+        details: ``by`` and ``rule`` for a trial, ``alias`` for ``aliased``.
         reason: why, for ``aborted`` and ``rolled_back``.
         gate: results of the gates that were checked.
         registered: the version, for ``registered``.
@@ -86,6 +114,7 @@ class Event:
     reason: str = ""
     gate: tuple[Mapping[str, Any], ...] = ()
     registered: ModelVersion | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
     actor: str = ""
     trace_id: str = ""
     id: str = ""
@@ -97,6 +126,7 @@ class ModelState:
 
     model: str
     pointer: Pointer = field(default_factory=Pointer)
+    aliases: Mapping[str, int] = field(default_factory=dict[str, int])
     versions: Mapping[int, ModelVersion] = field(default_factory=dict[int, ModelVersion])
 
 
@@ -122,23 +152,41 @@ def apply(state: ModelState, event: Event) -> ModelState:
         )
     if event.kind == "registered":
         return _registered(state, event)
-    if event.kind == "canary":
-        return replace(state, pointer=_canary(state, event))
+    if event.kind == "aliased":
+        return _aliased(state, event)
+    if event.kind not in KINDS:
+        raise RegistryError(
+            f"event {event.seq} of {state.model!r} is of unknown kind {event.kind!r}"
+        )
+    return replace(state, pointer=replace(_moved(state, event), seq=event.seq))
+
+
+def _moved(state: ModelState, event: Event) -> Pointer:
+    pointer = state.pointer
+    if event.kind in ("canary", "shadow"):
+        return _trial(state, event)
     if event.kind == "promoted":
         _known(state, event.version)
         if event.version == pointer.champion:
             raise RegistryError(f"version {event.version} of {state.model!r} is champion already")
-        moved = Pointer(champion=event.version, previous=pointer.champion, seq=event.seq)
-        return replace(state, pointer=moved)
-    if event.kind == "aborted":
-        if pointer.canary is None:
-            raise RegistryError(f"model {state.model!r} has no canary to give up")
-        return replace(state, pointer=replace(pointer, canary=None, share=0.0, seq=event.seq))
+        return Pointer(champion=event.version, previous=pointer.champion)
     if event.kind == "rolled_back":
         if pointer.previous is None:
             raise RegistryError(f"model {state.model!r} has no former champion to go back to")
-        return replace(state, pointer=Pointer(champion=pointer.previous, seq=event.seq))
-    raise RegistryError(f"event {event.seq} of {state.model!r} is of unknown kind {event.kind!r}")
+        return Pointer(champion=pointer.previous)
+    if pointer.trial is None:
+        raise RegistryError(f"model {state.model!r} has no canary or shadow to end or to pause")
+    if event.kind == "paused":
+        return replace(pointer, share=0.0)
+    return Pointer(champion=pointer.champion, previous=pointer.previous)
+
+
+def _aliased(state: ModelState, event: Event) -> ModelState:
+    alias = str(event.details.get("alias", ""))
+    check_alias(alias)
+    _known(state, event.version)
+    aliases = {**state.aliases, alias: int(event.version or 0)}
+    return replace(state, aliases=aliases, pointer=replace(state.pointer, seq=event.seq))
 
 
 def _registered(state: ModelState, event: Event) -> ModelState:
@@ -150,16 +198,26 @@ def _registered(state: ModelState, event: Event) -> ModelState:
     return replace(state, versions=versions, pointer=replace(state.pointer, seq=event.seq))
 
 
-def _canary(state: ModelState, event: Event) -> Pointer:
+def _trial(state: ModelState, event: Event) -> Pointer:
     pointer = state.pointer
     _known(state, event.version)
     if event.share is None or not 0 < event.share <= 1:
-        raise RegistryError(f"a canary's share must be in (0, 1], not {event.share!r}")
+        raise RegistryError(f"a {event.kind}'s share must be in (0, 1], not {event.share!r}")
     if pointer.champion is None:
-        raise RegistryError(f"model {state.model!r} has no champion beside which to run a canary")
+        raise RegistryError(
+            f"model {state.model!r} has no champion beside which to run a {event.kind}"
+        )
     if event.version == pointer.champion:
         raise RegistryError(f"version {event.version} of {state.model!r} is champion already")
-    return replace(pointer, canary=event.version, share=event.share, seq=event.seq)
+    if pointer.trial not in (None, event.version):
+        raise RegistryError(
+            f"version {pointer.trial} of {state.model!r} is on trial: wait for its end, or end it "
+            "by a rollback"
+        )
+    base = Pointer(champion=pointer.champion, previous=pointer.previous, share=event.share)
+    if event.kind == "shadow":
+        return replace(base, shadow=event.version)
+    return replace(base, canary=event.version, by=str(event.details.get("by", "")))
 
 
 def _known(state: ModelState, version: int | None) -> None:
@@ -175,6 +233,15 @@ def check_name(model: str) -> None:
         raise ValueError(
             f"model name {model!r} must be 1 to 128 letters, digits, '.', '_' or '-', and begin "
             "with a letter or digit"
+        )
+
+
+def check_alias(alias: str) -> None:
+    """Raise ValueError unless ``alias`` can name a version."""
+    if not _NAME.fullmatch(alias) or alias in ROLES or alias.isdigit():
+        raise ValueError(
+            f"alias {alias!r} must be letters, digits, '.', '_' or '-', no number, and none of "
+            f"{', '.join(ROLES)}, which promotion moves"
         )
 
 

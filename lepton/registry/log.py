@@ -1,8 +1,5 @@
 """The event log's table: one commit an event, compare-and-set by application transaction.
 
-Columns: ``model`` string, ``seq`` int64, ``time`` timestamp, ``kind`` string, ``version`` int64,
-``share`` double, ``actor`` string, ``trace_id`` string, ``reason`` string, ``checkpoint`` string,
-``payload`` string (JSON: lineage, metrics, signature, tags, gate results, the event's random id).
 Event n of a model carries the Delta transaction (``lepton-registry/<model>``, n): two writers of
 the same n conflict in the log itself, so that one of them loses.
 
@@ -14,7 +11,6 @@ commit that makes a table has no handle to compare with, so the table is made em
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import secrets
 import socket
@@ -35,30 +31,18 @@ from pyarrow.fs import PyFileSystem
 
 from lepton.errors import ConflictError, RegistryError
 from lepton.registry.events import (
+    ROLES,
     Event,
     ModelState,
     ModelVersion,
     apply,
+    check_alias,
     check_metrics,
     check_name,
     state_of,
 )
+from lepton.registry.rows import SCHEMA, event_of, row_of
 
-SCHEMA = pa.schema(
-    [
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("seq", pa.int64(), nullable=False),
-        pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("version", pa.int64()),
-        pa.field("share", pa.float64()),
-        pa.field("actor", pa.string()),
-        pa.field("trace_id", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("checkpoint", pa.string()),
-        pa.field("payload", pa.string()),
-    ]
-)
 RETRIES = 50
 
 
@@ -96,7 +80,7 @@ class Registry:
             return self._states.get(model, ModelState(model=model))
 
     def version(self, model: str, which: int | str) -> ModelVersion:
-        """Return a version by number, or by alias: champion, previous, canary.
+        """Return a version by number, by role (champion, previous, canary, shadow) or by alias.
 
         Raises:
             RegistryError: there is none; the message says which there are.
@@ -106,9 +90,10 @@ class Registry:
             raise RegistryError(f"no model {model!r} in {self.uri}; it has: {self.models()}")
         number: Any = which
         if isinstance(which, str):
-            if which not in ("champion", "previous", "canary"):
-                raise RegistryError(f"{which!r} is not champion, previous or canary")
-            number = getattr(state.pointer, which)
+            if which not in (*ROLES, *state.aliases):
+                known = [*ROLES, *sorted(state.aliases)]
+                raise RegistryError(f"{which!r} is none of model {model!r}'s: {', '.join(known)}")
+            number = getattr(state.pointer, which) if which in ROLES else state.aliases[which]
         if number not in state.versions:
             raise RegistryError(
                 f"model {model!r} has no version {which!r}; it has: {sorted(state.versions)}"
@@ -183,6 +168,8 @@ class Registry:
         *,
         expect: int | None,
         gate: Sequence[Any] = (),
+        by: str = "",
+        rule: Mapping[str, Any] | None = None,
         trace_id: str = "",
     ) -> ModelState:
         """Give a version a share of requests beside the champion.
@@ -193,14 +180,52 @@ class Registry:
             share: of requests, in (0, 1].
             expect: the pointer's ``seq`` that the caller saw; None acts on the newest.
             gate: results of the gates that it passed.
+            by: header whose value decides who gets the canary; empty decides by chance.
+            rule: what it has to show, kept for whoever carries on.
             trace_id: the trace under which this happens.
 
         Raises:
             ConflictError: the model has moved on since ``expect``.
-            RegistryError: not possible in this state.
+            RegistryError: not possible in this state; another version may be on trial.
         """
-        fields = {"version": version, "share": share, "gate": _plain(gate), "trace_id": trace_id}
-        return self._move(model, expect, "canary", **fields)
+        details = {"by": by.lower(), "rule": dict(rule or {})}
+        fields = {"version": version, "share": share, "gate": _plain(gate), "details": details}
+        return self._move(model, expect, "canary", trace_id=trace_id, **fields)
+
+    def start_shadow(
+        self,
+        model: str,
+        version: int,
+        share: float,
+        *,
+        expect: int | None,
+        gate: Sequence[Any] = (),
+        rule: Mapping[str, Any] | None = None,
+        trace_id: str = "",
+    ) -> ModelState:
+        """Have a version asked a share of the requests too; arguments as :meth:`start_canary`."""
+        details = {"rule": dict(rule or {})}
+        fields = {"version": version, "share": share, "gate": _plain(gate), "details": details}
+        return self._move(model, expect, "shadow", trace_id=trace_id, **fields)
+
+    def pause(self, model: str, *, expect: int | None, reason: str = "") -> ModelState:
+        """Take the trial's share away for a while; starting the trial again ends the pause."""
+        return self._move(model, expect, "paused", reason=reason)
+
+    def alias(
+        self, model: str, alias: str, version: int, *, expect: int | None = None, trace_id: str = ""
+    ) -> ModelState:
+        """Let a name of one's own mean a version, such as ``challenger``; it can be moved again.
+
+        Raises:
+            ValueError: no name for an alias.
+            ConflictError, RegistryError: as :meth:`start_canary`.
+        """
+        check_alias(alias)
+        details = {"alias": alias}
+        return self._move(
+            model, expect, "aliased", version=version, details=details, trace_id=trace_id
+        )
 
     def promote(
         self,
@@ -218,7 +243,7 @@ class Registry:
     def abort_canary(
         self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
     ) -> ModelState:
-        """Take the canary's share away; raises as :meth:`start_canary`."""
+        """End the trial of a canary or a shadow; raises as :meth:`start_canary`."""
         return self._move(model, expect, "aborted", reason=reason, trace_id=trace_id)
 
     def rollback(
@@ -285,7 +310,7 @@ class Registry:
         transaction = Transaction(f"lepton-registry/{event.model}", event.seq)
         write_deltalake(
             opened,
-            pa.Table.from_pylist([_row(event)], schema=SCHEMA),
+            pa.Table.from_pylist([row_of(event)], schema=SCHEMA),
             mode="append",
             commit_properties=CommitProperties(app_transactions=[transaction]),
         )
@@ -311,7 +336,7 @@ class Registry:
         states = dict(self._states) if kept else {}
         fresh: dict[str, list[Event]] = {}
         for row in sorted(rows, key=lambda r: (r["model"], r["seq"])):
-            event = _event(row)
+            event = event_of(row)
             states[event.model] = apply(
                 states.get(event.model, ModelState(model=event.model)), event
             )
@@ -338,49 +363,6 @@ def _following(state: ModelState, **fields: Any) -> ModelVersion:
         created=_now(),
         actor=_actor(),
         **fields,
-    )
-
-
-def _row(event: Event) -> dict[str, Any]:
-    entry = event.registered
-    payload: dict[str, Any] = {"id": event.id, "gate": list(event.gate)}
-    if entry is not None:
-        payload["version"] = {**asdict(entry), "created": entry.created.isoformat()}
-    return {
-        "model": event.model,
-        "seq": event.seq,
-        "time": event.time,
-        "kind": event.kind,
-        "version": event.version,
-        "share": event.share,
-        "actor": event.actor,
-        "trace_id": entry.trace_id if entry else event.trace_id,
-        "reason": event.reason,
-        "checkpoint": entry.checkpoint if entry else None,
-        "payload": json.dumps(payload, allow_nan=False),
-    }
-
-
-def _event(row: Mapping[str, Any]) -> Event:
-    payload: dict[str, Any] = json.loads(row["payload"])
-    stored: dict[str, Any] | None = payload.get("version")
-    entry: ModelVersion | None = None
-    if stored is not None:
-        created = datetime.fromisoformat(stored.pop("created"))
-        entry = ModelVersion(**stored, created=created)
-    return Event(
-        model=row["model"],
-        seq=row["seq"],
-        time=row["time"],
-        kind=row["kind"],
-        version=row["version"],
-        share=row["share"],
-        reason=row["reason"] or "",
-        gate=tuple(payload["gate"]),
-        registered=entry,
-        actor=row["actor"] or "",
-        trace_id=row["trace_id"] or "",
-        id=payload.get("id", ""),
     )
 
 

@@ -56,7 +56,9 @@ class Serving:
 
     champion: Resident
     canary: Resident | None
+    shadow: Resident | None
     share: float
+    by: str
     seq: int
 
 
@@ -92,6 +94,7 @@ class Follower:
             "seq": max(now.seq, self._failed_seq),
             "champion": now.champion.version,
             "canary": now.canary.version if now.canary else None,
+            "shadow": now.shadow.version if now.shadow else None,
             "share": now.share,
             "error": self.error,
             "pid": os.getpid(),
@@ -125,10 +128,13 @@ class Follower:
         if pointer.champion is None:
             raise LeptonError(f"model {self._model!r} has no champion: promote a version first")
         champion = self._version(pointer.champion)
-        canary = self._version(pointer.canary) if pointer.canary is not None else None
-        keep = {pointer.champion, pointer.canary, pointer.previous}
+        canary, shadow = (
+            self._version(number) if number is not None else None
+            for number in (pointer.canary, pointer.shadow)
+        )
+        keep = {pointer.champion, pointer.canary, pointer.shadow, pointer.previous}
         self.resident = {v: r for v, r in self.resident.items() if v in keep}
-        return Serving(champion, canary, pointer.share or 0.0, pointer.seq)
+        return Serving(champion, canary, shadow, pointer.share, pointer.by, pointer.seq)
 
     def _version(self, number: int) -> Resident:
         if number not in self.resident:

@@ -31,9 +31,11 @@ from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
 from lepton.serving.protocol import Inquiry
+from lepton.serving.shares import gets_it
 from lepton.telemetry import Carrier, Spool, carrier_of
 
 PATIENCE_S = 60.0
+MOST_MIRRORED = 64
 SLOW_S = 1.0
 """From when on a request is slow: its span is recorded though its trace is not sampled."""
 
@@ -77,6 +79,7 @@ class Replica:
         self._spans = Spool(self._directory)
         self._batcher = Batcher()
         self._draining = False
+        self._mirrors: set[asyncio.Task[None]] = set()
         labels = {"lepton.model": model}
         depth = lambda: self._batcher.waiting_rows  # noqa: E731
         self._ends = [
@@ -188,8 +191,10 @@ class Replica:
         now = self._follower.now
         named = request.path_params.get("version")
         if named is None:
-            if by_chance and now.canary and random.random() < now.share:  # noqa: S311 - a coin
-                return now.canary, "canary"
+            if by_chance and now.canary:
+                key = request.headers.get(now.by) if now.by else None
+                if gets_it(now.share, key, self._model):
+                    return now.canary, "canary"
             return now.champion, "champion"
         resident = self._follower.resident
         found = next((r for number, r in resident.items() if str(number) == named), None)
@@ -217,6 +222,8 @@ class Replica:
             log.error("replica of %s failed a request", self._model, **told)
         if came.status == 200 or came.status >= 500:
             self._answers.add(self._row(came, identity, span))
+        if came.variant == "champion" and came.status == 200:
+            self._mirror(came, identity, span)
         if came.inquiry is None or came.status != 200:
             reply = problem(came.status, came.error)
         else:
@@ -247,6 +254,46 @@ class Replica:
             came.fail(500, f"{type(e).__name__}: {e}", type(e).__name__)
             came.failure = e
 
+    def _mirror(self, came: _Outcome, identity: str, span: Carrier) -> None:
+        """Ask the shadow the same, if there is one; nobody waits for what it says."""
+        now = self._follower.now
+        if now.shadow is None or came.inquiry is None or len(self._mirrors) >= MOST_MIRRORED:
+            return
+        if gets_it(now.share, None, self._model):
+            asked = _Outcome(now.shadow, "shadow", time.time_ns(), inquiry=came.inquiry)
+            task = asyncio.create_task(self._ask_shadow(asked, identity, span))
+            self._mirrors.add(task)
+            task.add_done_callback(self._mirrors.discard)
+
+    async def _ask_shadow(self, asked: _Outcome, identity: str, span: Carrier) -> None:
+        assert asked.inquiry is not None  # noqa: S101 - it was just answered
+        await asyncio.sleep(0)  # the answer goes out first
+        try:
+            run, rows = asked.version.run, asked.inquiry.rows
+            asked.outputs = await self._batcher.answer(run, rows, PATIENCE_S)
+        except (Overloaded, TimeoutError):
+            return  # the champion's requests go first
+        except Exception as e:  # noqa: BLE001 - counted against the shadow
+            asked.fail(500, f"{type(e).__name__}: {e}", type(e).__name__)
+        self._spans.add(
+            "lepton.request",
+            span,
+            asked.began_ns,
+            error=asked.kind,
+            links=[asked.version.traceparent],
+            attributes=self._about(asked) | {"lepton.rows": len(asked.inquiry.rows)},
+        )
+        self._answers.add(self._row(asked, identity, span))
+
+    def _about(self, came: _Outcome) -> dict[str, Any]:
+        return {
+            "http.request.method": "POST",
+            "http.response.status_code": came.status,
+            "lepton.model": self._model,
+            "lepton.version": came.version.version,
+            "lepton.variant": came.variant,
+        }
+
     def _row(self, came: _Outcome, identity: str, span: Carrier) -> Answer:
         return Answer(
             request_id=identity,
@@ -269,13 +316,7 @@ class Replica:
         )
         rows = len(came.inquiry.rows) if came.inquiry else 0
         took = (time.time_ns() - came.began_ns) / 1e9
-        about = {
-            "http.request.method": "POST",
-            "http.response.status_code": came.status,
-            "lepton.model": self._model,
-            "lepton.version": came.version.version,
-            "lepton.variant": came.variant,
-        }
+        about = self._about(came)
         span = self._spans.add(
             "lepton.request",
             parent,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,18 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 
 import lepton
+import lepton.promotion
 from lepton.errors import CheckpointError, ConflictError, GateError, ServingError
 from lepton.lake import Snapshot
 from lepton.monitoring import count_answers
 from lepton.preprocess import Preparation
 from lepton.promotion import CanaryRule
 from lepton.registry import Registry
+from lepton.serving.protocol import request_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -186,11 +191,11 @@ def test_a_request_continues_the_callers_trace(world: World) -> None:
     assert reply.headers["traceparent"].split("-")[1] == "ab" * 16
 
 
-def request(world: World) -> bytes:
-    from lepton.serving.protocol import request_of
+INPUTS = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
 
-    rows = world.table.select(["x"]).head(1)
-    return request_of(rows, [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}])
+
+def request(world: World) -> bytes:
+    return request_of(world.table.select(["x"]).head(1), INPUTS)
 
 
 def wait_until(condition: Any) -> None:
@@ -205,8 +210,9 @@ def wait_until(condition: Any) -> None:
 class Load:
     """A client that keeps asking from another thread and notes every answer."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, rows: np.ndarray[Any, Any] | None = None) -> None:
         self._world = world
+        self._rows = rows
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ask)
         self.versions: list[str] = []
@@ -225,9 +231,12 @@ class Load:
         wait_until(lambda: len(self.versions) >= until or self.failed)
 
     def _ask(self) -> None:
-        body = request(self._world)
+        body, at = request(self._world), 0
         with httpx.Client(timeout=30) as http:
             while not self._stop.is_set():
+                if self._rows is not None:
+                    body = request_of(pa.table({"x": [self._rows[at % len(self._rows)]]}), INPUTS)
+                    at += 1
                 reply = http.post(self._world.app.infer_url, content=body)
                 if reply.status_code == 200:
                     self.versions.append(reply.json()["model_version"])
@@ -256,6 +265,100 @@ def test_after_a_flush_the_log_has_every_answer(world: World) -> None:
     world.app.flush()
 
     assert count_answers("m", world.home) == before + 3
+
+
+def test_the_same_user_gets_the_same_version(world: World) -> None:
+    pointer = world.registry.state("m").pointer
+    other = next(v.version for v in world.versions if v.version != pointer.champion)
+    state = world.registry.start_canary("m", other, 0.5, expect=pointer.seq, by="X-User")
+    world.app.wait_for(state.pointer.seq)
+    body = request(world)
+    got: dict[str, set[str]] = {}
+    with httpx.Client(timeout=30) as http:
+        for user in [f"user-{i}" for i in range(20)] * 3:
+            reply = http.post(world.app.infer_url, content=body, headers={"x-user": user})
+            got.setdefault(user, set()).add(reply.json()["model_version"])
+    lepton.rollback("m", home=world.home)
+
+    assert {len(versions) for versions in got.values()} == {1}
+    assert set.union(*got.values()) == {str(pointer.champion), str(other)}
+
+
+def test_a_shadow_is_asked_and_compared_and_never_answers(world: World) -> None:
+    champion = world.registry.state("m").pointer.champion
+    other = next(v for v in world.versions if v.version != champion)
+    rule = CanaryRule(bake_s=0, min_requests=20, max_difference=0.0)
+    asked = np.random.default_rng(0).normal(5, 2, (4000, 3)).astype("float32")
+    with Load(world, rows=asked) as load:
+        # two nets of other seeds do not agree on every row of many
+        with pytest.raises(ServingError, match=r"answers are .* from the champion's"):
+            lepton.promote(
+                other, shadow=1.0, rule=replace(rule, patience_s=120, bake_s=100), home=world.home
+            )
+        assert set(load.versions) == {str(champion)}
+        lepton.promote(other, shadow=1.0, rule=replace(rule, max_difference=1.0), home=world.home)
+        load.more(20)
+
+    assert load.failed == []
+    assert load.versions[-1] == str(other.version)
+    world.app.flush()
+    log = lepton.table(f"{world.home}/answers/m").to_arrow().to_pandas()
+    shadows = log[log["variant"] == "shadow"]
+    assert set(shadows["version"]) == {other.version}
+    assert set(shadows["request_id"]) < set(log[log["variant"] == "champion"]["request_id"])
+    lepton.rollback("m", home=world.home)
+
+
+def test_whoever_promotes_again_carries_on_after_the_controller_was_killed(world: World) -> None:
+    champion = world.registry.state("m").pointer.champion
+    other = next(v.version for v in world.versions if v.version != champion)
+    spawn = multiprocessing.get_context("spawn")
+    with Load(world) as load:
+        args = (other, world.home, ray.get_runtime_context().gcs_address)
+        controller = spawn.Process(target=_promote_elsewhere, args=args, daemon=True)
+        controller.start()
+        wait_until(lambda: world.registry.state("m").pointer.canary == other)
+        began = world.registry.state("m").pointer.seq
+        controller.kill()
+        controller.join()
+        load.more(30)
+        told: list[str] = []
+        lepton.promote("m", other, canary=0.5, home=world.home, on_change=told.append)
+        load.more(20)
+
+    assert load.failed == []
+    assert told == [f"version {other}: its canary goes on", f"version {other} at 100 %"]
+    last = world.registry.history("m")[-2:]
+    assert [(e.kind, e.seq) for e in last] == [("canary", began), ("promoted", began + 1)]
+    assert load.versions[-1] == str(other)
+    lepton.rollback("m", home=world.home)
+
+
+def _promote_elsewhere(version: int, home: str, address: str) -> None:
+    os.environ["RAY_ADDRESS"] = address
+    rule = CanaryRule(bake_s=4, min_requests=5)
+    lepton.promote("m", version, canary=0.5, rule=rule, home=home)
+
+
+def test_a_trial_that_is_ended_by_hand_ends_its_promotion(world: World) -> None:
+    champion = world.registry.state("m").pointer.champion
+    other = next(v.version for v in world.versions if v.version != champion)
+    paused: list[int | None] = []
+
+    def end() -> None:
+        wait_until(lambda: world.registry.state("m").pointer.canary == other)
+        paused.append(lepton.promotion.pause("m", home=world.home).pointer.trial)
+        lepton.rollback("m", reason="not today", home=world.home)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    rule = CanaryRule(bake_s=1000, patience_s=2000)
+    with pytest.raises(ServingError, match=r"was ended by .*: not today"):
+        lepton.promote("m", other, canary=0.5, rule=rule, home=world.home)
+    thread.join()
+
+    assert paused == [other]
+    assert world.registry.state("m").pointer.champion == champion
 
 
 def test_a_killed_replica_fails_no_request(world: World) -> None:

@@ -34,7 +34,9 @@ def put(registry, model="m", **fields):
 
 attempts = st.lists(
     st.tuples(
-        st.sampled_from(["registered", "canary", "promoted", "aborted", "rolled_back"]),
+        st.sampled_from(
+            ["registered", "shadow", "canary", "paused", "promoted", "aborted", "rolled_back"]
+        ),
         st.integers(1, 4),
         st.sampled_from([0.1, 1.0, 0.0, 1.5]),
     ),
@@ -65,9 +67,11 @@ def test_every_prefix_has_a_well_defined_pointer(tries):
         pointer = state.pointer
         assert pointer.seq == tried.seq == number
         assert list(state.versions) == list(range(1, len(state.versions) + 1))
-        others = {pointer.previous, pointer.canary} - {None}
+        others = {pointer.previous, pointer.canary, pointer.shadow} - {None}
         assert others <= set(state.versions)
-        assert (pointer.canary is not None) == (0 < pointer.share <= 1)
+        assert pointer.canary is None or pointer.shadow is None
+        assert pointer.share == 0 or (0 < pointer.share <= 1 and pointer.trial is not None)
+        assert pointer.share > 0 or pointer.trial is None or tried.kind in ("paused", "registered")
         if pointer.champion is None:
             assert not others
             assert before.champion is None  # once there is a champion there always is one
@@ -93,6 +97,7 @@ def test_folding_in_two_parts_is_folding_at_once(tries, at):
 
 BEGUN = state_of("m", [registered(1, 1), registered(2, 2)])
 LIVE = apply(BEGUN, event(3, "promoted", version=1))
+TRIED = apply(apply(LIVE, registered(4, 3)), event(5, "shadow", version=2, share=0.5))
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,10 @@ LIVE = apply(BEGUN, event(3, "promoted", version=1))
         (LIVE, event(4, "canary", version=2, share=float("nan")), "share"),
         (LIVE, event(4, "canary", version=2), "share"),
         (LIVE, event(4, "rolled_back"), "no former champion"),
+        (LIVE, event(4, "paused"), "to end or to pause"),
+        (LIVE, event(4, "shadow", version=1, share=0.1), "champion already"),
+        (TRIED, event(6, "canary", version=3, share=0.1), "version 2 of 'm' is on trial"),
+        (LIVE, event(4, "aliased", version=9, details={"alias": "best"}), "no version 9"),
     ],
 )
 def test_refuses_what_is_not_possible(state, illegal, message):
@@ -197,7 +206,7 @@ def test_refusals_leave_no_trace(registry):
         registry.promote("m", 7, expect=2)
     with pytest.raises(RegistryError, match=r"no version 'canary'; it has: \[1\]"):
         registry.version("m", "canary")
-    with pytest.raises(RegistryError, match="not champion, previous or canary"):
+    with pytest.raises(RegistryError, match="is none of model"):
         registry.version("m", "newest")
     with pytest.raises(RegistryError, match=r"no model 'n' .* it has: \['m'\]"):
         registry.version("n", 1)
@@ -354,3 +363,42 @@ def test_reads_through_an_object_store(registry):
     (path,) = DeltaTable(registry.uri).file_uris()
     assert Registry(stored)._read(f"file://{path}") == registry._read(path)
     assert Registry(stored).models() == ["m"]
+
+
+def test_a_trial_goes_from_shadow_to_canary_and_may_pause(registry):
+    for _ in range(3):
+        put(registry)
+    registry.promote("m", 1, expect=None)
+    rule = {"bake_s": 2.0}
+    shadow = registry.start_shadow("m", 2, 1.0, expect=None, rule=rule).pointer
+    canary = registry.start_canary("m", 2, 0.2, expect=None, by="X-User", rule=rule).pointer
+    paused = registry.pause("m", expect=None, reason="lunch").pointer
+    with pytest.raises(RegistryError, match="version 2 of 'm' is on trial"):
+        registry.start_canary("m", 3, 0.2, expect=None)
+    read = Registry(registry.uri)
+
+    assert shadow == Pointer(champion=1, shadow=2, share=1.0, seq=5)
+    assert canary == Pointer(champion=1, canary=2, share=0.2, by="x-user", seq=6)
+    assert paused == replace(canary, share=0.0, seq=7)
+    assert read.state("m").pointer == paused
+    assert read.version("m", "canary").version == 2
+    assert read.history("m")[-2].details == {"by": "x-user", "rule": rule}
+    ended = registry.abort_canary("m", expect=7, reason="no").pointer
+    assert ended == Pointer(champion=1, seq=8)
+
+
+def test_an_alias_means_a_version_until_it_is_moved(registry):
+    for _ in range(2):
+        put(registry)
+    registry.promote("m", 1, expect=None)
+    registry.alias("m", "challenger", 1)
+    registry.alias("m", "challenger", 2)
+    read = Registry(registry.uri)
+
+    assert read.version("m", "challenger").version == 2
+    assert read.state("m").pointer == Pointer(champion=1, seq=5)
+    for wrong in ("champion", "7", "a b", ""):
+        with pytest.raises(ValueError, match="alias"):
+            registry.alias("m", wrong, 1)
+    with pytest.raises(RegistryError, match="champion, previous, canary, shadow, challenger"):
+        read.version("m", "newest")

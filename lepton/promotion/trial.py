@@ -1,0 +1,167 @@
+"""A version on its way to champion: each step is one commit, and whoever comes next can carry on.
+
+The registry holds all that a trial needs: its kind, share and rule, and when it began. This
+process only looks and decides; when it dies, the trial stands as it is until somebody promotes
+that version again (and so carries on), or rolls back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from lepton import telemetry
+from lepton.errors import ServingError
+from lepton.monitoring import differences, observed
+from lepton.promotion.canary import CanaryRule, Observed, decide
+from lepton.promotion.gates import GateResult
+from lepton.registry import Event, ModelState, ModelVersion, Registry
+from lepton.serving import App
+from lepton.telemetry import Carrier
+
+LOOK_S = 0.25
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is asked for: the kind (shadow or canary), a share, a header, and a rule."""
+
+    kind: str
+    share: float
+    by: str
+    rule: CanaryRule | None
+
+
+@dataclass(frozen=True)
+class Move:
+    """One version on its way."""
+
+    registry: Registry
+    chosen: ModelVersion
+    results: Sequence[GateResult]
+    carrier: Carrier
+    root: str
+    tell: Callable[[str], None]
+
+    def to_champion(self, state: ModelState) -> ModelState:
+        """Make it the champion."""
+        moved = self.registry.promote(
+            self.chosen.model,
+            self.chosen.version,
+            expect=state.pointer.seq,
+            gate=self.results,
+            trace_id=self.carrier.trace_id,
+        )
+        self.tell(f"version {self.chosen.version} at 100 %")
+        return moved
+
+    def on_trial(self, state: ModelState, trial: Trial, app: App) -> ModelState:
+        """Run a trial, or carry on one that is under way, until the rule decides.
+
+        Raises:
+            ServingError: it was given up.
+        """
+        if _is_under_way(state, self.chosen, trial):
+            self.tell(f"version {self.chosen.version}: its {trial.kind} goes on")
+        else:
+            state = self._begin(state, trial)
+        attributes = {"lepton.share": trial.share}
+        with telemetry.span("lepton.canary", self.carrier, attributes=attributes):
+            take_up(app, self.registry, state)
+            return self._watch(app)
+
+    def _begin(self, state: ModelState, trial: Trial) -> ModelState:
+        start = self.registry.start_canary
+        more: dict[str, Any] = {"by": trial.by}
+        if trial.kind == "shadow":
+            start, more = self.registry.start_shadow, {}
+        moved = start(
+            self.chosen.model,
+            self.chosen.version,
+            trial.share,
+            expect=state.pointer.seq,
+            gate=self.results,
+            rule=asdict(trial.rule or CanaryRule()),
+            trace_id=self.carrier.trace_id,
+            **more,
+        )
+        word = "shadow of" if trial.kind == "shadow" else ""
+        self.tell(f"version {self.chosen.version} at {word} {trial.share:.0%}".replace("  ", " "))
+        return moved
+
+    def _watch(self, app: App) -> ModelState:
+        """Look at the answers and the registry until one of them decides."""
+        model, version = self.chosen.model, self.chosen.version
+        while True:
+            state = self.registry.state(model)
+            pointer = state.pointer
+            if pointer.champion == version:
+                return state  # somebody else was quicker
+            if pointer.trial != version:
+                last = self.registry.history(model)[-1]
+                raise ServingError(
+                    f"the trial of {model} version {version} was ended by {last.actor}: "
+                    f"{last.reason or last.kind}"
+                )
+            if pointer.share > 0:
+                decision = self._judge(pointer.champion or 0, pointer.shadow == version)
+                if decision.action == "promote":
+                    return state
+                if decision.action == "rollback":
+                    back = self.registry.abort_canary(
+                        model, expect=pointer.seq, reason=decision.reason
+                    )
+                    app.wait_for(back.pointer.seq)
+                    raise ServingError(
+                        f"{model} version {version} was rolled back: {decision.reason}; version "
+                        f"{pointer.champion} serves on"
+                    )
+            time.sleep(LOOK_S)
+
+    def _judge(self, champion: int, is_shadow: bool) -> Any:
+        model, version = self.chosen.model, self.chosen.version
+        began = _beginning(self.registry.history(model), version)
+        since_us = int(began.time.timestamp() * 1e6)
+        rule = CanaryRule(**began.details.get("rule", {}))
+        seen = [
+            Observed(requests=c.requests, errors=c.errors, p99_ms=c.p99_ms)
+            for c in (observed(model, v, since_us, self.root) for v in (version, champion))
+        ]
+        apart = 0.0
+        if rule.max_difference is not None:
+            found = differences(model, (version, champion), since_us, self.root)
+            apart = found[1] if is_shadow else found[0]
+        elapsed_s = (datetime.now(UTC) - began.time).total_seconds()
+        return decide(rule, seen[0], seen[1], elapsed_s, apart)
+
+
+def _is_under_way(state: ModelState, chosen: ModelVersion, trial: Trial) -> bool:
+    pointer = state.pointer
+    on_trial = pointer.shadow if trial.kind == "shadow" else pointer.canary
+    return on_trial == chosen.version and pointer.share == trial.share
+
+
+def _beginning(history: Sequence[Event], version: int) -> Event:
+    """The event that began the trial, or began it anew after a pause."""
+    return next(
+        e for e in reversed(history) if e.kind in ("canary", "shadow") and e.version == version
+    )
+
+
+def take_up(app: App, registry: Registry, state: ModelState) -> None:
+    """Wait until every replica serves the pointer; take it back if one cannot.
+
+    Raises:
+        ServingError: one cannot; the message says why.
+    """
+    try:
+        app.wait_for(state.pointer.seq)
+    except ServingError as e:
+        if state.pointer.trial is not None:
+            registry.abort_canary(app.model, expect=state.pointer.seq, reason=str(e))
+        elif state.pointer.previous is not None:
+            registry.rollback(app.model, expect=state.pointer.seq, reason=str(e))
+        raise
