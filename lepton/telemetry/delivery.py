@@ -179,8 +179,7 @@ def delivery_of(what: Signal) -> Delivery:
     """Return this process's delivery of a signal."""
     with _making:
         if what not in _deliveries:
-            if not _deliveries:
-                _look_after_ends()
+            look_after_ends()
             prefix = "OTEL_BLRP_" if what == "logs" else "OTEL_BSP_"
             batch = int(settings.number(prefix + "MAX_EXPORT_BATCH_SIZE", 512))
             _deliveries[what] = Delivery(
@@ -207,7 +206,7 @@ def flush(timeout_ms: int = int(END_S * 1000)) -> bool:
     """
     end = time.monotonic() + timeout_ms / 1000
     rounds.make(last=True)
-    for collect in _collecting:
+    for collect in list(_collecting):
         collect()
     waiting = list(_deliveries.values())
     done = [d.flush(max(0.0, end - time.monotonic())) for d in waiting]
@@ -217,13 +216,24 @@ def flush(timeout_ms: int = int(END_S * 1000)) -> bool:
 _collecting: list[Callable[[], None]] = []
 
 
-def before_flush(collect: Callable[[], None]) -> None:
-    """Have something done whenever all is sent, after the last figures were taken."""
+def before_flush(collect: Callable[[], None]) -> Callable[[], None]:
+    """Have something done whenever all is sent, after the last figures; return what ends that."""
+    look_after_ends()
     _collecting.append(collect)
 
+    def leave() -> None:
+        with suppress(ValueError):
+            _collecting.remove(collect)
 
-def _look_after_ends() -> None:
-    atexit.register(flush)
+    return leave
+
+
+def look_after_ends() -> None:
+    """Flush when this process ends; SIGTERM too, where nothing else answers to it."""
+    if _looking:
+        return
+    _looking.append(True)
+    atexit.register(flush)  # ray.kill and os._exit leave it out
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
@@ -267,11 +277,15 @@ _MAKERS: dict[Signal, Callable[[], Exporter]] = {
 }
 
 
+_looking: list[bool] = []
+
+
 def _forget() -> None:
     global _making
     _making = threading.RLock()
     _deliveries.clear()
     _collecting.clear()
+    _looking.clear()
     with suppress(ValueError):
         atexit.unregister(flush)
 

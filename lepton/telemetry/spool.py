@@ -24,7 +24,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from lepton.telemetry import settings
 from lepton.telemetry.context import Carrier, links_of, resource_of, span_context_of
-from lepton.telemetry.delivery import delivery_of
+from lepton.telemetry.delivery import before_flush, delivery_of
 from lepton.telemetry.store import FileExporter
 
 EVERY_S = 0.2
@@ -62,9 +62,11 @@ class Spool:
             if os.environ.get("OTEL_TRACES_SAMPLER")
             else None
         )
+        self._wanted = not settings.disabled()
         self._writing = threading.Lock()
         self._stop = threading.Event()
         self._random = random.Random(os.urandom(16))  # noqa: S311 - ids, not secrets
+        self._leave = before_flush(self.flush)
         self._thread = threading.Thread(target=self._run, daemon=True, name="lepton-spans")
         self._thread.start()
 
@@ -96,7 +98,7 @@ class Spool:
         trace_id = above.trace_id if above else self._random.getrandbits(128)
         span_id = self._random.getrandbits(64) or 1
         flags = above.trace_flags & 1 if above else self._root(trace_id, name)
-        if flags or certain:
+        if (flags or certain) and self._wanted:
             times = (start_ns, time.time_ns())
             own = SpanContext(trace_id, span_id, False, TraceFlags(1))
             ended = _Ended(name, own, above, times, kind, error, links, attributes or {})
@@ -124,6 +126,7 @@ class Spool:
 
     def close(self) -> None:
         """Write what waits and stop."""
+        self._leave()
         self._stop.set()
         self._thread.join()
         self.flush()
