@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lepton.telemetry.context import Carrier
-from lepton.telemetry.delivery import look_after_ends
+from lepton.telemetry.delivery import look_after_ends, prepare
 from lepton.telemetry.metrics import measure, measuring
 from lepton.telemetry.rounds import rounds
 from lepton.telemetry.spans import record
@@ -71,6 +71,7 @@ class Pace:
         self._window: list[Paced] = []
         self._lock = threading.Lock()
         self.add = self._waiting.append
+        prepare()
         self._leave = rounds.join(self.tell)
         look_after_ends()
 

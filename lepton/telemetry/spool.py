@@ -24,7 +24,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from lepton.telemetry import settings
 from lepton.telemetry.context import Carrier, links_of, resource_of, span_context_of
-from lepton.telemetry.delivery import before_flush, delivery_of
+from lepton.telemetry.delivery import before_flush, delivery_of, prepare
 from lepton.telemetry.store import FileExporter
 
 EVERY_S = 0.2
@@ -54,6 +54,7 @@ class Spool:
     """
 
     def __init__(self, directory: str | None) -> None:
+        prepare()
         self._waiting: deque[_Ended] = deque()
         self._dropped = 0
         self._file = FileExporter(directory) if directory is not None else None
