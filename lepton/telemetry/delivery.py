@@ -50,7 +50,7 @@ class Delivery:
 
     Args:
         what: the signal, for messages and threads' names.
-        make: makes the exporter; called in the thread, for its imports take a while.
+        make: makes the exporter; called in the thread unless :meth:`prepare` was.
         most: items that wait at the most.
         batch: items sent at once; one at a time if 1.
 
@@ -73,6 +73,10 @@ class Delivery:
         self._told = 0
         threading.Thread(target=self._run, name=THREAD + what, daemon=True).start()
 
+    def prepare(self) -> None:
+        """Make the exporter now: loading it holds up all threads for some 20 ms, once."""
+        self._exporter = self._exporter or self._make()
+
     def put(self, item: Any) -> None:
         """Let an item wait to be sent."""
         with self._changed:
@@ -84,11 +88,16 @@ class Delivery:
         if enough:
             self._awake.set()
 
-    def flush(self, timeout_s: float) -> bool:
-        """Send what waits; return whether that went well in the time given."""
+    def hurry(self) -> None:
+        """Begin to send what waits, without pauses."""
         with self._changed:
             self._hurry.set()
             self._awake.set()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Send what waits; return whether that went well in the time given."""
+        self.hurry()
+        with self._changed:
             done = self._changed.wait_for(lambda: not (self._waiting or self._sending), timeout_s)
             lost = self.dropped + len(self._waiting) + self._sending
         if lost > self._told:
@@ -179,8 +188,7 @@ def delivery_of(what: Signal) -> Delivery:
     """Return this process's delivery of a signal."""
     with _making:
         if what not in _deliveries:
-            if not _deliveries:
-                _look_after_ends()
+            look_after_ends()
             prefix = "OTEL_BLRP_" if what == "logs" else "OTEL_BSP_"
             batch = int(settings.number(prefix + "MAX_EXPORT_BATCH_SIZE", 512))
             _deliveries[what] = Delivery(
@@ -195,6 +203,13 @@ def delivery_of(what: Signal) -> Delivery:
         return _deliveries[what]
 
 
+def prepare() -> None:
+    """Get ready to send what is asked for. Call it where something long begins, before its pace."""
+    for what in _MAKERS:
+        if settings.otlp(what):
+            delivery_of(what).prepare()
+
+
 def dropped() -> dict[Signal, int]:
     """Return how many items of each signal this process gave up."""
     return {what: d.dropped for what, d in list(_deliveries.items())}
@@ -207,9 +222,11 @@ def flush(timeout_ms: int = int(END_S * 1000)) -> bool:
     """
     end = time.monotonic() + timeout_ms / 1000
     rounds.make(last=True)
-    for collect in _collecting:
+    for collect in list(_collecting):
         collect()
     waiting = list(_deliveries.values())
+    for delivery in waiting:  # all at once: each has its thread
+        delivery.hurry()
     done = [d.flush(max(0.0, end - time.monotonic())) for d in waiting]
     return all(done)
 
@@ -217,13 +234,24 @@ def flush(timeout_ms: int = int(END_S * 1000)) -> bool:
 _collecting: list[Callable[[], None]] = []
 
 
-def before_flush(collect: Callable[[], None]) -> None:
-    """Have something done whenever all is sent, after the last figures were taken."""
+def before_flush(collect: Callable[[], None]) -> Callable[[], None]:
+    """Have something done whenever all is sent, after the last figures; return what ends that."""
+    look_after_ends()
     _collecting.append(collect)
 
+    def leave() -> None:
+        with suppress(ValueError):
+            _collecting.remove(collect)
 
-def _look_after_ends() -> None:
-    atexit.register(flush)
+    return leave
+
+
+def look_after_ends() -> None:
+    """Flush when this process ends; SIGTERM too, where nothing else answers to it."""
+    if _looking:
+        return
+    _looking.append(True)
+    atexit.register(flush)  # ray.kill and os._exit leave it out
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
@@ -267,11 +295,15 @@ _MAKERS: dict[Signal, Callable[[], Exporter]] = {
 }
 
 
+_looking: list[bool] = []
+
+
 def _forget() -> None:
     global _making
     _making = threading.RLock()
     _deliveries.clear()
     _collecting.clear()
+    _looking.clear()
     with suppress(ValueError):
         atexit.unregister(flush)
 

@@ -26,7 +26,7 @@ from opentelemetry.sdk._logs import (
 
 from lepton.telemetry import settings
 from lepton.telemetry.context import Carrier, context_of, resource_of
-from lepton.telemetry.delivery import delivery_of
+from lepton.telemetry.delivery import delivery_of, prepare
 
 Told = Callable[[], Mapping[str, Any]]
 
@@ -93,6 +93,7 @@ def keep_logs(carrier: Carrier, told: Told, folder: Path | None = None) -> Calla
         told: attributes of this process, such as its rank, asked for with each record.
         folder: where files are kept, one a rank; None: nowhere.
     """
+    prepare()
     handler = RunLog(carrier, told, folder)
     logger = logging.getLogger("lepton")
     logger.addHandler(handler)

@@ -13,16 +13,17 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
+from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricReader, MetricsData
 
 from lepton.telemetry import settings
-from lepton.telemetry.context import context_of, resource_of
+from lepton.telemetry.context import resource_of
 from lepton.telemetry.delivery import before_flush, delivery_of, dropped, metric_exporter
+from lepton.telemetry.distributions import Distributions
 from lepton.telemetry.instruments import INSTRUMENTS, Instrument
 from lepton.telemetry.rounds import rounds
 
@@ -56,30 +57,82 @@ class Sink(Protocol):
 
 
 class Metered:
-    """Takes values into OpenTelemetry's SDK, which adds them up until a reader collects them."""
+    """Takes values for OpenTelemetry, added up until they are collected: once an interval.
 
-    def __init__(self, readers: Sequence[MetricReader]) -> None:
-        self._provider = MeterProvider(
-            metric_readers=readers, resource=resource_of(os.getpid()), shutdown_on_exit=False
+    Counters and gauges are the SDK's.
+    """
+
+    def __init__(self) -> None:
+        self._reader = Collecting()
+        provider = MeterProvider(
+            metric_readers=[self._reader], resource=resource_of(os.getpid()), shutdown_on_exit=False
         )
+        self._meter = provider.get_meter("lepton")
+        self._histograms = Distributions(delta=self._reader.delta)
         self._made: dict[str, Callable[..., None]] = {
-            name: self._make(i) for name, i in INSTRUMENTS.items()
+            name: self._make(i) for name, i in INSTRUMENTS.items() if i.kind != "histogram"
         }
+        self._interval_s = settings.number("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
+        self._next = time.monotonic() + self._interval_s
+        self._dropped: Counter[str] = Counter()
+        rounds.join(self._look)
+        before_flush(self.collect)
 
     def _make(self, i: Instrument) -> Callable[..., None]:
-        meter = self._provider.get_meter("lepton")
         if i.kind == "counter":
-            return meter.create_counter(i.name, i.unit, i.description).add
-        if i.kind == "gauge":
-            return meter.create_gauge(i.name, i.unit, i.description).set
-        bounds = i.bounds
-        return meter.create_histogram(
-            i.name, i.unit, i.description, explicit_bucket_boundaries_advisory=bounds
-        ).record
+            return self._meter.create_counter(i.name, i.unit, i.description).add
+        return self._meter.create_gauge(i.name, i.unit, i.description).set
 
     def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
-        """Take one value; a sampled trace becomes its exemplar."""
-        self._made[what.name](value, labels, context_of(trace) if trace else _NO_CONTEXT)
+        """Take one value; a sampled trace becomes a histogram's exemplar."""
+        if what.kind == "histogram":
+            self._histograms.take(what, value, labels, trace)
+        else:
+            self._made[what.name](value, labels, _NO_CONTEXT)
+
+    def _look(self, last: bool) -> None:
+        if not last and time.monotonic() >= self._next:
+            self.collect()
+
+    def collect(self) -> None:
+        """Let everything wait to be sent."""
+        self._next = time.monotonic() + self._interval_s
+        for signal, count in dropped().items():
+            if count > self._dropped[signal]:
+                more, labels = count - self._dropped[signal], {"lepton.signal": signal}
+                measure("lepton.telemetry.dropped", more, labels)
+                self._dropped[signal] = count
+        self._reader.collect()
+        found = self._histograms.collect(resource_of(os.getpid()))
+        if found is not None:
+            delivery_of("metrics").put(found)
+
+
+class Collecting(MetricReader):
+    """Lets what the SDK has added up wait to be sent.
+
+    Attributes:
+        delta: whether each collection is to begin anew, as the environment may want it.
+    """
+
+    def __init__(self) -> None:
+        wish = (
+            metric_exporter()
+        )  # which reads it from the environment, as the SDK's own reader does
+        temporality = wish._preferred_temporality  # pyright: ignore[reportPrivateUsage]
+        super().__init__(
+            preferred_temporality=temporality,
+            preferred_aggregation=wish._preferred_aggregation,  # pyright: ignore[reportPrivateUsage]
+        )
+        self.delta = (temporality or {}).get(Histogram) is AggregationTemporality.DELTA
+
+    def _receive_metrics(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
+    ) -> None:
+        delivery_of("metrics").put(metrics_data)
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Nothing is held here."""
 
 
 _NO_CONTEXT = Context()
@@ -176,48 +229,8 @@ def scrape_by(board: Board) -> None:
 def _begin() -> list[Sink]:
     with _state.lock:
         if _state.sinks is None:
-            _state.sinks = [Metered([Collecting()])] if settings.otlp("metrics") else []
+            _state.sinks = [Metered()] if settings.otlp("metrics") else []
         return _state.sinks
-
-
-class Collecting(MetricReader):
-    """Collects what was measured, once an interval, and lets it wait to be sent."""
-
-    def __init__(self) -> None:
-        wish = (
-            metric_exporter()
-        )  # which reads it from the environment, as the SDK's own reader does
-        super().__init__(
-            preferred_temporality=wish._preferred_temporality,  # pyright: ignore[reportPrivateUsage]
-            preferred_aggregation=wish._preferred_aggregation,  # pyright: ignore[reportPrivateUsage]
-        )
-        self._interval_s = settings.number("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
-        self._next = time.monotonic() + self._interval_s
-        self._dropped: Counter[str] = Counter()
-        rounds.join(self._look)
-        before_flush(self.now)
-
-    def _look(self, last: bool) -> None:
-        if not last and time.monotonic() >= self._next:
-            self.now()
-
-    def now(self) -> None:
-        """Collect."""
-        self._next = time.monotonic() + self._interval_s
-        for signal, count in dropped().items():
-            if count > self._dropped[signal]:
-                more, labels = count - self._dropped[signal], {"lepton.signal": signal}
-                measure("lepton.telemetry.dropped", more, labels)
-                self._dropped[signal] = count
-        self.collect()
-
-    def _receive_metrics(
-        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
-    ) -> None:
-        delivery_of("metrics").put(metrics_data)
-
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Nothing is held here."""
 
 
 def _plain(name: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lepton.telemetry.context import Carrier
+from lepton.telemetry.delivery import look_after_ends, prepare
 from lepton.telemetry.metrics import measure, measuring
 from lepton.telemetry.rounds import rounds
 from lepton.telemetry.spans import record
@@ -70,7 +71,9 @@ class Pace:
         self._window: list[Paced] = []
         self._lock = threading.Lock()
         self.add = self._waiting.append
+        prepare()
         self._leave = rounds.join(self.tell)
+        look_after_ends()
 
     def tell(self, last: bool) -> None:
         """Tell of the steps since the last time; ``last`` also ends the window under way."""

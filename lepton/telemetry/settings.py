@@ -17,13 +17,18 @@ def otlp(signal: Signal) -> bool:
 
     ``OTEL_<SIGNAL>_EXPORTER=none`` and ``OTEL_SDK_DISABLED=true`` switch it off again.
     """
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if disabled():
         return False
     chosen = _exporters(signal)
     if chosen:
         return "otlp" in chosen
     names = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
     return any(os.environ.get(name) for name in names)
+
+
+def disabled() -> bool:
+    """Whether there is to be no telemetry at all, span files included."""
+    return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 def prometheus() -> bool:

@@ -24,8 +24,8 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from lepton.telemetry import settings
 from lepton.telemetry.context import Carrier, links_of, resource_of, span_context_of
-from lepton.telemetry.delivery import delivery_of
-from lepton.telemetry.store import FileExporter
+from lepton.telemetry.delivery import before_flush, delivery_of, prepare
+from lepton.telemetry.store import FileExporter, process_of
 
 EVERY_S = 0.2
 MOST = 20_000
@@ -54,6 +54,7 @@ class Spool:
     """
 
     def __init__(self, directory: str | None) -> None:
+        prepare()
         self._waiting: deque[_Ended] = deque()
         self._dropped = 0
         self._file = FileExporter(directory) if directory is not None else None
@@ -62,9 +63,11 @@ class Spool:
             if os.environ.get("OTEL_TRACES_SAMPLER")
             else None
         )
+        self._wanted = not settings.disabled()
         self._writing = threading.Lock()
         self._stop = threading.Event()
         self._random = random.Random(os.urandom(16))  # noqa: S311 - ids, not secrets
+        self._leave = before_flush(self.flush)
         self._thread = threading.Thread(target=self._run, daemon=True, name="lepton-spans")
         self._thread.start()
 
@@ -96,7 +99,7 @@ class Spool:
         trace_id = above.trace_id if above else self._random.getrandbits(128)
         span_id = self._random.getrandbits(64) or 1
         flags = above.trace_flags & 1 if above else self._root(trace_id, name)
-        if flags or certain:
+        if (flags or certain) and self._wanted:
             times = (start_ns, time.time_ns())
             own = SpanContext(trace_id, span_id, False, TraceFlags(1))
             ended = _Ended(name, own, above, times, kind, error, links, attributes or {})
@@ -110,20 +113,20 @@ class Spool:
     def flush(self) -> None:
         """Write what waits; never from a request."""
         with self._writing:
-            spans: list[ReadableSpan] = []
-            while self._waiting:
-                spans.append(_span(self._waiting.popleft()))
+            spans = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if spans and self._file is not None:
-                self._file.export(spans)
+                process = process_of(resource_of(os.getpid()))
+                self._file.append([_fields(span, process) for span in spans])
             if settings.otlp("traces"):
                 for span in spans:
-                    delivery_of("traces").put(span)
+                    delivery_of("traces").put(_span(span))
             if self._dropped:
                 log.warning("%d request spans dropped: more than could be written", self._dropped)
                 self._dropped = 0
 
     def close(self) -> None:
         """Write what waits and stop."""
+        self._leave()
         self._stop.set()
         self._thread.join()
         self.flush()
@@ -139,14 +142,34 @@ class Spool:
             self.flush()
 
 
+def _attributes(ended: _Ended) -> Mapping[str, Any]:
+    return {**ended.attributes, "error.type": ended.error} if ended.error else ended.attributes
+
+
+def _fields(ended: _Ended, process: str) -> dict[str, Any]:
+    """The fields of a :class:`~lepton.telemetry.store.SpanRecord`, without a detour by the SDK."""
+    links = (span_context_of(link) for link in ended.links)
+    return {
+        "name": ended.name,
+        "trace_id": f"{ended.context.trace_id:032x}",
+        "span_id": f"{ended.context.span_id:016x}",
+        "parent_id": f"{ended.parent.span_id:016x}" if ended.parent else None,
+        "start_ns": ended.times[0],
+        "end_ns": ended.times[1],
+        "process": process,
+        "status": "error" if ended.error else "ok",
+        "attributes": _attributes(ended),
+        "links": [f"{k.trace_id:032x}:{k.span_id:016x}" for k in links if k],
+    }
+
+
 def _span(ended: _Ended) -> ReadableSpan:
-    attributes = dict(ended.attributes) | ({"error.type": ended.error} if ended.error else {})
     return ReadableSpan(
         name=ended.name,
         context=ended.context,
         parent=ended.parent,
         resource=resource_of(os.getpid()),
-        attributes=attributes,
+        attributes=_attributes(ended),
         links=links_of(ended.links),
         kind=SpanKind[ended.kind.upper()],
         status=Status(StatusCode.ERROR, ended.error) if ended.error else Status(),

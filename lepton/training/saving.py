@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,15 @@ class Saver:
         self._copy: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._saved_at: float | None = None
+        myself = weakref.ref(self)
+
+        def age() -> float | None:
+            saver = myself()
+            at = saver._saved_at if saver else None
+            return None if at is None else time.monotonic() - at
+
+        telemetry.watch("lepton.checkpoint.age", age)
 
     def save(
         self,
@@ -88,6 +98,7 @@ class Saver:
             CheckpointError: it could not be written.
         """
         self.wait()
+        self._saved_at = None  # no other will follow
         target = Path(self._plan.folder) / "done.json"
         target.with_suffix(".tmp").write_text(json.dumps({"step": step, "cursor": cursor}))
         target.with_suffix(".tmp").replace(target)
@@ -120,6 +131,7 @@ class Saver:
                     **described,
                 )
                 span.set(lepton_bytes=self.saved.size)
+            self._saved_at = time.monotonic()
             telemetry.measure("lepton.checkpoint.duration", time.monotonic() - began)
             telemetry.measure("lepton.checkpoint.size", self.saved.size)
             if self._plan.keep is not None:

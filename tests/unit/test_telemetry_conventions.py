@@ -17,8 +17,10 @@ from lepton import telemetry
 from lepton.registry import Registry
 from lepton.serving.protocol import request_of
 from lepton.serving.replica import Replica
+from lepton.telemetry import metrics
 from lepton.telemetry.baggage import entries_of
 from lepton.telemetry.conventions import ATTRIBUTES, SPANS, strays
+from lepton.telemetry.rounds import rounds
 
 NAMES = """
 lepton.canary lepton.checkpoint lepton.checkpoint_table lepton.demo lepton.evaluate lepton.gate
@@ -78,7 +80,7 @@ class Loop:
         return telemetry.spans_of(str(self.home / "traces"), trace_id)
 
 
-def train(*, fail_at: int | None = None) -> Any:
+def train(*, fail_at: int | None = None, look: Any = None) -> Any:
     def loop(worker: Any) -> None:
         net = torch.nn.Linear(3, 3)
         worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
@@ -86,6 +88,9 @@ def train(*, fail_at: int | None = None) -> Any:
             if worker.step_number == fail_at:
                 raise OSError("the power went out")
             worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+            if look is not None:
+                worker._saver.wait()
+                look()
 
     return loop
 
@@ -157,3 +162,31 @@ def test_an_unsampled_request_records_nothing_but_a_servers_failure(
 
 def _break(*_: Any) -> None:
     raise RuntimeError("a secret")
+
+
+def test_the_age_of_a_checkpoint_is_told_while_the_run_goes_on(
+    made: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    told: list[tuple[str, float]] = []
+    monkeypatch.setattr(metrics._state, "sinks", [Kept(told)])
+    stream = made.table.stream(batch_size=20, lanes=1)
+    lepton.train(train(look=rounds.make), stream, name="r", home=tmp_path, checkpoint_every=1)
+    ages = [value for name, value in told if name == "lepton.checkpoint.age"]
+    before = len(ages)
+    rounds.make()
+
+    assert ages
+    assert min(ages) >= 0
+    assert len([n for n, _ in told if n == "lepton.checkpoint.age"]) == before
+    assert sum(value for name, value in told if name == "lepton.train.rows") == 120
+
+
+class Kept:
+    """Keeps what is measured."""
+
+    def __init__(self, told: list[tuple[str, float]]) -> None:
+        self._told = told
+
+    def take(self, what: Any, value: float, labels: Any, trace: str) -> None:
+        self._told.append((what.name, value))

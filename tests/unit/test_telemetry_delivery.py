@@ -30,6 +30,17 @@ if sys.argv[1] == "sigterm":
 """
 
 
+SPOOLED = """
+import os, signal
+from lepton.telemetry import Carrier, Spool
+import sys
+spool = Spool(sys.argv[1])
+for n in range(100):
+    spool.add("some", Carrier("", None), 1, attributes={"n": n})
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     found = Collector()
@@ -195,3 +206,19 @@ def test_a_ratio_is_obeyed(tmp_path: Path, collector: Collector) -> None:
     )
 
     assert telemetry.spans_of(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("disabled", ["false", "true"])
+def test_an_end_writes_what_is_spooled_unless_all_is_disabled(
+    disabled: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SPOOLED, str(tmp_path)],
+        env={**os.environ, "OTEL_SDK_DISABLED": disabled},
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == -signal.SIGTERM
+    written = [s.attributes["n"] for s in telemetry.spans_of(str(tmp_path))]
+    assert sorted(written) == ([] if disabled == "true" else list(range(100)))
