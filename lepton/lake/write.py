@@ -7,13 +7,14 @@ replace_where are deltalake's, whose files have no page checksums.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow as pa
-from deltalake import DeltaTable, Schema, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lepton.errors import LakeError
@@ -23,6 +24,7 @@ from lepton.lake.commit import (
     conflict,
     create,
     discard,
+    landed,
     properties_of,
     reached,
 )
@@ -315,10 +317,11 @@ def _coalesced(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
 
 
 def _by_deltalake(opened: DeltaTable, rows: pa.Table, asked: _Asked) -> None:
-    since = opened.version()
+    since, mark = opened.version(), uuid.uuid4().hex
+    properties = properties_of(asked.txn, mark)
     try:
         if asked.mode == "merge":
-            _merge(opened, rows, asked.key, asked.txn)
+            _merge(opened, rows, asked.key, properties)
         else:
             commit: Any = write_deltalake  # its overloads tie predicate to one mode
             commit(
@@ -326,12 +329,14 @@ def _by_deltalake(opened: DeltaTable, rows: pa.Table, asked: _Asked) -> None:
                 rows,
                 mode="overwrite",
                 predicate=asked.where,
-                commit_properties=properties_of(asked.txn),
+                commit_properties=properties,
             )
     except CommitFailedError as e:
         newest = DeltaTable(asked.path, storage_options=asked.options)
         if reached(newest, asked.txn):
             return
+        if landed(asked.path, since, newest.version(), mark, asked.options):
+            return  # its answer was lost on the way
         raise conflict(newest, since, asked.path) from e
 
 
@@ -361,7 +366,7 @@ def _flatten(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.RecordBat
 
 
 def _merge(
-    opened: DeltaTable, rows: pa.Table, key: Sequence[str], txn: tuple[str, int] | None
+    opened: DeltaTable, rows: pa.Table, key: Sequence[str], properties: CommitProperties
 ) -> None:
     condition = " AND ".join(f"target.`{n}` = source.`{n}`" for n in key)
     (
@@ -370,7 +375,7 @@ def _merge(
             condition,
             source_alias="source",
             target_alias="target",
-            commit_properties=properties_of(txn),
+            commit_properties=properties,
         )
         .when_matched_update_all()
         .when_not_matched_insert_all()
