@@ -1,5 +1,6 @@
 """Tables on S3, by a real S3 server: the same order as on a local path, with both engines."""
 
+import json
 import random
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from deltalake import DeltaTable
 
 import lepton
 from benchmarks.lake_writers import Crowd, kill_at_random
+from lepton.cli import main
 from lepton.errors import LakeError
 from lepton.lake import Snapshot
 from lepton.lake.files import write_files
@@ -137,7 +139,12 @@ def test_writing_to_s3_and_what_goes_wrong_there(options: dict[str, str]) -> Non
         assert "open-sesame" not in str(error.value)
 
 
-def test_vacuum_on_s3_removes_orphans_and_what_nobody_needs(options: dict[str, str]) -> None:
+def test_vacuum_on_s3_removes_orphans_and_what_nobody_needs(
+    options: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     uri, rows = "s3://lake/cleaned", pa.table({"x": [1, 2], "p": ["a/b c%", "é"]})
     keep_nothing = {"delta.deletedFileRetentionDuration": "interval 0 hours"}
     schema = pa.schema({"x": pa.int64(), "p": pa.string()})
@@ -152,9 +159,17 @@ def test_vacuum_on_s3_removes_orphans_and_what_nobody_needs(options: dict[str, s
     while set(vacuum(uri, protect=[1], storage_options=options).removed) != orphans | dead:
         assert time.monotonic() < end  # S3 tells whole seconds: files of this one are too young
         time.sleep(0.2)
-    done = vacuum(uri, protect=[1], dry_run=False, storage_options=options)
+    run = tmp_path / "runs" / "unfinished"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"table": f"{uri}@1"}))
+    for name, value in {**options, "RAY_ENABLE_AUTO_CONNECT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["vacuum", uri, "--home", str(tmp_path)]) == 0
+    planned = capsys.readouterr().out
+    assert main(["vacuum", uri, "--home", str(tmp_path), "--delete"]) == 0
 
-    assert set(done.removed) == orphans | dead
+    assert "version 1 stays for run unfinished" in planned
+    assert all(path in planned for path in orphans | dead)
     assert vacuum(uri, protect=[1], storage_options=options).removed == ()
     for version in (1, 3):
         table = lepton.table(uri, version=version, storage_options=options)

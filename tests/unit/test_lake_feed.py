@@ -70,7 +70,7 @@ def told(uri: Path, since: int) -> dict[str, Rows]:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(steps(), st.booleans())
 def test_the_feed_of_every_mode_leads_from_before_to_after(
     tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, list[Row]]], parted: bool
