@@ -8,6 +8,7 @@
 - Opening: a log of 100,000 files, in a process of its own each time.
 - Deletion vectors: opening a table of 500 files of a million rows that each have one, against
   deltalake's masks of them all, which is how lepton opened such a table before.
+- Writing a Ray Dataset: ``lepton.write`` and its ``write_delta``, to a new table each time.
 - Page checksums: reading with and without verifying them, in turn; and flipped bits caught.
 
 Results: ``benchmarks/results/lake.json`` (the claims) and ``lake_runs.json``.
@@ -50,10 +51,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/tmp/lepton-bench/lake"))
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--parts", default="read,where,open,vectors,checksums")
+    parser.add_argument("--parts", default="read,where,open,vectors,write,checksums")
     ask = parser.parse_args()
     parts = {"read": read, "where": where, "open": opening, "vectors": vectors}
-    parts["checksums"] = checksums
+    parts |= {"write": writing, "checksums": checksums}
     claims: list[Claim] = []
     found: dict[str, Any] = {}
     for name in ask.parts.split(","):
@@ -252,6 +253,45 @@ def _open(uri: Path, way: str) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def writing(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
+    """Write a Dataset that is in memory, in few big blocks and in many small ones."""
+    import ray.data  # noqa: TID251 - the peer itself
+
+    _ray()
+    source = lepton.table(lake_tables.rows(folder, rows // 4, 4)).to_arrow()
+    claims: list[Claim] = []
+    runs: dict[str, Any] = {}
+    for shape, blocks in (("8 blocks", 8), ("200 small blocks", 200)):
+        step = -(-len(source) // blocks)
+        parts = [source.slice(n * step, step) for n in range(blocks)]
+        data = ray.data.from_arrow(parts).materialize()  # noqa: TID251
+        files: dict[str, int] = {}
+        ways: dict[str, Callable[[Path], object]] = {
+            "lepton": partial(lepton.write, data),
+            "write_delta": lambda uri, data=data: data.write_delta(str(uri)),
+        }
+        timed = {n: partial(_written, way, len(source), files, n) for n, way in ways.items()}
+        runs[shape] = times = in_turn(timed, rounds)
+        ratio = _ratio(times["write_delta"], times["lepton"])
+        claims.append(claim(f"write a Dataset, {shape}: write_delta to lepton", ratio, 1, "x"))
+        for name in ways:
+            rate = len(source) / statistics.median(times[name]) / 1e6
+            what = f"write a Dataset, {shape}: {name}"
+            claims.append(claim(what, rate, None, "million rows/s"))
+            claims.append(claim(f"{what}: files", files[name], None, "files"))
+    return _with(claims, rounds), runs
+
+
+def _written(way: Callable[[Path], object], count: int, files: dict[str, int], name: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="lepton-write-") as place:
+        uri = Path(place) / "t"
+        way(uri)
+        table = lepton.table(uri)
+        files[name] = len(table.files())
+        if table.count_rows() != count:
+            raise SystemExit(f"{name} wrote {table.count_rows()} rows, not {count}")
 
 
 def checksums(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:

@@ -13,6 +13,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -51,6 +52,7 @@ def main() -> None:
     options: dict[str, str] = json.loads(text)
     print("ready", flush=True)
     sys.stdin.readline()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     step = max(1, reached(uri, name, options) - 1)
     while True:
         try:
@@ -60,6 +62,11 @@ def main() -> None:
         step += 1
         if not name.startswith("merge"):  # a merge goes with no other commit: leave it a gap
             time.sleep(REMOTE_PAUSE if "://" in uri else PAUSE)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()  # ends when the pipe does, however the parent came to its end
+    os._exit(1)
 
 
 def _step(uri: str, name: str, step: int, options: dict[str, str]) -> None:
@@ -95,7 +102,7 @@ class Crowd:
     """
 
     def __init__(self, uri: str, names: Sequence[str], options: Mapping[str, str]) -> None:
-        """Start all writers and let them go as soon as all are ready."""
+        """Name the table, its writers and the storage options; nothing runs yet."""
         self.names = list(names)
         self._uri = uri
         self._options = dict(options)
@@ -120,14 +127,8 @@ class Crowd:
         self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None
     ) -> None:
         """Kill what still runs."""
-        for process in self._running.values():
-            process.kill()
-        for process in self._running.values():
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe:
-                    pipe.close()
-        self._running.clear()
+        for name in list(self._running):
+            self._end(name)
 
     def kill(self, name: str) -> None:
         """Kill a writer where it stands and start it once more.
@@ -137,27 +138,29 @@ class Crowd:
         """
         process = self._running[name]
         assert process.poll() is None, f"{name} ended by itself"
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                pipe.close()
+        self._end(name)
         self._start(name)
         self._go(name)
 
-    def wait_for(self, steps: Mapping[str, int], seconds: float = 120) -> None:
-        """Wait until the table holds these steps.
+    def finish(self, steps: Mapping[str, int], seconds: float = 120) -> None:
+        """End all writers; then let each, alone, come to its step.
+
+        Alone, as a merge goes with no other commit: others could keep it waiting for ever.
 
         Raises:
-            TimeoutError: it does not come to hold them.
+            TimeoutError: a writer does not come to its step.
         """
-        end = time.monotonic() + seconds
+        self.__exit__(None, None, None)
         for name, step in steps.items():
+            self._start(name)
+            self._go(name)
+            end = time.monotonic() + seconds
             while reached(self._uri, name, self._options) < step:
                 assert self._running[name].poll() is None, f"{name} ended by itself"
                 if time.monotonic() > end:
                     raise TimeoutError(f"{name} does not come to step {step}")
                 time.sleep(0.05)
+            self._end(name)
 
     def steps(self) -> dict[str, int]:
         """Check the newest version and return the steps that it holds.
@@ -186,6 +189,14 @@ class Crowd:
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    def _end(self, name: str) -> None:
+        process = self._running.pop(name)
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()
 
     def _go(self, name: str) -> None:
         process = self._running[name]

@@ -24,14 +24,31 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 from lepton.errors import LakeError, WriteConflict
 from lepton.lake.evolution import Evolution
 from lepton.lake.files import Written, filesystem
+from lepton.lake.history import actions_of
 from lepton.lake.rules import Rules, rules_of
 
+_MARK = "leptonCommit"
 ATTEMPTS = 12  # each with deltalake's own 15 retries
 
 
-def properties_of(txn: tuple[str, int] | None) -> CommitProperties:
-    """Return what a commit carries: the application transaction, if any."""
-    return CommitProperties(app_transactions=[Transaction(*txn)] if txn else None)
+def properties_of(txn: tuple[str, int] | None, mark: str | None = None) -> CommitProperties:
+    """Return what a commit carries: an application transaction, a mark to know it again by."""
+    return CommitProperties(
+        app_transactions=[Transaction(*txn)] if txn else None,
+        custom_metadata={_MARK: mark} if mark else None,
+    )
+
+
+def landed(uri: str, since: int, until: int, mark: str, options: Mapping[str, str] | None) -> bool:
+    """Whether a commit after ``since``, up to ``until``, has this mark.
+
+    Where the answer to a commit is lost, deltalake tries again and takes its own for another's.
+    """
+    for number in range(since + 1, until + 1):
+        for action in actions_of(uri, number, options) or ():
+            if (action.get("commitInfo") or {}).get(_MARK) == mark:
+                return True
+    return False
 
 
 def reached(opened: DeltaTable, txn: tuple[str, int] | None) -> bool:

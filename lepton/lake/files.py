@@ -55,8 +55,12 @@ def write_files(
     uri: str,
     partition_columns: Sequence[str] = (),
     options: Mapping[str, str] | None = None,
+    *,
+    job: str = "",
 ) -> list[Written]:
     """Write rows (aligned, checked) as data files of at most about 256 MiB in memory.
+
+    Their names begin with ``part-`` and the job's name.
 
     Raises:
         LakeError: a partition value that Delta cannot tell from NULL, or of a type it cannot hold.
@@ -71,7 +75,7 @@ def write_files(
         step = max(1, len(part) * FILE_BYTES // max(1, part.nbytes))
         for start in range(0, len(part), step):
             piece = part.slice(start, step)
-            path = f"{folder}part-{uuid.uuid4()}.snappy.parquet"
+            path = f"{folder}part-{job}{uuid.uuid4()}.snappy.parquet"
             with store.open_output_stream(path) as sink:
                 pq.write_table(piece, sink, write_page_checksum=True, store_schema=False)
                 size = sink.tell()

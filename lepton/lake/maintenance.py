@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import defaultdict
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import unquote
 
-import pyarrow.fs as pafs
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.fs import DeltaStorageHandler
 
 from lepton import telemetry
 from lepton.errors import LakeError
-from lepton.lake.history import actions_of, commit_files, log_folder
-from lepton.lake.log import Version, load_version, open_table
-from lepton.lake.paths import path_of
+from lepton.lake.log import Version, open_table
+from lepton.lake.orphans import (
+    delete,
+    needed_paths,
+    recent_paths,
+    removable,
+    retention_of,
+    storage_of,
+)
 from lepton.lake.predicate import near_names
 from lepton.lake.snapshot import Snapshot, table
 from lepton.telemetry import Carrier
 
-_INTERVAL = re.compile(r"(?:interval\s+)?(\d+)\s+(minute|hour|day|week)s?", re.IGNORECASE)
-_DEFAULT_HOURS = 168.0
 TARGET_BYTES = 100 << 20
 
 
@@ -123,9 +123,11 @@ def vacuum(
 ) -> Upkeep:
     """Delete files that no version within the retention and no protected version needs.
 
-    A file goes only if deltalake calls it dead and neither the newest nor a protected version nor
-    a commit within the retention names it. Change-data files stay for the retention, and
-    deletion-vector files always: deltalake takes the live ones for dead.
+    Among them are orphans: files that no commit names, left by writers that were killed or lost a
+    race. A file goes only if deltalake calls it dead, it is older than the retention (so that a
+    write under way, which may take as long, keeps its files), and neither the newest nor a
+    protected version nor a commit within the retention names it. The same holds for deletion
+    vectors, of which deltalake alone takes the live ones for dead, and for change data.
 
     Args:
         uri: the table.
@@ -143,17 +145,17 @@ def vacuum(
     with _span("lepton.vacuum", trace, dry_run) as span:
         pinned = table(uri, storage_options=storage_options)
         opened = _opened(pinned)
-        hours = _retention(opened, pinned, retention_hours)
+        hours = retention_of(opened, pinned, retention_hours)
         cutoff = datetime.now(UTC) - timedelta(hours=hours)
-        needed = _needed(pinned, protect) | _recent(pinned, cutoff)
+        needed = needed_paths(pinned, protect) | recent_paths(pinned, cutoff)
         with _explained("list the dead files of", pinned):
             dead = opened.vacuum(
                 math.ceil(hours), dry_run=True, enforce_retention_duration=False, full=True
             )
-            filesystem, root = _storage(pinned)
-            removed = _removable(filesystem, root, dead, needed, cutoff)
+            filesystem, root = storage_of(pinned)
+            removed = removable(filesystem, root, dead, needed, cutoff)
         if not dry_run:
-            _delete(filesystem, root, pinned, list(removed))
+            delete(filesystem, root, pinned, list(removed))
         return _told(
             span,
             Upkeep(
@@ -302,111 +304,3 @@ def _candidates(version: Version, partition: Mapping[str, Any], below: int | Non
                 file.path
             )
     return [p for paths in groups.values() if below is None or len(paths) > 1 for p in paths]
-
-
-def _retention(opened: DeltaTable, pinned: Snapshot, asked: float | None) -> float:
-    """The hours to keep replaced files: the table's, or more if asked."""
-    text = opened.metadata().configuration.get("delta.deletedFileRetentionDuration")
-    own = _DEFAULT_HOURS
-    if text is not None:
-        found = _INTERVAL.fullmatch(str(text).strip())
-        if found is None:
-            raise LakeError(
-                f"table {pinned}: delta.deletedFileRetentionDuration is {text!r}; nothing was "
-                "deleted: set it to something like 'interval 7 days'"
-            )
-        own = timedelta(**{f"{found[2].lower()}s": int(found[1])}).total_seconds() / 3600
-    if asked is not None and asked < own:
-        raise LakeError(
-            f"retention_hours={asked} is shorter than the {own:g} hours that table {pinned} keeps "
-            "replaced files for its readers; nothing was deleted: set the table's property "
-            "delta.deletedFileRetentionDuration if no reader needs them"
-        )
-    return own if asked is None else asked
-
-
-def _needed(pinned: Snapshot, protect: Collection[int]) -> set[str]:
-    """Paths of the newest and the protected versions."""
-    paths: set[str] = set()
-    for number in sorted({pinned.version, *protect}):
-        try:
-            version = load_version(pinned.uri, number, pinned.options)
-        except LakeError as e:
-            raise LakeError(
-                f"vacuum of table {pinned}: protected version {number} cannot be opened, so its "
-                f"files are not known; nothing was deleted: leave it out of protect= ({e})"
-            ) from e
-        paths.update(_below(pinned.uri, f.path) for f in version.files)
-    return paths
-
-
-def _below(uri: str, path: str) -> str:
-    """A file's path relative to the table, however the log spells it; links are followed."""
-    full = path_of(uri, path)
-    if "://" in full:
-        if not full.startswith(f"{uri}/"):  # such as s3a:// for s3://: which file it is is a guess
-            raise LakeError(
-                f"table {uri!r} names the file {path!r} by another address than its own, so it is "
-                "not known which files are needed; nothing was deleted: vacuum it by that address"
-            )
-        return full.removeprefix(f"{uri}/")
-    return os.path.relpath(os.path.realpath(full), os.path.realpath(uri))
-
-
-def _recent(pinned: Snapshot, cutoff: datetime) -> set[str]:
-    """Paths that commits since the cutoff added, removed or wrote change data to."""
-    options = dict(pinned.options)
-    since = cutoff.timestamp() * 1000
-    paths: set[str] = set()
-    for number in reversed(commit_files(*log_folder(pinned.uri, options))):
-        actions = actions_of(pinned.uri, number, options) or []
-        stamps = [float(a.get("commitInfo", {}).get("timestamp", 0)) for a in actions]
-        stamps += [float(a.get("remove", {}).get("deletionTimestamp") or 0) for a in actions]
-        newest = max(stamps, default=0.0)
-        if 0 < newest < since:
-            break
-        named = (a.get("add") or a.get("remove") or a.get("cdc") for a in actions)
-        paths.update(_below(pinned.uri, unquote(str(n["path"]))) for n in named if n)
-    return paths
-
-
-def _storage(pinned: Snapshot) -> tuple[pafs.FileSystem, str]:
-    """The file system that holds the table, and the table's path in it, with a final slash."""
-    if "://" not in pinned.uri:
-        return pafs.LocalFileSystem(), f"{pinned.uri}/"
-    handler: Any = DeltaStorageHandler(pinned.uri, dict(pinned.options) or None)
-    return pafs.PyFileSystem(handler), ""
-
-
-def _removable(
-    filesystem: pafs.FileSystem,
-    root: str,
-    dead: Sequence[str],
-    needed: Collection[str],
-    cutoff: datetime,
-) -> dict[str, int]:
-    """Those of the dead files that are there, old and not needed, with their sizes in bytes."""
-    found: Any = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    there = {str(f.path).removeprefix(root): f for f in found if f.type == pafs.FileType.File}
-    kept: dict[str, int] = {}
-    for path in sorted(set(dead) | {unquote(p) for p in dead}):
-        info = there.get(path)
-        vector = path.rsplit("/", 1)[-1].startswith("deletion_vector")
-        if info is None or vector or path in needed or unquote(path) in needed:
-            continue
-        if info.mtime is not None and info.mtime < cutoff:
-            kept[path] = int(info.size)
-    return kept
-
-
-def _delete(filesystem: pafs.FileSystem, root: str, pinned: Snapshot, paths: Sequence[str]) -> None:
-    for done, path in enumerate(paths):
-        try:
-            filesystem.delete_file(root + path)
-        except FileNotFoundError:
-            continue
-        except OSError as e:
-            raise LakeError(
-                f"vacuum of table {pinned}: cannot delete {path!r} ({done} of {len(paths)} dead "
-                f"files were deleted, no other): {e}; see to the permissions and call it again"
-            ) from e

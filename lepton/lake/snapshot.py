@@ -64,10 +64,13 @@ def table(
     if "://" not in text:
         text = str(Path(text).absolute())
     text = text.rstrip("/")
-    number = open_table(text, version, storage_options).version()
+    opened = open_table(text, version, storage_options)
     options = tuple(sorted((storage_options or {}).items()))
-    snapshot = Snapshot(uri=text, version=number, options=options)
-    snapshot.load()
+    snapshot = Snapshot(uri=text, version=opened.version(), options=options)
+    if snapshot.load().table_id != str(opened.metadata().id):  # made anew in the old one's place
+        load_version.cache_clear()
+        verdicts.cache_clear()
+        snapshot.load()
     return snapshot
 
 

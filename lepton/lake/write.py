@@ -7,13 +7,14 @@ replace_where are deltalake's, whose files have no page checksums.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow as pa
-from deltalake import DeltaTable, Schema, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lepton.errors import LakeError
@@ -23,6 +24,7 @@ from lepton.lake.commit import (
     conflict,
     create,
     discard,
+    landed,
     properties_of,
     reached,
 )
@@ -56,7 +58,8 @@ def write(
     table's (but see ``evolve``), and a type changes only where every value stays the same.
 
     Args:
-        data: an Arrow table or reader, a pandas frame, or a Ray Dataset.
+        data: an Arrow table or reader, a pandas frame, or a Ray Dataset, whose rows are written
+            by Ray tasks where they are (for ``merge`` and ``replace_where`` they come here).
         uri: the table; made when it is not there yet (except by ``replace_where``).
         mode: ``append``; ``overwrite`` every row; ``merge`` updates rows with an equal key and
             inserts the rest; ``replace_where`` replaces exactly the rows that match ``where``.
@@ -133,26 +136,66 @@ def _write(data: Any, asked: _Asked) -> None:
     opened = DeltaTable(path, storage_options=options) if known else None
     if opened is not None and reached(opened, asked.txn):
         return
-    reader = _reader(data)
+    rows = _Rows(data, asked)
     if opened is None:
-        rules = _new_rules(reader.schema, path, asked.partition_by)
+        rules = _new_rules(rows.needed_schema(), path, asked.partition_by)
     else:
         rules = rules_of(opened, path)
         _check_partitions(rules, asked.partition_by)
     try:
-        grown = _grown(reader.schema, rules, asked)
-        check_names(reader.schema.names, grown.schema)
         if rules.append_only and asked.mode != "append":
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
+        grown = (
+            _grown(rows.needed_schema(), rules, asked)
+            if asked.evolve
+            else Evolution(schema=rules.schema)
+        )
+        if rows.schema is not None:
+            check_names(rows.schema.names, grown.schema)
         if opened is not None and asked.mode in ("merge", "replace_where"):
-            _by_deltalake(opened, _checked(reader.read_all(), rules, asked), asked)
+            _by_deltalake(opened, _checked(rows.gathered(), rules, asked), asked)
             return
-        files = _files(reader, replace(rules, schema=grown.schema), asked)
+        files = rows.write(replace(rules, schema=grown.schema))
     except LakeError as e:
         if type(e) is not LakeError:
             raise
         raise LakeError(f"cannot write to table {rules.what}; nothing was committed: {e}") from e
     _commit(opened, rules, grown, files, asked)
+
+
+class _Rows:
+    """The rows to write: of this process, or of a Ray Dataset where they are."""
+
+    def __init__(self, data: Any, asked: _Asked) -> None:
+        self._data = data
+        self._asked = asked
+        self._spread = not asked.key and asked.where is None and hasattr(data, "write_datasink")
+        self._reader = None if self._spread else _reader(data)
+        self.schema = None if self._reader is None else self._reader.schema
+
+    def needed_schema(self) -> pa.Schema:
+        """The rows' schema; a Dataset may have to compute its first block for it."""
+        if self.schema is None:
+            from lepton.lake.ray_sink import schema_of
+
+            self.schema = schema_of(self._data)
+        return self.schema
+
+    def gathered(self) -> pa.Table:
+        """All rows in this process."""
+        reader = self._reader or _reader(self._data)
+        return reader.read_all()
+
+    def write(self, rules: Rules) -> list[Written]:
+        """Write data files; on bad rows nothing is left behind."""
+        asked = self._asked
+        if "://" not in asked.path:
+            Path(asked.path).mkdir(parents=True, exist_ok=True)
+        if self._reader is not None:
+            return _files(self._reader, rules, asked)
+        from lepton.lake.ray_sink import write_dataset
+
+        return write_dataset(self._data, rules, asked.path, asked.options)
 
 
 def _commit(
@@ -251,8 +294,6 @@ def _checked(rows: pa.Table, rules: Rules, asked: _Asked) -> pa.Table:
 def _files(reader: pa.RecordBatchReader, rules: Rules, asked: _Asked) -> list[Written]:
     """Write the rows, small batches together; on bad rows nothing is left behind."""
     path, options = asked.path, asked.options
-    if "://" not in path:
-        Path(path).mkdir(parents=True, exist_ok=True)
     written: list[Written] = []
     try:
         for rows in [reader.read_all()] if asked.key else _coalesced(reader):
@@ -276,10 +317,11 @@ def _coalesced(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
 
 
 def _by_deltalake(opened: DeltaTable, rows: pa.Table, asked: _Asked) -> None:
-    since = opened.version()
+    since, mark = opened.version(), uuid.uuid4().hex
+    properties = properties_of(asked.txn, mark)
     try:
         if asked.mode == "merge":
-            _merge(opened, rows, asked.key, asked.txn)
+            _merge(opened, rows, asked.key, properties)
         else:
             commit: Any = write_deltalake  # its overloads tie predicate to one mode
             commit(
@@ -287,12 +329,14 @@ def _by_deltalake(opened: DeltaTable, rows: pa.Table, asked: _Asked) -> None:
                 rows,
                 mode="overwrite",
                 predicate=asked.where,
-                commit_properties=properties_of(asked.txn),
+                commit_properties=properties,
             )
     except CommitFailedError as e:
         newest = DeltaTable(asked.path, storage_options=asked.options)
         if reached(newest, asked.txn):
             return
+        if landed(asked.path, since, newest.version(), mark, asked.options):
+            return  # its answer was lost on the way
         raise conflict(newest, since, asked.path) from e
 
 
@@ -322,7 +366,7 @@ def _flatten(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.RecordBat
 
 
 def _merge(
-    opened: DeltaTable, rows: pa.Table, key: Sequence[str], txn: tuple[str, int] | None
+    opened: DeltaTable, rows: pa.Table, key: Sequence[str], properties: CommitProperties
 ) -> None:
     condition = " AND ".join(f"target.`{n}` = source.`{n}`" for n in key)
     (
@@ -331,7 +375,7 @@ def _merge(
             condition,
             source_alias="source",
             target_alias="target",
-            commit_properties=properties_of(txn),
+            commit_properties=properties,
         )
         .when_matched_update_all()
         .when_not_matched_insert_all()

@@ -11,8 +11,11 @@ from deltalake import DeltaTable, write_deltalake
 
 import lepton
 from lepton.errors import LakeError, RegistryError
+from lepton.lake.files import write_files
 from lepton.lake.log import load_version
-from lepton.lake.maintenance import _below, checkpoint, optimize, restore, vacuum
+from lepton.lake.maintenance import checkpoint, optimize, restore, vacuum
+from lepton.lake.orphans import path_below
+from lepton.lake.vectors import file_of
 from lepton.registry import Registry
 from lepton.registry.protection import needed_versions
 from lepton.telemetry import Carrier, spans_of
@@ -91,10 +94,10 @@ def test_a_version_is_protected_under_any_name_of_its_table(tmp_path: Path, spel
 
 
 def test_files_under_a_foreign_address_are_never_guessed() -> None:
-    assert _below("s3://b/t", "p=1/a.parquet") == "p=1/a.parquet"
-    assert _below("s3://b/t", "s3://b/t/a.parquet") == "a.parquet"
+    assert path_below("s3://b/t", "p=1/a.parquet") == "p=1/a.parquet"
+    assert path_below("s3://b/t", "s3://b/t/a.parquet") == "a.parquet"
     with pytest.raises(LakeError, match="nothing was deleted"):
-        _below("s3://b/t", "s3a://b/t/a.parquet")
+        path_below("s3://b/t", "s3a://b/t/a.parquet")
 
 
 def test_vacuum_keeps_what_the_retention_needs(tmp_path: Path) -> None:
@@ -113,19 +116,44 @@ def test_vacuum_with_an_unknown_version_deletes_nothing(tmp_path: Path) -> None:
     assert parquet(uri) == before
 
 
-def test_vacuum_spares_deletion_vectors(tmp_path: Path) -> None:
+def test_vacuum_spares_live_and_protected_deletion_vectors_only(tmp_path: Path) -> None:
     uri = str(shutil.copytree(VECTORS, tmp_path / "t"))
     for path in Path(uri).rglob("*.*"):
         os.utime(path, (0, 0))
+
+    def vectors(*versions: int | None) -> set[str]:
+        snapshots = [lepton.table(uri, version=v) for v in versions]
+        live = (f.vector for s in snapshots for f in s.load().files)
+        return {str(file_of(v)) for v in live if v}
+
     rows = everything(uri)
-    vectors = {p.name for p in Path(uri).rglob("*.bin")}
+    older = lepton.table(uri, version=5).to_arrow().sort_by("col2")
     dead = DeltaTable(uri).vacuum(0, dry_run=True, enforce_retention_duration=False, full=True)
-    assert vectors <= set(dead), "deltalake alone would delete the live ones too"
-    done = vacuum(uri, dry_run=False)
-    assert done.removed
+    live, needed = vectors(None), vectors(None, 5)
+    assert live < needed
+    assert needed < {p.name for p in Path(uri).rglob("*.bin")} <= set(dead)
+    vacuum(uri, protect=[5], dry_run=False)
     load_version.cache_clear()
     assert everything(uri) == rows
-    assert {p.name for p in Path(uri).rglob("*.bin")} == vectors
+    assert lepton.table(uri, version=5).to_arrow().sort_by("col2").equals(older)
+    assert {p.name for p in Path(uri).rglob("*.bin")} == needed
+    vacuum(uri, dry_run=False)
+    assert everything(uri) == rows
+    assert {p.name for p in Path(uri).rglob("*.bin")} == live
+
+
+def test_vacuum_removes_what_a_writer_left_that_came_to_nothing(tmp_path: Path) -> None:
+    uri = grown(tmp_path / "t")
+    (orphan,) = write_files(pa.table({"x": [7]}), uri)
+    assert orphan.path in vacuum(uri, protect=[0, 1, 2]).removed
+    vacuum(uri, protect=[0, 1, 2], dry_run=False)
+    assert orphan.path not in parquet(uri)
+    assert values(uri, 2) == [4, 5]
+
+    kept = grown(tmp_path / "kept", hours=24)
+    (under_way,) = write_files(pa.table({"x": [7]}), kept)
+    assert vacuum(kept, dry_run=False).removed == ()
+    assert under_way.path in parquet(kept)
 
 
 def test_vacuum_keeps_change_data_for_the_retention(tmp_path: Path) -> None:
