@@ -7,15 +7,14 @@ replace_where are deltalake's, whose files have no page checksums.
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import DeltaError
 
 from lepton.errors import LakeError
 from lepton.lake.commit import (
@@ -24,8 +23,6 @@ from lepton.lake.commit import (
     conflict,
     create,
     discard,
-    landed,
-    properties_of,
     reached,
 )
 from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
@@ -33,6 +30,7 @@ from lepton.lake.fields import fields_of
 from lepton.lake.files import FILE_BYTES, Written, write_files
 from lepton.lake.kinds import storable
 from lepton.lake.predicate import expression_of
+from lepton.lake.rewrite import rewrite
 from lepton.lake.rows import align, check_names, check_rows, refuse_duplicates
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
@@ -62,7 +60,8 @@ def write(
             by Ray tasks where they are (for ``merge`` and ``replace_where`` they come here).
         uri: the table; made when it is not there yet (except by ``replace_where``).
         mode: ``append``; ``overwrite`` every row; ``merge`` updates rows with an equal key and
-            inserts the rest; ``replace_where`` replaces exactly the rows that match ``where``.
+            inserts the rest, and does so again where another commit came first;
+            ``replace_where`` replaces exactly the rows that match ``where``.
         key: column or columns that identify a row, for ``merge``.
         where: SQL condition, for ``replace_where``.
         partition_by: partition columns of a new table.
@@ -130,10 +129,9 @@ class _Asked:
 
 def _write(data: Any, asked: _Asked) -> None:
     path, options = asked.path, asked.options
-    known = DeltaTable.is_deltatable(path, options)
-    if not known and asked.mode == "replace_where":
+    opened = _opened(path, options)
+    if opened is None and asked.mode == "replace_where":
         raise LakeError(f"no Delta table at {path!r} for replace_where to change")
-    opened = DeltaTable(path, storage_options=options) if known else None
     if opened is not None and reached(opened, asked.txn):
         return
     rows = _Rows(data, asked)
@@ -145,22 +143,50 @@ def _write(data: Any, asked: _Asked) -> None:
     try:
         if rules.append_only and asked.mode != "append":
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
-        grown = (
-            _grown(rows.needed_schema(), rules, asked)
-            if asked.evolve
-            else Evolution(schema=rules.schema)
-        )
-        if rows.schema is not None:
-            check_names(rows.schema.names, grown.schema)
+        grown = _grown(rows, rules, asked)
         if opened is not None and asked.mode in ("merge", "replace_where"):
-            _by_deltalake(opened, _checked(rows.gathered(), rules, asked), asked)
+            _rewrite(opened, rules, rows, asked)
             return
         files = rows.write(replace(rules, schema=grown.schema))
     except LakeError as e:
         if type(e) is not LakeError:
             raise
         raise LakeError(f"cannot write to table {rules.what}; nothing was committed: {e}") from e
-    _commit(opened, rules, grown, files, asked)
+    if opened is None:
+        _make(rules, rows, files, asked)
+    else:
+        _commit(opened, rules, grown, files, asked)
+
+
+def _opened(path: str, options: dict[str, str] | None) -> DeltaTable | None:
+    if not DeltaTable.is_deltatable(path, options):
+        return None
+    return DeltaTable(path, storage_options=options)
+
+
+def _make(rules: Rules, rows: _Rows, files: Sequence[Written], asked: _Asked) -> None:
+    """Make the table; where another process was first, write to its one."""
+    if create(asked.path, rules, files, asked.txn, asked.options):
+        return
+    opened, rules = _made_meanwhile(asked.path, rules, files, asked.options)
+    if asked.mode == "merge":
+        discard(files, asked.path, asked.options)
+        _rewrite(opened, rules, rows, asked)
+    else:
+        _commit(opened, rules, Evolution(schema=rules.schema), files, asked)
+
+
+def _rewrite(opened: DeltaTable, rules: Rules, rows: _Rows, asked: _Asked) -> None:
+    rewrite(
+        opened,
+        rules,
+        _checked(rows.gathered(), rules, asked),
+        uri=asked.path,
+        key=asked.key,
+        where=asked.where,
+        txn=asked.txn,
+        options=asked.options,
+    )
 
 
 class _Rows:
@@ -171,6 +197,7 @@ class _Rows:
         self._asked = asked
         self._spread = not asked.key and asked.where is None and hasattr(data, "write_datasink")
         self._reader = None if self._spread else _reader(data)
+        self._table: pa.Table | None = None
         self.schema = None if self._reader is None else self._reader.schema
 
     def needed_schema(self) -> pa.Schema:
@@ -183,14 +210,17 @@ class _Rows:
 
     def gathered(self) -> pa.Table:
         """All rows in this process."""
-        reader = self._reader or _reader(self._data)
-        return reader.read_all()
+        if self._table is None:
+            self._table = (self._reader or _reader(self._data)).read_all()
+        return self._table
 
     def write(self, rules: Rules) -> list[Written]:
         """Write data files; on bad rows nothing is left behind."""
         asked = self._asked
         if "://" not in asked.path:
             Path(asked.path).mkdir(parents=True, exist_ok=True)
+        if asked.key:
+            return _files(self.gathered().to_reader(), rules, asked)
         if self._reader is not None:
             return _files(self._reader, rules, asked)
         from lepton.lake.ray_sink import write_dataset
@@ -199,17 +229,13 @@ class _Rows:
 
 
 def _commit(
-    opened: DeltaTable | None,
+    opened: DeltaTable,
     rules: Rules,
     grown: Evolution,
     files: Sequence[Written],
     asked: _Asked,
 ) -> None:
     path, options = asked.path, asked.options
-    if opened is None:
-        if create(path, rules, files, asked.txn, options):
-            return
-        opened, rules = _made_meanwhile(path, rules, files, options)
     if reached(opened, asked.txn):
         discard(files, path, options)
         return
@@ -230,14 +256,20 @@ def _commit(
     )
 
 
-def _grown(given: pa.Schema, rules: Rules, asked: _Asked) -> Evolution:
-    return evolution(
-        rules.schema,
-        given,
-        asked.evolve,
-        partition_columns=rules.partition_columns,
-        anew=asked.mode == "overwrite",
-    )
+def _grown(rows: _Rows, rules: Rules, asked: _Asked) -> Evolution:
+    """What becomes of the schema; the rows' columns are checked as far as they are known."""
+    grown = Evolution(schema=rules.schema)
+    if asked.evolve:
+        grown = evolution(
+            rules.schema,
+            rows.needed_schema(),
+            asked.evolve,
+            partition_columns=rules.partition_columns,
+            anew=asked.mode == "overwrite",
+        )
+    if rows.schema is not None:
+        check_names(rows.schema.names, grown.schema)
+    return grown
 
 
 def _made_meanwhile(
@@ -316,30 +348,6 @@ def _coalesced(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held, reader.schema)
 
 
-def _by_deltalake(opened: DeltaTable, rows: pa.Table, asked: _Asked) -> None:
-    since, mark = opened.version(), uuid.uuid4().hex
-    properties = properties_of(asked.txn, mark)
-    try:
-        if asked.mode == "merge":
-            _merge(opened, rows, asked.key, properties)
-        else:
-            commit: Any = write_deltalake  # its overloads tie predicate to one mode
-            commit(
-                opened,
-                rows,
-                mode="overwrite",
-                predicate=asked.where,
-                commit_properties=properties,
-            )
-    except CommitFailedError as e:
-        newest = DeltaTable(asked.path, storage_options=asked.options)
-        if reached(newest, asked.txn):
-            return
-        if landed(asked.path, since, newest.version(), mark, asked.options):
-            return  # its answer was lost on the way
-        raise conflict(newest, since, asked.path) from e
-
-
 def _reader(data: Any) -> pa.RecordBatchReader:
     if isinstance(data, pa.Table):
         return data.to_reader()
@@ -363,21 +371,3 @@ def _flatten(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.RecordBat
     yield from first.to_batches()
     for batch in rest:
         yield from batch.cast(first.schema).to_batches()
-
-
-def _merge(
-    opened: DeltaTable, rows: pa.Table, key: Sequence[str], properties: CommitProperties
-) -> None:
-    condition = " AND ".join(f"target.`{n}` = source.`{n}`" for n in key)
-    (
-        opened.merge(
-            rows,
-            condition,
-            source_alias="source",
-            target_alias="target",
-            commit_properties=properties,
-        )
-        .when_matched_update_all()
-        .when_not_matched_insert_all()
-        .execute()
-    )

@@ -13,10 +13,18 @@ lepton.write(pa.table({"x": [n]}), uri, txn=(txn, 1))
 lepton.write(pa.table({"x": [n + 100]}), uri, txn=(txn + "-more", 1))
 """
 
+MERGER = """
+import sys, pyarrow as pa, lepton
+uri, n = sys.argv[1], int(sys.argv[2])
+for key in (n, n + 100):
+    rows = pa.table({"x": [key, 1000], "by": [n, n]})
+    lepton.write(rows, uri, mode="merge", key="x")
+"""
 
-def race(uri: Path, names: list[str]) -> list[int]:
+
+def race(uri: Path, names: list[str], program: str = WRITER) -> list[int]:
     made = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(uri), str(n), name])
+        subprocess.Popen([sys.executable, "-c", program, str(uri), str(n), name])
         for n, name in enumerate(names)
     ]
     assert [p.wait(60) for p in made] == [0] * len(names)
@@ -35,3 +43,9 @@ def test_appends_at_once_all_land(tmp_path: Path) -> None:
     rows = race(tmp_path / "t", [f"job{n}" for n in range(6)])
 
     assert rows == [*range(6), *range(100, 106)]
+
+
+def test_merges_at_once_all_land_and_no_key_is_there_twice(tmp_path: Path) -> None:
+    rows = race(tmp_path / "t", [f"job{n}" for n in range(4)], MERGER)
+
+    assert rows == [*range(4), *range(100, 104), 1000]
