@@ -16,18 +16,29 @@ from starlette.responses import Response
 from lepton.serving import problems, tables
 from lepton.serving.binary import unpacked
 from lepton.serving.inputs import MAX_BYTES, BadRequest, Input
+from lepton.serving.plain import inquiry_of_rows, reply_of_rows
 from lepton.serving.protocol import Inquiry, inquiry_of, reply_of
 
 LENGTH = "inference-header-content-length"
 
 
-async def inquiry_in(request: Request, inputs: Sequence[Input], outputs: Sequence[str]) -> Inquiry:
+async def inquiry_in(
+    request: Request, inputs: Sequence[Input], outputs: Sequence[str], *, plain: bool = False
+) -> Inquiry:
     """Read a request.
+
+    Args:
+        request: as it came.
+        inputs: what the model takes.
+        outputs: what it gives.
+        plain: it is JSON rows.
 
     Raises:
         BadRequest: what the client got wrong, with its HTTP status.
     """
     body = unpacked(await _body(request), request.headers.get("content-encoding", ""))
+    if plain:
+        return inquiry_of_rows(body, inputs)
     if not _is_stream(request.headers.get("content-type", "")):
         return inquiry_of(body, inputs, outputs, request.headers.get(LENGTH))
     identity = request.headers.get("x-request-id", "")[:256]
@@ -55,6 +66,9 @@ def reply_to(
         chosen = {name: outputs[name] for name in inquiry.wanted or outputs}
         content = tables.stream_of(*version, identity, chosen)
         return Response(content, media_type=tables.MEDIA_TYPE)
+    if inquiry.plain:
+        content = reply_of_rows(*version, identity, outputs)
+        return Response(content, media_type="application/json")
     content, length = reply_of(*version, identity, outputs, inquiry)
     if length is None:
         return Response(content, media_type="application/json")

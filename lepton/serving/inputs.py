@@ -92,6 +92,23 @@ def checked(array: Any, spec: Input) -> Any:
     return pa.FixedSizeListArray.from_arrays(array, prod(spec.shape)) if spec.shape else array
 
 
+def typed(values: list[Any], spec: Input) -> Any:
+    """Return JSON values as an Arrow array of an input's type.
+
+    Raises:
+        BadRequest: they are not of that type.
+    """
+    try:
+        array: Any = pa.array(values, type=ARROW[spec.datatype])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError, TypeError) as e:
+        raise BadRequest(f"input {spec.name!r}: values are not {spec.datatype}: {e}") from e
+    if spec.datatype != "BOOL" and bool in set(map(type, values)):
+        raise BadRequest(
+            f"input {spec.name!r}: values are not {spec.datatype}: true or false in it"
+        )
+    return array
+
+
 def datatype_of(dtype: np.dtype[Any]) -> str:
     """Return the protocol's name of a NumPy dtype."""
     if dtype == np.bool_:

@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from lepton.serving.binary import array_of, raw_of, split
 from lepton.serving.inputs import (
-    ARROW,
     MAX_ROWS,
     BadRequest,
     Input,
@@ -28,6 +27,7 @@ from lepton.serving.inputs import (
     dtype_of,
     expected,
     input_of,
+    typed,
 )
 
 
@@ -42,6 +42,7 @@ class Inquiry:
         raw: outputs not named come as raw bytes.
         patience_s: seconds after which the client wants no answer any more, or None.
         size: bytes of the body.
+        plain: it came as plain rows, and so goes the answer.
     """
 
     rows: pa.Table
@@ -50,6 +51,7 @@ class Inquiry:
     raw: bool = False
     patience_s: float | None = None
     size: int = 0
+    plain: bool = False
 
 
 def rows_of(body: bytes, inputs: Sequence[Input]) -> tuple[pa.Table, str]:
@@ -203,7 +205,7 @@ def _column(
         )
     shape = cast("list[int]", shape)
     if raw is None:
-        return checked(_typed(_flat(tensor.get("data"), shape, spec.name), spec), spec)
+        return checked(typed(flat(tensor.get("data"), shape, spec.name), spec), spec)
     if "data" in tensor:
         raise BadRequest(f"input {spec.name!r} has both 'data' and raw bytes")
     return checked(array_of(raw, spec, prod(shape)), spec)
@@ -218,7 +220,7 @@ def _fits(shape: object, spec: Input) -> bool:
     return tuple(sizes[1:]) == spec.shape and 1 <= cast(int, sizes[0]) <= MAX_ROWS
 
 
-def _flat(data: Any, shape: Sequence[int], name: str) -> list[Any]:
+def flat(data: Any, shape: Sequence[int], name: str) -> list[Any]:
     """Return nested or already flat data as one list, checked against its shape."""
     if not isinstance(data, list):
         raise BadRequest(f"input {name!r} has no list 'data'")
@@ -239,18 +241,6 @@ def _sized(values: list[Any], size: int, name: str) -> list[Any]:
     if len(values) != size:
         raise BadRequest(f"input {name!r}: 'data' has {len(values)} values, its shape says {size}")
     return values
-
-
-def _typed(values: list[Any], spec: Input) -> Any:
-    try:
-        array: Any = pa.array(values, type=ARROW[spec.datatype])
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError, TypeError) as e:
-        raise BadRequest(f"input {spec.name!r}: values are not {spec.datatype}: {e}") from e
-    if spec.datatype != "BOOL" and bool in set(map(type, values)):
-        raise BadRequest(
-            f"input {spec.name!r}: values are not {spec.datatype}: true or false in it"
-        )
-    return array
 
 
 def response_of(

@@ -30,6 +30,7 @@ from lepton.serving.batching import Batcher, Overloaded
 from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
+from lepton.serving.plain import openapi_of
 from lepton.serving.protocol import Inquiry
 from lepton.serving.shares import gets_it
 from lepton.telemetry import Carrier, Spool, carrier_of
@@ -93,6 +94,8 @@ class Replica:
         others = Starlette(
             routes=[  # they are tried in this order
                 *(Route(f"{at}/infer", self.infer, methods=["POST"]) for at in (base, one)),
+                Route("/predict", self.predict, methods=["POST"]),
+                Route("/openapi.json", self.openapi),
                 Route("/v2", self.server),
                 Route("/v2/health/live", self.live),
                 Route("/v2/health/ready", self.health),
@@ -174,7 +177,7 @@ class Replica:
         status = error.status_code if isinstance(error, HTTPException) else 404
         detail = (
             f"there is no {request.method} {request.url.path} here: "
-            f"inference is POST /v2/models/{self._model}/infer"
+            f"inference is POST /v2/models/{self._model}/infer, or /predict for plain rows"
         )
         return problem(status, detail)
 
@@ -209,11 +212,21 @@ class Replica:
             roles[now.canary.version] = "canary"
         return found, roles.get(found.version, "pinned")
 
-    async def infer(self, request: Request) -> Response:
+    async def openapi(self, _: Request) -> Response:
+        """Describe the service."""
+        version = self._follower.now.champion
+        shapes = {s.name: s.shape for s in version.predictor.signature.outputs}
+        return JSONResponse(openapi_of(self._model, version.version, version.inputs, shapes))
+
+    async def predict(self, request: Request) -> Response:
+        """Answer a request of plain rows."""
+        return await self.infer(request, plain=True)
+
+    async def infer(self, request: Request, *, plain: bool = False) -> Response:
         """Answer one inference request."""
         chosen, variant = self._chosen(request)
         came = _Outcome(chosen, variant, time.time_ns())
-        await self._answer(request, came)
+        await self._answer(request, came, plain=plain)
         given = came.inquiry.identity if came.inquiry else ""
         identity = given or f"{random.getrandbits(128):032x}"
         span = self._record(request, came)
@@ -236,11 +249,12 @@ class Replica:
             reply.headers["retry-after"] = str(came.retry_after_s)
         return reply
 
-    async def _answer(self, request: Request, came: _Outcome) -> None:
+    async def _answer(self, request: Request, came: _Outcome, *, plain: bool) -> None:
         """Read, check and run a request; what goes wrong is told in ``came``."""
         version = came.version
         try:
-            came.inquiry = await inquiry_in(request, version.inputs, version.outputs)
+            about = version.inputs, version.outputs
+            came.inquiry = await inquiry_in(request, *about, plain=plain)
             patience_s = came.inquiry.patience_s or PATIENCE_S
             came.outputs = await self._batcher.answer(version.run, came.inquiry.rows, patience_s)
         except BadRequest as e:

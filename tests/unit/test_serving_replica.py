@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -157,3 +158,53 @@ def test_every_request_leaves_a_span_but_those_the_client_did_not_sample(
     assert spans_of(traces, "b" * 32) == []
     (span,) = spans_of(traces, "c" * 32)  # what failed is recorded all the same
     assert (span.status, span.attributes["error.type"]) == ("error", "Timeout")
+
+
+def test_plain_rows_are_answered_like_tensors(replica: Replica) -> None:
+    async def scene() -> None:
+        rows = [{"x": [0.0, 1.0, 2.0]}, {"x": [3, 4, 5]}]
+        async with client(replica) as http:
+            plain = await http.post("/predict", json={"rows": rows, "id": "me"})
+            x = pa.table({"x": [r["x"] for r in rows]})
+            tensor = (await http.post(URL, content=request_of(x, INPUTS))).json()
+            document = (await http.get("/openapi.json")).json()
+        assert plain.status_code == 200
+        told = plain.json()
+        assert (told["model"], told["version"], told["id"]) == ("m", 1, "me")
+        answers = np.array([r["output"] for r in told["rows"]]).reshape(-1)
+        assert np.allclose(answers, tensor["outputs"][0]["data"])
+        asked = document["paths"]["/predict"]["post"]["requestBody"]["content"]
+        schema = asked["application/json"]["schema"]
+        jsonschema.validate({"rows": rows}, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"rows": [{"x": [1.0]}]}, schema)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no", "not JSON"),
+        (b"[]", "no list 'rows'"),
+        (b'{"rows": []}', "there are 0 rows"),
+        (b'{"rows": [1]}', "no list 'rows'"),
+        (b'{"rows": [{"x": [1, 2]}]}', "not nested as its shape"),
+        (b'{"rows": [{"x": [1, 2, "a"]}]}', "not FP32"),
+        (b'{"rows": [{"x": [1, 2, true]}]}', "not FP32"),
+        (b'{"rows": [{"x": [1, 2, null]}]}', "null is not allowed"),
+        (b'{"rows": [{"x": [1, 2, 3]}, {}]}', "row 1: the model misses ['x']"),
+        (b'{"rows": [{"x": [1, 2, 3], "z": 1}]}', "row 0: the model does not know ['z']"),
+        (b'{"rows": [{"x": [1, 2, 3]}], "id": 7}', "'id' must be a string"),
+    ],
+)
+def test_wrong_rows_are_told_what_was_expected(
+    replica: Replica, content: bytes, words: str
+) -> None:
+    async def scene() -> None:
+        async with client(replica) as http:
+            reply = await http.post("/predict", content=content)
+        assert reply.status_code == 400
+        assert words in reply.json()["detail"]
+
+    asyncio.run(scene())

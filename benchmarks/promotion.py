@@ -1,0 +1,221 @@
+"""What a new version costs those who ask: promotions and rollbacks under load, one after another.
+
+``python -m benchmarks.promotion [--quick]`` moves a model's champion back and forth while clients
+ask without pause, and reads from their own records when the first answer of the new version came,
+how long the slowest request took, and how many failed. Beside it: the same change by a new
+``serve.run`` of a plain Ray Serve deployment. Writes ``results/promotion.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import lepton
+from benchmarks import claims, serving_model
+from lepton import cluster
+from lepton.registry import Registry
+from lepton.serving import App
+from lepton.serving.app import leave
+
+CLIENTS = 4
+SETTLE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """When a request was sent and answered (Unix seconds), by which version, or none."""
+
+    sent: float
+    came: float
+    version: str | None
+
+
+@dataclass
+class Clients:
+    """Ask without pause, each on a connection of its own."""
+
+    url: str
+    body: bytes
+    answers: list[Answer] = field(default_factory=list[Answer])
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Clients:
+        self._threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def first_of(self, version: str, since: float, timeout_s: float = 120) -> float:
+        """Wait for a version's first answer to a request after ``since``; return when it came."""
+        at = 0
+        while time.time() < since + timeout_s:
+            while at < len(self.answers):
+                answer = self.answers[at]
+                at += 1
+                if answer.came > since and answer.version == version:
+                    return answer.came
+            time.sleep(0.001)
+        raise SystemExit(
+            f"version {version} never answered at {self.url}; last: {self.answers[-1]}"
+        )
+
+    def _ask(self) -> None:
+        where = urlsplit(self.url)
+        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
+        while not self._stop.is_set():
+            sent, version = time.time(), None
+            try:
+                connection.request(
+                    "POST", where.path, self.body, {"Content-Type": "application/json"}
+                )
+                reply = connection.getresponse()
+                reply.read()
+                version = reply.headers["x-lepton-version"] if reply.status == 200 else None
+            except (OSError, http.client.HTTPException):
+                connection.close()
+            self.answers.append(Answer(sent, time.time(), version))
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What the moves of one kind cost.
+
+    Attributes:
+        seconds: from asking for each move to the first answer of the new version.
+        published: the same from the commit that moves the pointer, where there is one.
+        worst_ms: the slowest request that was under way in each move.
+        p99_ms: of requests before the first move.
+        failed: requests.
+        requests: all of them.
+    """
+
+    seconds: list[float]
+    published: list[float]
+    worst_ms: list[float]
+    p99_ms: float
+    failed: int
+    requests: int
+
+
+def moved(
+    clients: Clients,
+    moves: list[tuple[str, Callable[[], object]]],
+    commit: Callable[[], float] | None = None,
+) -> Moves:
+    """Make the moves, each to the version that is named with it, while the clients ask.
+
+    ``commit`` returns when the newest move was committed.
+    """
+    with clients:
+        time.sleep(3)
+        quiet = sorted((a.came - a.sent) * 1e3 for a in list(clients.answers)[50:])
+        seconds: list[float] = []
+        published: list[float] = []
+        worst: list[float] = []
+        for version, move in moves:
+            began = time.time()
+            mover = threading.Thread(target=move)
+            mover.start()
+            first = clients.first_of(version, began)
+            mover.join()
+            time.sleep(SETTLE_S)
+            seconds.append(first - began)
+            if commit is not None:
+                published.append(first - commit())
+            around = [a for a in list(clients.answers) if a.came > began and a.sent < first + 0.1]
+            worst.append(max((a.came - a.sent) * 1e3 for a in around))
+    failed = sum(a.version is None for a in clients.answers)
+    return Moves(
+        seconds, published, worst, quiet[int(len(quiet) * 0.99)], failed, len(clients.answers)
+    )
+
+
+def with_lepton(app: App, home: str, body: bytes, count: int) -> Moves:
+    """Promote version 2 and roll back to version 1, in turn."""
+
+    def forth() -> object:
+        return lepton.promote(serving_model.MODEL, 2, home=home)
+
+    def back() -> object:
+        return lepton.rollback(serving_model.MODEL, home=home)
+
+    registry = Registry(f"{home}/registry")
+    moves = [("2", forth) if i % 2 == 0 else ("1", back) for i in range(count)]
+    return moved(
+        Clients(app.infer_url, body),
+        moves,
+        lambda: registry.history(serving_model.MODEL)[-1].time.timestamp(),
+    )
+
+
+def with_serve(folder: Path, port: int, body: bytes, count: int) -> Moves:
+    """Change a plain Ray Serve deployment's version by running it anew."""
+    from benchmarks.promotion_peer import run
+
+    run(folder, "1")
+    moves = [("2" if i % 2 == 0 else "1") for i in range(count)]
+    clients = Clients(f"http://127.0.0.1:{port}/plain/infer", body)
+    return moved(clients, [(v, lambda v=v: run(folder, v)) for v in moves])
+
+
+def state(mine: Moves, theirs: Moves) -> list[claims.Claim]:
+    """Return the claims."""
+    runs, again = len(mine.seconds), len(theirs.seconds)
+    middle = statistics.median
+    ratio = max(mine.worst_ms) / mine.p99_ms
+    claim = claims.claim
+    return [
+        claim(
+            "published -> first new answer, median", middle(mine.published), 0.1, "s", -1, runs=runs
+        ),
+        claim("published -> first new answer, worst", max(mine.published), None, "s", runs=runs),
+        claim(
+            "asked for -> first new answer, median", middle(mine.seconds), None, "s", -1, runs=runs
+        ),
+        claim("asked for -> first new answer, worst", max(mine.seconds), None, "s", -1, runs=runs),
+        claim("slowest request of all moves over p99 before", ratio, 10, "times", -1, runs=runs),
+        claim("slowest request, median of the moves", middle(mine.worst_ms), None, "ms", runs=runs),
+        claim("p99 before", mine.p99_ms, None, "ms", runs=runs),
+        claim("failed requests", mine.failed, 0, "requests", -1, runs=runs),
+        claim("requests", mine.requests, None, "requests", runs=runs),
+        claim("serve.run: first new answer, median", middle(theirs.seconds), None, "s", runs=again),
+        claim("serve.run: slowest request", max(theirs.worst_ms), None, "ms", runs=again),
+        claim("serve.run: failed requests", theirs.failed, None, "requests", runs=again),
+    ]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="leppromote") as scratch:
+        folder = Path(scratch)
+        made = serving_model.make(folder, versions=2)
+        serving_model.save_weights(folder)
+        body = serving_model.bodies(folder)["1 row, JSON"][0]
+        port = cluster.free_ports(1)[0]
+        app = lepton.promote(made[0], home=str(folder), port=port)
+        mine = with_lepton(app, str(folder), body, 10 if args.quick else 100)
+        theirs = with_serve(folder, port, body, 2 if args.quick else 6)
+        leave()
+        cluster.disconnect()
+    claims.record(state(mine, theirs), "promotion")
+
+
+if __name__ == "__main__":
+    main()
