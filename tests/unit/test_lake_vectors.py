@@ -4,9 +4,12 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from hypothesis import given, settings
@@ -223,3 +226,60 @@ def test_a_vectors_place_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     load_version.cache_clear()
     with pytest.raises(LakeError, match=r"deletion vector.*t'@0"):
         lepton.table(root).to_arrow()
+
+
+def as_parts(folder: Path, whole: pa.Table, actions: list[Action]) -> None:
+    for n, part in enumerate((whole.slice(0, 2), whole.slice(2)), 1):
+        pq.write_table(part, folder / f"{0:020}.checkpoint.{n:010}.{2:010}.parquet")
+
+
+def as_sidecar(folder: Path, whole: pa.Table) -> Action:
+    adds = whole.filter(pc.is_valid(whole["add"])).select(["add"])
+    (folder / "_sidecars").mkdir()
+    file = folder / "_sidecars" / "one.parquet"
+    pq.write_table(adds, file)
+    size = file.stat().st_size
+    return {"sidecar": {"path": file.name, "sizeInBytes": size, "modificationTime": 1}}
+
+
+def as_json(folder: Path, whole: pa.Table, actions: list[Action]) -> None:
+    lines = [{"checkpointMetadata": {"version": 0}}, *actions, as_sidecar(folder, whole)]
+    name = f"{0:020}.checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.json"
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def as_parquet(folder: Path, whole: pa.Table, actions: list[Action]) -> None:
+    beside = as_sidecar(folder, whole)
+    others = pc.is_null(whole["add"])
+    blank = whole.filter(pc.invert(others)).slice(0, 2).drop_columns("add")
+    table = pa.concat_tables([whole.filter(others).drop_columns("add"), blank])
+    table = table.drop_columns(
+        [n for n in ("checkpointMetadata", "sidecar") if n in table.schema.names]
+    )
+    none = [None] * (len(table) - 2)
+    described = {"version": 0}
+    table = table.append_column("checkpointMetadata", pa.array([*none, described, None]))
+    table = table.append_column("sidecar", pa.array([*none, None, beside["sidecar"]]))
+    name = f"{0:020}.checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.parquet"
+    pq.write_table(table, folder / name)
+
+
+@pytest.mark.parametrize("write", [as_parts, as_json, as_parquet])
+def test_vectors_in_every_kind_of_checkpoint(tmp_path: Path, write: Any) -> None:
+    root = tmp_path / "t"
+    log = Log(root)
+    one, two = (log.add(f"{n}.parquet", pa.table({"x": np.arange(10)}), stats={}) for n in (1, 2))
+    features = protocol(["deletionVectors", "v2Checkpoint"])
+    columns = metadata([column("x", "long")])
+    log.commit(features, columns, vectored(one, [3, 4], root), two)
+    log.commit(log.add("3.parquet", pa.table({"x": np.arange(10)}), stats={}))
+    folder = root / "_delta_log"
+    DeltaTable(root, version=0).create_checkpoint()
+    first = folder / f"{0:020}.checkpoint.parquet"
+    whole = pq.read_table(first)
+    for old in (first, folder / "_last_checkpoint", folder / f"{0:020}.json"):
+        old.unlink(missing_ok=True)
+    write(folder, whole, [features, columns])
+
+    assert ours(root) == masks(root) == {"1.parquet": [3, 4]}
+    assert lepton.table(root).count_rows() == 28
