@@ -76,6 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int)
     _home(serve)
 
+    score = add("score", _score, "answer every row of a table and write the answers to another")
+    score.add_argument("model")
+    score.add_argument("table", help="uri of the rows")
+    score.add_argument("out", help="uri of the table of answers")
+    score.add_argument("--version", type=int, help="of the model; default the champion")
+    score.add_argument("--where", help="SQL-like condition on the rows")
+    score.add_argument("--workers", type=_workers, default=1, metavar="N or MIN-MAX")
+    _home(score)
+
     _home(add("models", _models, "list model versions and who is champion"))
     _home(add("runs", _runs, "list training runs"))
     _upkeep(add)
@@ -229,6 +238,22 @@ def _serve(arguments: argparse.Namespace, console: Console) -> None:
     home = home_of(arguments.home)
     app = start(arguments.model, home, replicas=arguments.replicas, port=arguments.port)
     _stay(app.infer_url, console)
+
+
+def _score(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.lake import table
+    from lepton.serving import score
+
+    rows = table(arguments.table)
+    found = score(
+        arguments.model,
+        rows.where(arguments.where) if arguments.where else rows,
+        arguments.out,
+        version=arguments.version or "champion",
+        workers=arguments.workers,
+        home=arguments.home,
+    )
+    console.print(f"answers of {rows} are in {found}")
 
 
 def _models(arguments: argparse.Namespace, console: Console) -> None:

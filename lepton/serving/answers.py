@@ -214,14 +214,23 @@ def _rows(answers: Sequence[Answer], model: str) -> pa.Table:
         inputs = pa.concat_tables(given)
         for name in inputs.column_names:
             fixed[name] = _listed(inputs.column(name).combine_chunks())
-    for name in answers[0].outputs:
-        values: np.ndarray[Any, Any] = np.concatenate([a.outputs[name] for a in answers])
+    outputs = answers[0].outputs
+    fixed |= columns_of_answers(
+        {name: np.concatenate([a.outputs[name] for a in answers]) for name in outputs}
+    )
+    return pa.table(fixed)
+
+
+def columns_of_answers(outputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """Return outputs, arrays of shape (rows, …), as columns ``answer_<output>``."""
+    columns: dict[str, Any] = {}
+    for name, values in outputs.items():
         flat = _array(np.ascontiguousarray(values).reshape(-1))
-        width = values.size // len(values)
-        fixed[f"answer_{name}"] = (
+        width = values.size // len(values) if len(values) else 1
+        columns[f"answer_{name}"] = (
             flat if values.ndim == 1 else _listed(pa.FixedSizeListArray.from_arrays(flat, width))
         )
-    return pa.table(fixed)
+    return columns
 
 
 def _array(values: Any) -> Any:

@@ -147,6 +147,7 @@ SPANS: Mapping[str, Convention] = {
     "lepton.promote": Convention("driver", "A call of promote().", _VERSION),
     "lepton.gate": Convention("driver", "Checking the gates.", (*_VERSION, "lepton.gate")),
     "lepton.canary": Convention("driver", "A canary at one share.", ("lepton.share",)),
+    "lepton.score": Convention("driver", "Answers for a whole table.", (*_VERSION, "lepton.table")),
     "lepton.rollback": Convention("driver", "A call of rollback().", ("lepton.model",)),
     "lepton.model.load": Convention(
         "replica", "Loading and trying out a version.", ("lepton.version",)

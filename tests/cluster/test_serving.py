@@ -26,6 +26,7 @@ from lepton.monitoring import count_answers
 from lepton.preprocess import Preparation
 from lepton.promotion import CanaryRule
 from lepton.registry import Registry
+from lepton.serving import score
 from lepton.serving.protocol import request_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -265,6 +266,30 @@ def test_after_a_flush_the_log_has_every_answer(world: World) -> None:
     world.app.flush()
 
     assert count_answers("m", world.home) == before + 3
+
+
+def test_a_whole_table_is_answered_by_the_same_code(world: World, tmp_path: Path) -> None:
+    from lepton import checkpoints
+    from lepton.export.restore import Predictor
+
+    rows = world.table.where("y = 1")
+    once = ("nightly", 1)
+    for _ in range(2):
+        found = score("m", rows, tmp_path / "out", version=2, txn=once, home=world.home)
+    predictor = Predictor(checkpoints.load(world.versions[1].checkpoint))
+    expected = predictor(rows.to_arrow())["output"].numpy()
+
+    table = found.to_arrow()
+    assert len(table) == rows.count_rows() < world.table.count_rows()
+    assert set(table["model_version"].to_pylist()) == {2}
+    order = np.argsort([tuple(x) for x in table["x"].to_pylist()], axis=0)[:, 0]
+    mine = np.argsort([tuple(x) for x in rows.to_arrow()["x"].to_pylist()], axis=0)[:, 0]
+    answers = np.array(table["answer_output"].to_pylist())
+    assert np.allclose(answers[order], expected[mine], atol=1e-6)
+    with pytest.raises(ServingError, match=r"takes columns \['x'\]"):
+        score("m", world.table.select(["y"]), tmp_path / "no", home=world.home)
+    with pytest.raises(ServingError, match="already"):
+        score("m", found, tmp_path / "no", home=world.home)
 
 
 def test_the_same_user_gets_the_same_version(world: World) -> None:

@@ -25,7 +25,7 @@ from lepton.telemetry.rounds import rounds
 NAMES = """
 lepton.canary lepton.checkpoint lepton.checkpoint_table lepton.demo lepton.evaluate lepton.gate
 lepton.model.load lepton.optimize lepton.plan lepton.promote lepton.read lepton.register
-lepton.request lepton.restore lepton.rollback lepton.steps lepton.table lepton.train
+lepton.request lepton.restore lepton.rollback lepton.score lepton.steps lepton.table lepton.train
 lepton.train.epoch lepton.train.failure lepton.train.resize lepton.use lepton.vacuum
 """
 UNSAMPLED = f"00-{'ab' * 16}-{'cd' * 8}-00"
