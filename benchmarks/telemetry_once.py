@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -54,16 +55,43 @@ def steps(folder: str, count: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     table = lepton.table(f"{folder}/t")
     stream = table.stream(batch_size=BATCH, epochs=9, lanes=1, engine="worker")
-    times: list[tuple[float, float]] = []
+    times: list[tuple[float, ...]] = []
     name = f"r{os.getpid()}"
     options: dict[str, Any] = {"home": folder, "checkpoint_every": 10**6, "progress": False}
     lepton.train(_loop(times, count), stream, name=name, **options)
-    (began, cpu), (ended, after) = times[SKIPPED], times[-1]
     made = len(times) - 1 - SKIPPED
-    return {"wall": (ended - began) / made, "cpu": (after - cpu) / made, "steps": made}
+    names = ("wall", "cpu", "threads")
+    spent = zip(names, times[SKIPPED], times[-1], strict=True)
+    return {n: (end - begin) / made for n, begin, end in spent} | {"steps": made, "calls": _calls()}
 
 
-def _loop(times: list[tuple[float, float]], count: int) -> Any:
+def _calls() -> float:
+    """Return what a step itself does for telemetry, CPU seconds, by doing that alone often."""
+    from lepton import telemetry
+
+    pace = telemetry.Pace(telemetry.Carrier(UNSAMPLED, None))
+    pace.close()  # nobody takes the steps away meanwhile
+    count, place = 200_000, (0, 1)
+    began = time.thread_time()
+    for n in range(count):
+        asked = time.time_ns()
+        got = time.time_ns()
+        made = time.time_ns()
+        pace.add(telemetry.Paced(n, asked, got, made, BATCH, place))
+    return (time.thread_time() - began) / count
+
+
+def _telemetry_threads() -> float:
+    """CPU seconds that telemetry's own threads have used."""
+    used = 0.0
+    for thread in threading.enumerate():
+        if thread.name.startswith(("lepton-rounds", "lepton-telemetry", "lepton-spans")):
+            spent = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text()
+            used += int(spent.split()[0]) / 1e9
+    return used
+
+
+def _loop(times: list[tuple[float, ...]], count: int) -> Any:
     def loop(worker: Any) -> None:
         import torch
         from torch.nn import functional
@@ -75,7 +103,8 @@ def _loop(times: list[tuple[float, float]], count: int) -> Any:
         worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.01))
         for made, batch in enumerate(worker.batches()):
             worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
-            times.append((time.perf_counter(), time.process_time()))
+            ours = _telemetry_threads() if made in (SKIPPED, count) else 0.0
+            times.append((time.perf_counter(), time.process_time(), ours))
             if made == count:
                 break
 
@@ -94,7 +123,21 @@ def requests(folder: str, count: int) -> dict[str, Any]:
     app = replica.__serve_build_asgi_app__()
     body = question(pa)
     asyncio.run(_ask(app, body, SAMPLED, 300))
+    record, recorded_s = replica._record, [0.0]
+
+    def timed(request: Any, came: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return record(request, came)
+        finally:
+            recorded_s[0] += time.thread_time() - began
+
+    replica._record = timed
+    threads = _telemetry_threads()
     cpu = asyncio.run(_ask(app, body, SAMPLED, count))
+    time.sleep(1)  # until what waits was told and sent
+    threads = (_telemetry_threads() - threads) / count
+    calls = recorded_s[0] / count
     replica._spans.flush()
     before = _spans(folder)
     unsampled = asyncio.run(_ask(app, body, UNSAMPLED, count // 5))
@@ -102,7 +145,8 @@ def requests(folder: str, count: int) -> dict[str, Any]:
     recorded = _spans(folder) - before
     replica.__del__()
     telemetry.flush(10_000)
-    return {"cpu": cpu, "unsampled_cpu": unsampled, "unsampled_spans": recorded}
+    found = {"cpu": cpu, "threads": threads, "calls": calls}
+    return found | {"unsampled_cpu": unsampled, "unsampled_spans": recorded}
 
 
 def question(pa: Any) -> bytes:

@@ -1,10 +1,15 @@
-"""Spans across processes: one trace, carried by hand, kept in files and sent by OTLP.
+"""Telemetry across processes: one trace, its metrics and its logs; standard OTLP out if asked.
 
 The context travels as a :class:`Carrier` in arguments, configurations and headers, never in
-hidden state. Every process makes its own provider when it first ends a span. An ended span is
-one JSON line in the carrier's directory at once, so a SIGKILL loses only unended spans; with
-``OTEL_EXPORTER_OTLP_ENDPOINT`` set it is also sent by OTLP over HTTP. Long spans belong to the
-process that outlives the work, so that a killed worker leaves no orphan.
+hidden state, with a few words of baggage: the run, the model's version, the table's. Every process
+makes its own providers when it first needs them. An ended span is one JSON line in the carrier's
+directory at once (a request's within 0.2 s), so a SIGKILL loses little; long spans belong to the
+process that outlives the work, so that a killed worker leaves no orphan. Steps come a thousand a
+second: they are gathered by a :class:`Pace` and told in windows.
+
+Nothing leaves the process unless OpenTelemetry's own variables ask for it (``settings``), and
+nothing waits for a collector (``delivery``). Names are in ``conventions`` (spans) and
+``instruments`` (metrics). This package knows no Ray.
 """
 
 from lepton.telemetry.context import Carrier, carrier_of, name_process

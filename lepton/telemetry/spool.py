@@ -15,15 +15,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from lepton.telemetry import settings
-from lepton.telemetry.context import Carrier, links_of, resource_of, span_context_of
+from lepton.telemetry.context import Carrier, links_of, resource_of
 from lepton.telemetry.delivery import before_flush, delivery_of, prepare
 from lepton.telemetry.store import FileExporter, process_of
 
@@ -34,11 +33,13 @@ log = logging.getLogger("lepton")
 _SCOPE = InstrumentationScope("lepton")
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
+class _Ended(NamedTuple):
+    """A span that is over; ids are hex, the parent's empty where a trace begins."""
+
     name: str
-    context: SpanContext
-    parent: SpanContext | None
+    trace_id: str
+    span_id: str
+    parent_id: str
     times: tuple[int, int]
     kind: str
     error: str
@@ -87,27 +88,31 @@ class Spool:
 
         Args:
             name: a fixed name, with no ids in it.
-            parent: where it was asked from; one without a trace starts a new trace.
+            parent: where it was asked from, as :func:`carrier_of` gives it; one without a trace
+                starts a new one.
             start_ns: Unix nanoseconds.
             kind: internal, server, client, producer or consumer.
             error: the kind of error, or an empty string.
-            links: traceparents of related spans of other times.
+            links: traceparents of related spans of other times, well formed or empty.
             attributes: keys as they are.
             certain: keep it whether or not it is sampled.
         """
-        above = span_context_of(parent.traceparent)
-        trace_id = above.trace_id if above else self._random.getrandbits(128)
-        span_id = self._random.getrandbits(64) or 1
-        flags = above.trace_flags & 1 if above else self._root(trace_id, name)
+        above = parent.traceparent
+        if above:
+            trace_id, parent_id, flags = above[3:35], above[36:52], int(above[53:], 16) & 1
+        else:
+            number = self._random.getrandbits(128)
+            trace_id, parent_id, flags = f"{number:032x}", "", self._root(number, name)
+        span_id = f"{self._random.getrandbits(64) or 1:016x}"
         if (flags or certain) and self._wanted:
             times = (start_ns, time.time_ns())
-            own = SpanContext(trace_id, span_id, False, TraceFlags(1))
-            ended = _Ended(name, own, above, times, kind, error, links, attributes or {})
+            ids = (trace_id, span_id, parent_id)
+            ended = _Ended(name, *ids, times, kind, error, links, attributes or {})
             if len(self._waiting) < MOST:
                 self._waiting.append(ended)
             else:
                 self._dropped += 1
-        traceparent = f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"
+        traceparent = f"00-{trace_id}-{span_id}-{flags:02x}"
         return Carrier(traceparent, parent.directory, parent.baggage)
 
     def flush(self) -> None:
@@ -148,26 +153,29 @@ def _attributes(ended: _Ended) -> Mapping[str, Any]:
 
 def _fields(ended: _Ended, process: str) -> dict[str, Any]:
     """The fields of a :class:`~lepton.telemetry.store.SpanRecord`, without a detour by the SDK."""
-    links = (span_context_of(link) for link in ended.links)
     return {
         "name": ended.name,
-        "trace_id": f"{ended.context.trace_id:032x}",
-        "span_id": f"{ended.context.span_id:016x}",
-        "parent_id": f"{ended.parent.span_id:016x}" if ended.parent else None,
+        "trace_id": ended.trace_id,
+        "span_id": ended.span_id,
+        "parent_id": ended.parent_id or None,
         "start_ns": ended.times[0],
         "end_ns": ended.times[1],
         "process": process,
         "status": "error" if ended.error else "ok",
         "attributes": _attributes(ended),
-        "links": [f"{k.trace_id:032x}:{k.span_id:016x}" for k in links if k],
+        "links": [f"{k[3:35]}:{k[36:52]}" for k in ended.links if k],
     }
+
+
+def _context(trace_id: str, span_id: str, *, remote: bool) -> SpanContext:
+    return SpanContext(int(trace_id, 16), int(span_id, 16), remote, TraceFlags(1))
 
 
 def _span(ended: _Ended) -> ReadableSpan:
     return ReadableSpan(
         name=ended.name,
-        context=ended.context,
-        parent=ended.parent,
+        context=_context(ended.trace_id, ended.span_id, remote=False),
+        parent=_context(ended.trace_id, ended.parent_id, remote=True) if ended.parent_id else None,
         resource=resource_of(os.getpid()),
         attributes=_attributes(ended),
         links=links_of(ended.links),
