@@ -67,7 +67,7 @@ class Traffic:
 
     def _ask(self, client: int, inputs: list[dict[str, Any]]) -> None:
         at = client
-        headers = {"traceparent": self.trace.traceparent}
+        headers = self.trace.headers
         with httpx.Client(timeout=30, headers=headers) as http:
             while not self._stop.is_set():
                 row = at % len(self.rows)

@@ -65,7 +65,7 @@ class App:
             ServingError: the rows are not what the model takes; or no answer, or an error
                 instead of one.
         """
-        headers = {"traceparent": trace.traceparent} if trace and trace.traceparent else {}
+        headers = dict(trace.headers) if trace else {}
         headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
         headers |= {"x-request-id": uuid.uuid4().hex}
         try:

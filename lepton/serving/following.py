@@ -163,11 +163,12 @@ class Follower:
             for s in predictor.signature.inputs
         )
         lineage = manifest.lineage
+        table = str(lineage.get("table")).rsplit("/", 1)[-1]  # clients need not know where it lies
         words = {
             "lepton.model": self._model,
             "lepton.version": number,
             "lepton.run": lineage.get("run", ""),
-            "lepton.table": f"{lineage.get('table')}@{lineage.get('table_version')}",
+            "lepton.table": f"{table}@{lineage.get('table_version')}",
         }
         baggage = Carrier().with_baggage(words).baggage
         return Resident(number, predictor, inputs, manifest.traceparent, baggage)

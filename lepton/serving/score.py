@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -82,6 +83,7 @@ def score(
     links = [str(chosen.lineage.get("traceparent", ""))]
     with telemetry.span("lepton.score", parent, attributes=about, links=links) as span:
         cluster.connect()
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         answered: Any = rows.to_dataset().map_batches(
             Scorer,
             fn_constructor_args=(chosen.checkpoint, chosen.version),

@@ -38,8 +38,10 @@ def assert_closed_the_loop(home: Path) -> None:
     assert {"temperature", "vibration", "site", "fault", "version"} <= set(feedback.schema.names)
 
 
-def test_the_notebook_is_the_script_and_carries_no_output() -> None:
-    script, notebook = jupytext.read(SCRIPT), nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize("script", sorted(SCRIPT.parent.glob("*.py")), ids=lambda p: p.stem)
+def test_the_notebook_is_the_script_and_carries_no_output(script: Path) -> None:
+    notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    script = jupytext.read(script)
 
     assert [(c.cell_type, c.source) for c in script.cells] == [
         (c.cell_type, c.source) for c in notebook.cells

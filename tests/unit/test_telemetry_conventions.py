@@ -140,7 +140,7 @@ def test_an_answer_says_where_it_came_from(made: Loop) -> None:
         "lepton.model": "m",
         "lepton.version": "1",
         "lepton.run": "r",
-        "lepton.table": str(made.table),
+        "lepton.table": f"t@{made.table.version}",
     }
 
 
