@@ -10,7 +10,6 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -79,9 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _home(add("models", _models, "list model versions and who is champion"))
     _home(add("runs", _runs, "list training runs"))
     _upkeep(add)
-    trace = add("trace", _trace, "print a trace from the span files")
-    trace.add_argument("trace_id", nargs="?", help="default the newest")
-    _home(trace)
+    _views(add)
     doctor = add("doctor", _doctor, "check versions, Ray, GPU and storage, with advice")
     doctor.add_argument("--address", help="of a Ray cluster")
     doctor.add_argument("--deep", action="store_true", help="really start a local Ray")
@@ -123,6 +120,25 @@ def _upkeep(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParse
     vacuum.add_argument("--retention-hours", type=float, help="default the table's own")
     vacuum.add_argument("--delete", action="store_true", help="delete them, for good")
     _home(vacuum)
+
+
+def _views(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]) -> None:
+    """Commands that look at what there is."""
+    trace = add("trace", _view("trace"), "print a trace as a tree, from the span files")
+    trace.add_argument(
+        "which", nargs="?", metavar="RUN|TRACE_ID|REQUEST_ID", help="default the newest"
+    )
+    trace.add_argument("--perfetto", metavar="FILE", help="write it for ui.perfetto.dev instead")
+    _home(trace)
+
+
+def _view(name: str) -> Callable[[argparse.Namespace, Console], None]:
+    """Return the view of that name, loaded when it is called."""
+
+    def show(arguments: argparse.Namespace, console: Console) -> None:
+        getattr(importlib.import_module("lepton.pipeline.views"), name)(arguments, console)
+
+    return show
 
 
 def _home(command: argparse.ArgumentParser) -> None:
@@ -306,21 +322,6 @@ def _vacuum(arguments: argparse.Namespace, console: Console) -> None:
         console.print(path, markup=False, soft_wrap=True)
     what = "would go; --delete deletes them" if done.dry_run else "deleted"
     console.print(f"{len(done.removed)} files of {done.removed_bytes} bytes {what}")
-
-
-def _trace(arguments: argparse.Namespace, console: Console) -> None:
-    from lepton.lake import home_of
-    from lepton.telemetry import spans_of
-
-    spans = spans_of(f"{home_of(arguments.home)}/traces", arguments.trace_id)
-    if not spans:
-        raise LeptonError(f"no spans of {arguments.trace_id or 'any trace'} in that home")
-    chosen = arguments.trace_id or spans[-1].trace_id
-    shown = Table("start", "ms", "span", "process", "status")
-    for s in [s for s in spans if s.trace_id == chosen]:
-        start = datetime.fromtimestamp(s.start_ns / 1e9, tz=UTC).strftime("%H:%M:%S.%f")[:-3]
-        shown.add_row(start, f"{(s.end_ns - s.start_ns) / 1e6:.1f}", s.name, s.process, s.status)
-    console.print(f"trace {chosen}", shown)
 
 
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:

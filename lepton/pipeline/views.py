@@ -1,0 +1,67 @@
+"""What the commands that look at things print and write; their flags are in :mod:`lepton.cli`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from lepton.errors import LeptonError
+from lepton.pipeline.tracing import Found, find_trace
+from lepton.report.perfetto import perfetto
+from lepton.report.tree import Line, summary, tree
+
+
+def trace(arguments: argparse.Namespace, console: Console) -> None:
+    """Print a trace as a tree, or write it as what was asked for."""
+    found = find_trace(arguments.which, arguments.home)
+    if arguments.perfetto:
+        body = perfetto(found.spans, found.trace_id, _counters(found))
+        _put(arguments.perfetto, json.dumps(body))
+        console.print(f"{arguments.perfetto}: open it with https://ui.perfetto.dev", soft_wrap=True)
+        return
+    console.print(f"trace {found.trace_id}", highlight=False, soft_wrap=True)
+    console.print(summary(found.spans), highlight=False, soft_wrap=True)
+    for line in tree(found.spans):
+        console.print(_text(line), soft_wrap=True)
+    for other in _neighbours(found):
+        console.print(other, highlight=False, markup=False, soft_wrap=True)
+
+
+def _text(line: Line) -> Text:
+    text = Text(f"{line.when:>11} {line.took:>9}  ", style="dim")
+    text.append(line.branch)
+    text.append(line.name, style="not dim")
+    if line.trouble:
+        text.append(f"  ✗ {line.trouble}", style="not dim bold red")
+    return text.append(f"  {line.facts}")
+
+
+def _neighbours(found: Found) -> list[str]:
+    """A line for each other trace that this one is linked with."""
+    lines: list[str] = []
+    for what, spans in (("linked from", found.linking), ("links to", found.linked)):
+        for trace_id in dict.fromkeys(s.trace_id for s in spans):
+            names = sorted({s.name for s in spans if s.trace_id == trace_id})
+            lines.append(f"{what} trace {trace_id}: {', '.join(names)}")
+    return lines
+
+
+def _counters(found: Found) -> dict[str, Any]:
+    """Loss and speed of the run, for curves over time."""
+    if found.run is None:
+        return {}
+    history = found.run.history()
+    times = (history["time"].to_numpy().astype("int64") * 1000).tolist()
+    return {"loss": list(zip(times, history["loss"].to_pylist(), strict=True))}
+
+
+def _put(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise LeptonError(f"cannot write {path}: {e.strerror}; name a file in a folder") from e

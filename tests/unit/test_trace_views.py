@@ -1,0 +1,116 @@
+"""The commands that look at a home: a real run, two models' versions, and answers of requests."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import lepton
+from lepton.cli import main
+from lepton.serving.answers import Answer, AnswerLog
+from lepton.telemetry import Carrier, record
+from lepton.training import Run, load_run
+
+REQUEST = "4711"
+
+
+def loop(worker: lepton.Worker) -> None:
+    net = torch.nn.Linear(2, 2)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        scores = net(batch["x"])
+        worker.step(torch.nn.functional.cross_entropy(scores, batch["y"], reduction="sum"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 60 rows, the run r, version 1 of the model m, and one answer by it."""
+    folder = tmp_path_factory.mktemp("looked-at")
+    x = np.random.default_rng(0).normal(size=(60, 2)).astype("float32")
+    rows = lepton.write(pa.table({"x": list(x), "y": x.argmax(1)}), folder / "lake")
+    run = lepton.train(loop, rows.stream(batch_size=20, epochs=2), name="r", home=folder)
+    found = lepton.evaluate(run, rows, label="y", home=str(folder))
+    version = lepton.register(run, "m", metrics=found.metrics, home=folder)
+    asked = record(
+        "lepton.request",
+        Carrier("", str(folder / "traces")),
+        time.time_ns(),
+        links=[version.lineage["traceparent"]],
+        attributes={"lepton.model": "m", "lepton.version": 1},
+    )
+    answer(folder, asked.trace_id)
+    return folder
+
+
+def answer(folder: Path, trace_id: str) -> None:
+    log = AnswerLog(str(folder / "answers" / "m"), "m")
+    log.add(
+        Answer(
+            request_id=REQUEST,
+            time_us=time.time_ns() // 1000,
+            version=1,
+            variant="champion",
+            status=200,
+            trace_id=trace_id,
+            latency_ms=1.5,
+            rows=pa.table({"x": [[1.0, 2.0]]}),
+            outputs={"output": np.zeros((1, 2), "float32")},
+        )
+    )
+    log.close()
+
+
+@pytest.fixture
+def run(home: Path) -> Run:
+    return load_run("r", str(home))
+
+
+def told(home: Path, capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
+    """What a command prints, in one line."""
+    assert main([*arguments, "--home", str(home)]) == status
+    captured = capsys.readouterr()
+    return " ".join((captured.err if status else captured.out).split())
+
+
+def test_a_trace_is_found_by_run_by_id_and_by_request(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_name = told(home, capsys, "trace", "r")
+    by_request = told(home, capsys, "trace", REQUEST)
+
+    assert by_name == told(home, capsys, "trace", run.trace_id)
+    assert f"trace {run.trace_id}" in by_name
+    assert "├─ lepton.plan" in by_name
+    assert ", run r, table " in by_name
+    assert "linked from trace" in by_name
+    assert "lepton.request" in by_request
+    assert f"links to trace {run.trace_id}: lepton.checkpoint" in by_request
+    assert told(home, capsys, "trace") == by_request
+
+
+def test_what_goes_by_no_name_is_told_how_to_find(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "`lepton runs` lists the runs" in told(home, capsys, "trace", "no", status=1)
+    assert "train or serve with this home first" in told(tmp_path, capsys, "trace", status=1)
+    somewhere = ["trace", "r", "--perfetto", str(tmp_path / "no" / "x")]
+    assert "cannot write" in told(home, capsys, *somewhere, status=1)
+
+
+def test_writes_a_file_for_perfetto(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    target = tmp_path / "trace.json"
+    told(home, capsys, "trace", "r", "--perfetto", str(target))
+    body = json.loads(target.read_text())
+    curve = [
+        e["args"]["value"] for e in body["traceEvents"] if e["ph"] == "C" and e["name"] == "loss"
+    ]
+
+    assert body["otherData"]["trace_id"] == run.trace_id
+    assert {e["name"] for e in body["traceEvents"]} >= {"lepton.train", "lepton.checkpoint"}
+    assert curve == run.losses
