@@ -128,6 +128,7 @@ def _views(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser
     trace.add_argument(
         "which", nargs="?", metavar="RUN|TRACE_ID|REQUEST_ID", help="default the newest"
     )
+    trace.add_argument("--html", metavar="FILE", help="write it as a page instead")
     trace.add_argument("--perfetto", metavar="FILE", help="write it for ui.perfetto.dev instead")
     _home(trace)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from lepton.errors import LeptonError
 from lepton.pipeline.tracing import Found, find_trace
+from lepton.report.lanes import speed
 from lepton.report.perfetto import perfetto
+from lepton.report.tracepage import TracePage, render_trace
 from lepton.report.tree import Line, summary, tree
 
 
@@ -20,9 +21,13 @@ def trace(arguments: argparse.Namespace, console: Console) -> None:
     """Print a trace as a tree, or write it as what was asked for."""
     found = find_trace(arguments.which, arguments.home)
     if arguments.perfetto:
-        body = perfetto(found.spans, found.trace_id, _counters(found))
+        body = perfetto(found.spans, found.trace_id, _curves(found))
         _put(arguments.perfetto, json.dumps(body))
         console.print(f"{arguments.perfetto}: open it with https://ui.perfetto.dev", soft_wrap=True)
+    if arguments.html:
+        _put(arguments.html, render_trace(_page(found)))
+        console.print(f"{arguments.html}: a page that needs no network", soft_wrap=True)
+    if arguments.html or arguments.perfetto:
         return
     console.print(f"trace {found.trace_id}", highlight=False, soft_wrap=True)
     console.print(summary(found.spans), highlight=False, soft_wrap=True)
@@ -51,13 +56,43 @@ def _neighbours(found: Found) -> list[str]:
     return lines
 
 
-def _counters(found: Found) -> dict[str, Any]:
-    """Loss and speed of the run, for curves over time."""
+def _page(found: Found) -> TracePage:
+    run = found.run
+    facts: dict[str, str] = {}
+    if run is not None:
+        losses = run.losses
+        facts = {
+            "table": str(json.loads((Path(run.folder) / "run.json").read_text())["table"]),
+            "steps": f"{len(losses)}, {run.replayed} made again",
+            "last loss": f"{losses[-1]:.4f}" if losses else "",
+            "checkpoints": ", ".join(f"step {c.step}" for c in run.checkpoints),
+        }
+    return TracePage(
+        title=f"run {run.name}" if run else f"trace {found.trace_id}",
+        trace_id=found.trace_id,
+        spans=found.spans,
+        linking=found.linking,
+        linked=found.linked,
+        curves=_curves(found),
+        facts=facts,
+    )
+
+
+def _curves(found: Found) -> dict[str, list[tuple[int, float]]]:
+    """Loss and speed of the run over time; of steps made under this trace only."""
     if found.run is None:
         return {}
+    first, last = min(s.start_ns for s in found.spans), max(s.end_ns for s in found.spans)
     history = found.run.history()
-    times = (history["time"].to_numpy().astype("int64") * 1000).tolist()
-    return {"loss": list(zip(times, history["loss"].to_pylist(), strict=True))}
+    times: list[int] = (history["time"].to_numpy().astype("int64") * 1000).tolist()
+    losses: list[float] = history["loss"].to_numpy().tolist()
+    counts: list[int] = history["rows"].to_numpy().tolist()
+    steps = zip(times, losses, counts, strict=True)
+    kept = [(at, loss, rows) for at, loss, rows in steps if first <= at <= last]
+    return {
+        "loss": [(at, loss) for at, loss, _ in kept],
+        "rows/s": speed([at for at, _, _ in kept], [rows for _, _, rows in kept]),
+    }
 
 
 def _put(path: str, text: str) -> None:

@@ -114,3 +114,16 @@ def test_writes_a_file_for_perfetto(
     assert body["otherData"]["trace_id"] == run.trace_id
     assert {e["name"] for e in body["traceEvents"]} >= {"lepton.train", "lepton.checkpoint"}
     assert curve == run.losses
+
+
+def test_writes_a_page(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    target = tmp_path / "trace.html"
+    told(home, capsys, "trace", "r", "--html", str(target))
+    html = target.read_text()
+
+    assert "run r" in html
+    assert "rows/s" in html
+    assert f"{run.losses[-1]:.4f}" in html
+    assert "lepton.request (m version 1)" in html
