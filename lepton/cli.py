@@ -131,13 +131,22 @@ def _views(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser
     trace.add_argument("--html", metavar="FILE", help="write it as a page instead")
     trace.add_argument("--perfetto", metavar="FILE", help="write it for ui.perfetto.dev instead")
     _home(trace)
+    why = add("why", _view("why"), "follow an answer back to its model, run and table")
+    why.add_argument("request_id", metavar="REQUEST_ID", help="the answer's id")
+    _json(why)
+    _home(why)
 
 
-def _view(name: str) -> Callable[[argparse.Namespace, Console], None]:
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _view(name: str) -> Callable[[argparse.Namespace, Console], int | None]:
     """Return the view of that name, loaded when it is called."""
 
-    def show(arguments: argparse.Namespace, console: Console) -> None:
-        getattr(importlib.import_module("lepton.pipeline.views"), name)(arguments, console)
+    def show(arguments: argparse.Namespace, console: Console) -> int | None:
+        view = getattr(importlib.import_module("lepton.pipeline.views"), name)
+        return view(arguments, console)
 
     return show
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -35,6 +36,40 @@ def trace(arguments: argparse.Namespace, console: Console) -> None:
         console.print(_text(line), soft_wrap=True)
     for other in _neighbours(found):
         console.print(other, highlight=False, markup=False, soft_wrap=True)
+
+
+def why(arguments: argparse.Namespace, console: Console) -> int:
+    """Print an answer's way back; 1 if a stage of it is gone or changed."""
+    from lepton.pipeline.origin import why as way_back
+
+    origin = way_back(arguments.request_id, arguments.home)
+    if arguments.json:
+        _say(console, json.dumps(origin.to_json(), indent=1))
+        return 0 if origin.whole else 1
+    for stage in origin.stages:
+        console.print(Text(f"{stage.kind:<11}", style="bold cyan") + stage.name, soft_wrap=True)
+        for key, value in stage.facts.items():
+            if value not in (None, "", [], {}):
+                console.print(
+                    Text(f"{'':11}{key:<16}", style="dim") + _plain(value), soft_wrap=True
+                )
+        console.print(Text(f"{'':11}{'in':<16}", style="dim") + stage.where, soft_wrap=True)
+        if stage.problem:
+            console.print(Text(f"{'':11}✗ {stage.problem}", style="bold red"), soft_wrap=True)
+    return 0 if origin.whole else 1
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(_plain(v) for v in value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _say(console: Console, text: str) -> None:
+    """Print as it is, so that a program can read it."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def _text(line: Line) -> Text:

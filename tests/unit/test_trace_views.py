@@ -127,3 +127,59 @@ def test_writes_a_page(
     assert "rows/s" in html
     assert f"{run.losses[-1]:.4f}" in html
     assert "lepton.request (m version 1)" in html
+
+
+def test_an_answer_is_followed_back_to_its_table(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = told(home, capsys, "why", REQUEST)
+    found = json.loads(told(home, capsys, "why", REQUEST, "--json"))
+    stages = {s["stage"]: s for s in found["stages"]}
+
+    assert found["whole"]
+    assert list(stages) == ["answer", "model", "checkpoint", "run", "evaluation", "table"]
+    assert (stages["answer"]["status"], stages["answer"]["latency_ms"]) == (200, 1.5)
+    assert stages["model"]["name"] == "m version 1"
+    assert stages["checkpoint"]["where"] == run.checkpoint.uri
+    assert stages["checkpoint"]["sha256"] == run.checkpoint.sha256
+    assert stages["run"]["trace_id"] == run.trace_id
+    assert stages["evaluation"]["accuracy"] == stages["model"]["metrics"]["accuracy"]
+    assert stages["table"]["name"] == f"{home}/lake@0"
+    assert (stages["table"]["files"], stages["table"]["rows"]) == (1, 60)
+    for stage in found["stages"]:
+        assert stage["name"] in text
+        assert stage["where"] in text
+
+
+def test_a_stage_that_is_gone_is_told_and_the_others_stay(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, lake = Path(run.checkpoint.uri), home / "lake"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole + b" ")
+    lake.rename(home / "elsewhere")
+    try:
+        assert main(["why", REQUEST, "--json", "--home", str(home)]) == 1
+        found = json.loads(capsys.readouterr().out)
+        assert main(["why", REQUEST, "--home", str(home)]) == 1
+        text = capsys.readouterr().out
+    finally:
+        manifest.write_bytes(whole)
+        (home / "elsewhere").rename(lake)
+    problems = {s["stage"]: s["problem"] for s in found["stages"]}
+
+    assert not found["whole"]
+    assert "has changed since it was registered" in problems["checkpoint"]
+    assert str(lake) in problems["table"]
+    assert not problems["model"] + problems["run"] + problems["evaluation"]
+    assert text.count("✗") == 2
+
+
+def test_an_unknown_request_is_told_what_the_log_holds(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missing = told(home, capsys, "why", "nobody", status=1)
+
+    assert "they hold 1 of m" in missing
+    assert "list them with lepton.table(" in missing
+    assert "holds no inference log yet" in told(tmp_path, capsys, "why", "nobody", status=1)
