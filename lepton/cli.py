@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import runpy
 import signal
@@ -13,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from lepton.errors import LeptonError
 
@@ -75,8 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int)
     _home(serve)
 
-    _home(add("models", _models, "list model versions and who is champion"))
-    _home(add("runs", _runs, "list training runs"))
     _upkeep(add)
     _views(add)
     doctor = add("doctor", _doctor, "check versions, Ray, GPU and storage, with advice")
@@ -124,6 +120,13 @@ def _upkeep(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParse
 
 def _views(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]) -> None:
     """Commands that look at what there is."""
+    for name, about in (
+        ("models", "list model versions, their roles and where they are from"),
+        ("runs", "list training runs and how they went"),
+    ):
+        command = add(name, _view(name), about)
+        _json(command)
+        _home(command)
     trace = add("trace", _view("trace"), "print a trace as a tree, from the span files")
     trace.add_argument(
         "which", nargs="?", metavar="RUN|TRACE_ID|REQUEST_ID", help="default the newest"
@@ -255,44 +258,6 @@ def _serve(arguments: argparse.Namespace, console: Console) -> None:
     home = home_of(arguments.home)
     app = start(arguments.model, home, replicas=arguments.replicas, port=arguments.port)
     _stay(app.infer_url, console)
-
-
-def _models(arguments: argparse.Namespace, console: Console) -> None:
-    from lepton.lake import home_of
-    from lepton.registry import Registry
-
-    registry = Registry(f"{home_of(arguments.home)}/registry")
-    shown = Table("model", "version", "role", "metrics", "table", "created")
-    for model in registry.models():
-        state = registry.state(model)
-        pointer = state.pointer
-        roles = {v: k for k, v in state.aliases.items()}
-        roles |= {pointer.shadow: "shadow", pointer.canary: "canary", pointer.champion: "champion"}
-        for number, entry in sorted(state.versions.items()):
-            metrics = "\n".join(f"{k} {v:.4f}" for k, v in entry.metrics.items())
-            table = str(entry.lineage.get("table")).rsplit("/", 1)[-1]
-            source = f"{table}@{entry.lineage.get('table_version')}"
-            created = entry.created.strftime("%Y-%m-%d %H:%M")
-            shown.add_row(model, str(number), roles.get(number, ""), metrics, source, created)
-    console.print(shown)
-
-
-def _runs(arguments: argparse.Namespace, console: Console) -> None:
-    from pathlib import Path
-
-    from lepton.lake import home_of
-    from lepton.training import load_run
-
-    shown = Table("run", "steps", "lives", "replayed", "last loss", "table")
-    for path in sorted((Path(home_of(arguments.home)) / "runs").glob("*/run.json")):
-        run = load_run(path.parent.name, arguments.home)
-        losses = run.losses
-        source = str(json.loads(path.read_text())["table"])
-        loss = f"{losses[-1]:.4f}" if losses else ""
-        shown.add_row(
-            run.name, str(len(losses)), str(len(run.attempts)), str(run.replayed), loss, source
-        )
-    console.print(shown)
 
 
 def _optimize(arguments: argparse.Namespace, console: Console) -> None:

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from lepton.errors import LeptonError
+from lepton.pipeline import listing
 from lepton.pipeline.tracing import Found, find_trace
 from lepton.report.lanes import speed
 from lepton.report.perfetto import perfetto
 from lepton.report.tracepage import TracePage, render_trace
 from lepton.report.tree import Line, summary, tree
+
+PIPE_WIDTH = 240
+TRIALS = ("canary", "shadow")
 
 
 def trace(arguments: argparse.Namespace, console: Console) -> None:
@@ -57,6 +62,63 @@ def why(arguments: argparse.Namespace, console: Console) -> int:
         if stage.problem:
             console.print(Text(f"{'':11}✗ {stage.problem}", style="bold red"), soft_wrap=True)
     return 0 if origin.whole else 1
+
+
+def runs(arguments: argparse.Namespace, console: Console) -> None:
+    """Print the runs of a home."""
+    rows = listing.runs(arguments.home)
+    if arguments.json:
+        return _say(console, json.dumps(rows, indent=1))
+    shown = Table(
+        "run", "status", "steps", "loss", "workers", "replayed", "goodput", "when", "table"
+    )
+    for row in rows:
+        if row["problem"]:
+            shown.add_row(row["run"], f"unreadable: {row['problem']}")
+            continue
+        shown.add_row(
+            row["run"],
+            row["status"],
+            f"{row['steps']} of {row['planned']}",
+            "" if row["loss"] is None else f"{row['loss']:.4f}",
+            " → ".join(str(n) for n in row["workers"]),
+            str(row["replayed"]),
+            "" if row["goodput"] is None else f"{row['goodput']:.1%}",
+            _minute(row["last_step"] or row["began"]),
+            "\n".join(row["tables"]),
+        )
+    return _show(shown, console)
+
+
+def models(arguments: argparse.Namespace, console: Console) -> None:
+    """Print the model versions of a home."""
+    rows = listing.models(arguments.home)
+    if arguments.json:
+        return _say(console, json.dumps(rows, indent=1))
+    shown = Table("model", "version", "role", "metrics", "run", "table", "created")
+    for row in rows:
+        share = "" if row["share"] is None else f" {row['share']:.0%}"
+        shown.add_row(
+            row["model"],
+            str(row["version"]),
+            ", ".join([r + (share if r in TRIALS else "") for r in row["roles"]] + row["aliases"]),
+            "\n".join(f"{k} {v:.4f}" for k, v in row["metrics"].items()),
+            f"{row['run']} step {row['step']}",
+            "\n".join(t.rpartition("/")[2] for t in row["tables"]),
+            _minute(row["created"]),
+        )
+    return _show(shown, console)
+
+
+def _show(table: Table, console: Console) -> None:
+    """Print a table; one that goes to a file or a pipe keeps its lines whole."""
+    if not console.is_terminal:
+        console.width = max(console.width, PIPE_WIDTH)
+    console.print(table)
+
+
+def _minute(moment: str) -> str:
+    return moment[:16].replace("T", " ")
 
 
 def _plain(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The commands that look at a home: a real run, two models' versions, and answers of requests."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import lepton
 from lepton.cli import main
+from lepton.registry import Registry
 from lepton.serving.answers import Answer, AnswerLog
 from lepton.telemetry import Carrier, record
 from lepton.training import Run, load_run
@@ -183,3 +185,54 @@ def test_an_unknown_request_is_told_what_the_log_holds(
     assert "they hold 1 of m" in missing
     assert "list them with lepton.table(" in missing
     assert "holds no inference log yet" in told(tmp_path, capsys, "why", "nobody", status=1)
+
+
+def test_lists_runs_with_how_they_went(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = told(home, capsys, "runs")
+    (row,) = json.loads(told(home, capsys, "runs", "--json"))
+
+    assert (row["run"], row["status"], row["workers"]) == ("r", "done", [1])
+    assert (row["steps"], row["planned"], row["replayed"]) == (6, 6, 0)
+    assert row["loss"] == run.losses[-1]
+    assert row["goodput"] == 1.0
+    assert row["tables"] == [f"{home}/lake@0"]
+    assert row["trace_id"] == run.trace_id
+    for word in ("done", "6 of 6", "100.0%"):
+        assert word in text
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = home / "runs" / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text('{"trace_id": ')
+    try:
+        found = json.loads(told(home, capsys, "runs", "--json"))
+        text = told(home, capsys, "runs")
+    finally:
+        shutil.rmtree(broken)
+
+    assert [(r["run"], r["status"]) for r in found] == [("broken", "unreadable"), ("r", "done")]
+    assert "mend the file" in found[0]["problem"]
+    assert "broken" in text
+
+
+def test_lists_model_versions_with_their_roles_and_sources(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (row,) = json.loads(told(home, capsys, "models", "--json"))
+    before = dict(row)
+    Registry(f"{home}/registry").promote("m", 1, expect=None)
+    Registry(f"{home}/registry").alias("m", "best", 1)
+    text = told(home, capsys, "models")
+    (row,) = json.loads(told(home, capsys, "models", "--json"))
+
+    assert before["roles"] == before["aliases"] == []
+    assert (row["roles"], row["aliases"], row["share"]) == (["champion"], ["best"], None)
+    assert (row["run"], row["step"], row["checkpoint"]) == ("r", 6, run.checkpoint.uri)
+    assert row["tables"] == [f"{home}/lake@0"]
+    assert "champion, best" in text
+    assert "r step 6" in text
