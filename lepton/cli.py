@@ -133,6 +133,7 @@ def _views(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser
     )
     trace.add_argument("--html", metavar="FILE", help="write it as a page instead")
     trace.add_argument("--perfetto", metavar="FILE", help="write it for ui.perfetto.dev instead")
+    trace.add_argument("--to-table", metavar="URI", help="add its spans to a Delta table instead")
     _home(trace)
     why = add("why", _view("why"), "follow an answer back to its model, run and table")
     why.add_argument("request_id", metavar="REQUEST_ID", help="the answer's id")

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lepton.errors import LeptonError
 from lepton.pipeline import listing
+from lepton.pipeline.spantable import add_spans
 from lepton.pipeline.tracing import Found, find_trace
 from lepton.report.lanes import speed
 from lepton.report.perfetto import perfetto
@@ -33,7 +34,10 @@ def trace(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.html:
         _put(arguments.html, render_trace(_page(found)))
         console.print(f"{arguments.html}: a page that needs no network", soft_wrap=True)
-    if arguments.html or arguments.perfetto:
+    if arguments.to_table:
+        kept, added = add_spans(found.spans, arguments.to_table)
+        console.print(f"{kept}: {added} of {len(found.spans)} spans added", soft_wrap=True)
+    if arguments.html or arguments.perfetto or arguments.to_table:
         return
     console.print(f"trace {found.trace_id}", highlight=False, soft_wrap=True)
     console.print(summary(found.spans), highlight=False, soft_wrap=True)

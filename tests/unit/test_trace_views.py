@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 
 import lepton
 from lepton.cli import main
+from lepton.pipeline.spantable import add_spans
+from lepton.pipeline.tracing import find_trace
 from lepton.registry import Registry
 from lepton.serving.answers import Answer, AnswerLog
-from lepton.telemetry import Carrier, record
+from lepton.telemetry import Carrier, record, spans_of
 from lepton.training import Run, load_run
 
 REQUEST = "4711"
@@ -236,3 +239,46 @@ def test_lists_model_versions_with_their_roles_and_sources(
     assert row["tables"] == [f"{home}/lake@0"]
     assert "champion, best" in text
     assert "r step 6" in text
+
+
+def test_spans_become_rows_of_a_table_once(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uri = str(tmp_path / "spans")
+    spans = [s for s in spans_of(f"{home}/traces") if s.trace_id == run.trace_id]
+    first = told(home, capsys, "trace", "r", "--to-table", uri)
+    again = told(home, capsys, "trace", "r", "--to-table", uri)
+    other = told(home, capsys, "trace", REQUEST, "--to-table", uri)
+    rows = {r["span_id"]: r for r in lepton.table(uri).to_arrow().to_pylist()}
+
+    assert f"@0: {len(spans)} of {len(spans)} spans added" in first
+    assert f"@0: 0 of {len(spans)} spans added" in again
+    assert "@1: 1 of 1 spans added" in other
+    assert len(rows) == lepton.table(uri).count_rows() == len(spans) + 1
+    for span in spans:
+        row = rows[span.span_id]
+        assert (row["name"], row["parent_id"], row["status"]) == (
+            *(span.name, span.parent_id, span.status),
+        )
+        assert json.loads(row["attributes"]) == dict(span.attributes)
+        assert row["start"].timestamp() == pytest.approx(span.start_ns / 1e9, abs=2e-6)
+
+
+def test_a_table_of_something_else_is_left_alone(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = told(home, capsys, "trace", "r", "--to-table", f"{home}/lake", status=1)
+
+    assert "is no table of spans" in message
+    assert lepton.table(home / "lake").version == 0
+
+
+def test_two_that_add_the_same_spans_at_once_add_them_once(home: Path, tmp_path: Path) -> None:
+    spans = find_trace("r", str(home)).spans
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(add_spans, spans, str(tmp_path / "spans")) for _ in range(2)]
+        for future in done:
+            future.result(timeout=60)
+    ids = lepton.table(tmp_path / "spans").to_arrow()["span_id"].to_pylist()
+
+    assert sorted(ids) == sorted(s.span_id for s in spans)
