@@ -139,6 +139,12 @@ def _views(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser
     why.add_argument("request_id", metavar="REQUEST_ID", help="the answer's id")
     _json(why)
     _home(why)
+    lineage = add(
+        "lineage", _view("lineage"), "tell what a run read and made, as OpenLineage events"
+    )
+    lineage.add_argument("run_name", metavar="RUN")
+    lineage.add_argument("--openlineage", metavar="FILE|URL", help="default standard output")
+    _home(lineage)
 
 
 def _json(command: argparse.ArgumentParser) -> None:

@@ -16,9 +16,11 @@ from lepton.pipeline import listing
 from lepton.pipeline.spantable import add_spans
 from lepton.pipeline.tracing import Found, find_trace
 from lepton.report.lanes import speed
+from lepton.report.openlineage import events
 from lepton.report.perfetto import perfetto
 from lepton.report.tracepage import TracePage, render_trace
 from lepton.report.tree import Line, summary, tree
+from lepton.training import load_run
 
 PIPE_WIDTH = 240
 TRIALS = ("canary", "shadow")
@@ -66,6 +68,17 @@ def why(arguments: argparse.Namespace, console: Console) -> int:
         if stage.problem:
             console.print(Text(f"{'':11}✗ {stage.problem}", style="bold red"), soft_wrap=True)
     return 0 if origin.whole else 1
+
+
+def lineage(arguments: argparse.Namespace, console: Console) -> None:
+    """Print a run's OpenLineage events, or send them."""
+    from lepton.pipeline.lineage import lineage_of, send
+
+    found = lineage_of(load_run(arguments.run_name, arguments.home), arguments.home)
+    if arguments.openlineage is None:
+        return _say(console, "\n".join(json.dumps(e) for e in events(found)))
+    sent = send(found, arguments.openlineage)
+    return console.print(f"{sent} events to {arguments.openlineage}", soft_wrap=True)
 
 
 def runs(arguments: argparse.Namespace, console: Console) -> None:
