@@ -13,6 +13,7 @@ from lepton.pipeline.origin import sources_of
 from lepton.registry import ModelState, Registry
 from lepton.registry.events import ROLES
 from lepton.training import Run, load_run
+from lepton.training.steps import effective, loss_of, replayed
 
 
 def runs(home: str | None = None) -> list[dict[str, Any]]:
@@ -37,27 +38,33 @@ def models(home: str | None = None) -> list[dict[str, Any]]:
 
 
 def _run(run: Run, body: dict[str, Any]) -> dict[str, Any]:
-    history = run.history()
     lives = run.attempts
-    times = history["time"].to_numpy().astype("int64") / 1e6
-    losses = run.losses
-    paused = sum(p.seconds for p in run.pauses)
-    lasted = float(times[-1] - times[0]) if len(times) > 1 else 0.0
+    counted = effective(lives)
+    made = [counted[n] for n in sorted(counted)]
+    times = [max(part.time_ns for part in parts) / 1e9 for parts in (made[:1] + made[-1:])]
     return {
         "run": run.name,
         "status": "done" if (Path(run.folder) / "done.json").is_file() else "unfinished",
-        "steps": len(losses),
+        "steps": len(made),
         "planned": body["steps"],
-        "loss": losses[-1] if losses else None,
+        "loss": loss_of(made[-1]) if made else None,
         "workers": [a.world_size for a, _ in lives],
-        "replayed": run.replayed,
-        "goodput": max(0.0, 1 - paused / lasted) if lasted else None,
+        "replayed": replayed(lives),
+        "goodput": _goodput(run, times),
         "began": _moment(body["time"]),
-        "last_step": _moment(float(times[-1])) if len(times) else None,
+        "last_step": _moment(times[-1]) if times else None,
         "tables": body.get("tables") or [body["table"]],
         "trace_id": run.trace_id,
         "problem": "",
     }
+
+
+def _goodput(run: Run, times: list[float]) -> float | None:
+    """Share of the time between the first and the last step that no change of workers took."""
+    lasted = times[-1] - times[0] if times else 0.0
+    if lasted <= 0:
+        return None
+    return max(0.0, 1 - sum(p.seconds for p in run.pauses) / lasted)
 
 
 def _versions(state: ModelState) -> list[dict[str, Any]]:

@@ -101,6 +101,8 @@ def _of_request(asked: str, root: str) -> str:
     rows = answer_rows(asked, root)
     if not rows:
         raise LeptonError(_nothing(asked, "", root))
+    if not rows[0]["trace_id"]:
+        raise LeptonError(f"request {asked!r} was answered without a trace: see lepton why {asked}")
     return str(rows[0]["trace_id"])
 
 
