@@ -32,21 +32,20 @@ def trace(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.perfetto:
         body = perfetto(found.spans, found.trace_id, _curves(found))
         _put(arguments.perfetto, json.dumps(body))
-        console.print(f"{arguments.perfetto}: open it with https://ui.perfetto.dev", soft_wrap=True)
+        _say(console, f"{arguments.perfetto}: open it with https://ui.perfetto.dev")
     if arguments.html:
         _put(arguments.html, render_trace(_page(found)))
-        console.print(f"{arguments.html}: a page that needs no network", soft_wrap=True)
+        _say(console, f"{arguments.html}: a page that needs no network")
     if arguments.to_table:
         kept, added = add_spans(found.spans, arguments.to_table)
-        console.print(f"{kept}: {added} of {len(found.spans)} spans added", soft_wrap=True)
+        _say(console, f"{kept}: {added} of {len(found.spans)} spans added")
     if arguments.html or arguments.perfetto or arguments.to_table:
         return
-    console.print(f"trace {found.trace_id}", highlight=False, soft_wrap=True)
-    console.print(summary(found.spans), highlight=False, soft_wrap=True)
+    _say(console, f"trace {found.trace_id}\n{summary(found.spans)}")
     for line in tree(found.spans):
         console.print(_text(line), soft_wrap=True)
     for other in _neighbours(found):
-        console.print(other, highlight=False, markup=False, soft_wrap=True)
+        _say(console, other)
 
 
 def why(arguments: argparse.Namespace, console: Console) -> int:
@@ -78,7 +77,7 @@ def lineage(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.openlineage is None:
         return _say(console, "\n".join(json.dumps(e) for e in events(found)))
     sent = send(found, arguments.openlineage)
-    return console.print(f"{sent} events to {arguments.openlineage}", soft_wrap=True)
+    return _say(console, f"{sent} events to {arguments.openlineage}")
 
 
 def runs(arguments: argparse.Namespace, console: Console) -> None:
@@ -91,9 +90,10 @@ def runs(arguments: argparse.Namespace, console: Console) -> None:
     )
     for row in rows:
         if row["problem"]:
-            shown.add_row(row["run"], f"unreadable: {row['problem']}")
+            _add(shown, row["run"], f"unreadable: {row['problem']}")
             continue
-        shown.add_row(
+        _add(
+            shown,
             row["run"],
             row["status"],
             f"{row['steps']} of {row['planned']}",
@@ -115,7 +115,8 @@ def models(arguments: argparse.Namespace, console: Console) -> None:
     shown = Table("model", "version", "role", "metrics", "run", "table", "created")
     for row in rows:
         share = "" if row["share"] is None else f" {row['share']:.0%}"
-        shown.add_row(
+        _add(
+            shown,
             row["model"],
             str(row["version"]),
             ", ".join([r + (share if r in TRIALS else "") for r in row["roles"]] + row["aliases"]),
@@ -125,6 +126,11 @@ def models(arguments: argparse.Namespace, console: Console) -> None:
             _minute(row["created"]),
         )
     return _show(shown, console)
+
+
+def _add(table: Table, *cells: str) -> None:
+    """Add a row of plain text: a name in brackets is no markup."""
+    table.add_row(*(Text(cell) for cell in cells))
 
 
 def _show(table: Table, console: Console) -> None:
