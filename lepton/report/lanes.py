@@ -16,6 +16,7 @@ from lepton.report.timeline import duration
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1040, 190, 14, 26, 24
 ROW, GAP, CURVE = 14, 10, 110
+MOST_NAME = 32
 MOST_ROWS = 6
 """A process with more rows of overlapping spans has the rest drawn over the last."""
 
@@ -154,9 +155,10 @@ def _lane(lane: Lane, top: int, axis: _Axis) -> str:
     bars = "".join(
         _bar(span, top + i * ROW, axis) for i, row in enumerate(lane.rows) for span in row
     )
-    name = escape(lane.name)
+    name = lane.name if len(lane.name) <= MOST_NAME else f"{lane.name[: MOST_NAME - 1]}…"
     return (
-        f'<g class="lane"><text class="who" x="0" y="{top + ROW - 4}">{name}</text>'
+        f'<g class="lane"><text class="who" x="0" y="{top + ROW - 4}">{escape(name)}'
+        f"<title>{escape(lane.name)}</title></text>"
         f'<line class="grid" x1="0" x2="{WIDTH}" y1="{top - GAP / 2}" y2="{top - GAP / 2}"/>{bars}</g>'
     )
 

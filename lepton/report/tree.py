@@ -11,7 +11,7 @@ from lepton.report.timeline import Row, duration, quantile, rows_of
 
 _TOLD = (
     *("run", "table", "model", "version", "variant", "epoch", "step", "steps", "steps_replayed"),
-    *("rows", "world_size", "share", "gate", "accuracy", "f1"),
+    *("rank", "rows", "world_size", "share", "gate", "accuracy", "f1"),
 )
 """Attributes that a line shows, without ``lepton.``, in this order."""
 

@@ -41,7 +41,7 @@ def test_draws_children_under_their_parents() -> None:
         ("└─ ", "use"),
         ("", "lost"),
     ]
-    assert [line.facts for line in lines] == ["p", "p, run r", "p, step 91", "q", "p"]
+    assert [line.facts for line in lines] == ["p", "p, run r, rank 3", "p, step 91", "q", "p"]
     assert [line.trouble for line in lines] == [
         *("", "", "WorkerLost", ""),
         "its parent was not recorded",
