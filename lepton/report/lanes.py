@@ -12,7 +12,7 @@ from html import escape
 
 from lepton.report.model import Span
 from lepton.report.perfetto import STOPS, threads_of
-from lepton.report.timeline import duration
+from lepton.report.timeline import apart, duration
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1040, 190, 14, 26, 24
 ROW, GAP, CURVE = 14, 10, 110
@@ -153,7 +153,9 @@ def _grid(bottom: float, axis: _Axis) -> str:
 
 def _lane(lane: Lane, top: int, axis: _Axis) -> str:
     bars = "".join(
-        _bar(span, top + i * ROW, axis) for i, row in enumerate(lane.rows) for span in row
+        _bar(span, top + i * ROW, axis)
+        for i, row in enumerate(lane.rows)
+        for span in apart(row, axis.total / WIDTH / 2)
     )
     name = lane.name if len(lane.name) <= MOST_NAME else f"{lane.name[: MOST_NAME - 1]}…"
     return (

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 SPEC = "https://openlineage.io/spec"
 EVENT = f"{SPEC}/2-0-2/OpenLineage.json#/$defs/RunEvent"
 _FACETS = {
-    "version": "1-0-0/DatasetVersionDatasetFacet",
-    "storage": "1-0-0/StorageDatasetFacet",
-    "schema": "1-0-0/SchemaDatasetFacet",
+    "version": "1-0-1/DatasetVersionDatasetFacet",
+    "storage": "1-0-1/StorageDatasetFacet",
+    "schema": "1-2-0/SchemaDatasetFacet",
     "jobType": "2-0-4/JobTypeJobFacet",
-    "processing_engine": "1-1-0/ProcessingEngineRunFacet",
-    "tags": "2-0-3/TagsRunFacet",
+    "processing_engine": "1-1-1/ProcessingEngineRunFacet",
+    "tags": "1-0-0/TagsRunFacet",
 }
 
 

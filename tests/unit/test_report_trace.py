@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from lepton.report import Span
 from lepton.report.lanes import MOST_ROWS, lanes, lanes_of, speed
+from lepton.report.timeline import apart
 from lepton.report.tracepage import TracePage, render_trace
 from tests.unit.test_report import Balance
 
@@ -98,7 +99,34 @@ def test_every_span_is_in_its_process_once(found: list[tuple[str, int, int]]) ->
 
     assert sorted(drawn) == sorted(s.span_id for s in spans)
     assert all(len(lane.rows) <= MOST_ROWS for lane in lanes_of(spans))
-    assert lanes(spans).count("<rect") == len(spans)
+    assert lanes(spans).count("<rect") <= len(spans)
+
+
+def test_a_page_stays_small_whatever_the_number_of_requests() -> None:
+    root = span(0, 0, 60, "lepton.use")
+    many = [
+        span(
+            n,
+            n / 500,
+            n / 500 + 0.001,
+            "lepton.request",
+            parent_id="0",
+            status="error" if n == 7000 else "ok",
+        )
+        for n in range(1, 20_001)
+    ]
+    html = page(spans=[root, *many])
+
+    assert "20000 spans, p50 1.0 ms" in html
+    assert html.count('class="span failed"') == html.count('class="bar failed"') == 1
+    assert len(html) < 2_000_000
+
+
+def test_only_bars_that_lie_on_each_other_are_left_out() -> None:
+    row = [span(1, 0, 10), span(2, 3, 4), span(3, 10.1, 10.2), span(4, 12, 12.1)]
+
+    assert [s.span_id for s in apart(row, 0)] == ["1", "3", "4"]
+    assert [s.span_id for s in apart(row, SECOND)] == ["1", "4"]
 
 
 def test_speed_counts_every_row_but_the_first_step() -> None:
