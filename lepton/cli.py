@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from lepton.errors import LeptonError
 
@@ -85,12 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--workers", type=_workers, default=1, metavar="N or MIN-MAX")
     _home(score)
 
-    _home(add("models", _models, "list model versions and who is champion"))
-    _home(add("runs", _runs, "list training runs"))
     _upkeep(add)
-    trace = add("trace", _trace, "print a trace from the span files")
-    trace.add_argument("trace_id", nargs="?", help="default the newest")
-    _home(trace)
+    _views(add)
     doctor = add("doctor", _doctor, "check versions, Ray, GPU and storage, with advice")
     doctor.add_argument("--address", help="of a Ray cluster")
     doctor.add_argument("--deep", action="store_true", help="really start a local Ray")
@@ -132,6 +125,49 @@ def _upkeep(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParse
     vacuum.add_argument("--retention-hours", type=float, help="default the table's own")
     vacuum.add_argument("--delete", action="store_true", help="delete them, for good")
     _home(vacuum)
+
+
+def _views(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]) -> None:
+    """Commands that look at what there is."""
+    for name, about in (
+        ("models", "list model versions, their roles and where they are from"),
+        ("runs", "list training runs and how they went"),
+    ):
+        command = add(name, _view(name), about)
+        _json(command)
+        _home(command)
+    trace = add("trace", _view("trace"), "print a trace as a tree, from the span files")
+    trace.add_argument(
+        "which", nargs="?", metavar="RUN|TRACE_ID|REQUEST_ID", help="default the newest"
+    )
+    trace.add_argument("--html", metavar="FILE", help="write it as a page instead")
+    trace.add_argument("--perfetto", metavar="FILE", help="write it for ui.perfetto.dev instead")
+    trace.add_argument("--to-table", metavar="URI", help="add its spans to a Delta table instead")
+    _home(trace)
+    why = add("why", _view("why"), "follow an answer back to its model, run and table")
+    why.add_argument("request_id", metavar="REQUEST_ID", help="the answer's id")
+    _json(why)
+    _home(why)
+    lineage = add(
+        "lineage", _view("lineage"), "tell what a run read and made, as OpenLineage events"
+    )
+    lineage.add_argument("run_name", metavar="RUN")
+    lineage.add_argument("--openlineage", metavar="FILE|URL", help="default standard output")
+    _home(lineage)
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _view(name: str) -> Callable[[argparse.Namespace, Console], int | None]:
+    """Return the view of that name, loaded when it is called."""
+
+    def show(arguments: argparse.Namespace, console: Console) -> int | None:
+        view = getattr(importlib.import_module("lepton.pipeline.views"), name)
+        return view(arguments, console)
+
+    return show
 
 
 def _home(command: argparse.ArgumentParser) -> None:
@@ -256,44 +292,6 @@ def _score(arguments: argparse.Namespace, console: Console) -> None:
     console.print(f"answers of {rows} are in {found}")
 
 
-def _models(arguments: argparse.Namespace, console: Console) -> None:
-    from lepton.lake import home_of
-    from lepton.registry import Registry
-
-    registry = Registry(f"{home_of(arguments.home)}/registry")
-    shown = Table("model", "version", "role", "metrics", "table", "created")
-    for model in registry.models():
-        state = registry.state(model)
-        pointer = state.pointer
-        roles = {v: k for k, v in state.aliases.items()}
-        roles |= {pointer.shadow: "shadow", pointer.canary: "canary", pointer.champion: "champion"}
-        for number, entry in sorted(state.versions.items()):
-            metrics = "\n".join(f"{k} {v:.4f}" for k, v in entry.metrics.items())
-            table = str(entry.lineage.get("table")).rsplit("/", 1)[-1]
-            source = f"{table}@{entry.lineage.get('table_version')}"
-            created = entry.created.strftime("%Y-%m-%d %H:%M")
-            shown.add_row(model, str(number), roles.get(number, ""), metrics, source, created)
-    console.print(shown)
-
-
-def _runs(arguments: argparse.Namespace, console: Console) -> None:
-    from pathlib import Path
-
-    from lepton.lake import home_of
-    from lepton.training import load_run
-
-    shown = Table("run", "steps", "lives", "replayed", "last loss", "table")
-    for path in sorted((Path(home_of(arguments.home)) / "runs").glob("*/run.json")):
-        run = load_run(path.parent.name, arguments.home)
-        losses = run.losses
-        source = str(json.loads(path.read_text())["table"])
-        loss = f"{losses[-1]:.4f}" if losses else ""
-        shown.add_row(
-            run.name, str(len(losses)), str(len(run.attempts)), str(run.replayed), loss, source
-        )
-    console.print(shown)
-
-
 def _optimize(arguments: argparse.Namespace, console: Console) -> None:
     from lepton.lake import home_of
     from lepton.lake.maintenance import optimize
@@ -331,21 +329,6 @@ def _vacuum(arguments: argparse.Namespace, console: Console) -> None:
         console.print(path, markup=False, soft_wrap=True)
     what = "would go; --delete deletes them" if done.dry_run else "deleted"
     console.print(f"{len(done.removed)} files of {done.removed_bytes} bytes {what}")
-
-
-def _trace(arguments: argparse.Namespace, console: Console) -> None:
-    from lepton.lake import home_of
-    from lepton.telemetry import spans_of
-
-    spans = spans_of(f"{home_of(arguments.home)}/traces", arguments.trace_id)
-    if not spans:
-        raise LeptonError(f"no spans of {arguments.trace_id or 'any trace'} in that home")
-    chosen = arguments.trace_id or spans[-1].trace_id
-    shown = Table("start", "ms", "span", "process", "status")
-    for s in [s for s in spans if s.trace_id == chosen]:
-        start = datetime.fromtimestamp(s.start_ns / 1e9, tz=UTC).strftime("%H:%M:%S.%f")[:-3]
-        shown.add_row(start, f"{(s.end_ns - s.start_ns) / 1e6:.1f}", s.name, s.process, s.status)
-    console.print(f"trace {chosen}", shown)
 
 
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:

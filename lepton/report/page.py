@@ -9,7 +9,7 @@ from lepton.report.charts import confusion_table, loss_chart, sample_grid
 from lepton.report.model import Report, Stage
 from lepton.report.timeline import timeline
 
-_STYLE = """
+STYLE = """
 :root{--bg:#fbfaf7;--card:#fff;--ink:#1d2430;--soft:#667085;--rule:#e4e1d9;--blue:#2b6cb0;
 --teal:#0f8a7e;--amber:#b7791f;--plum:#7b4397;--red:#c2410c;color-scheme:light dark}
 @media (prefers-color-scheme:dark){:root{--bg:#14171c;--card:#1b2027;--ink:#e8eaed;--soft:#98a2b3;
@@ -85,7 +85,7 @@ def render(report: Report) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>"
+        f"<title>{title}</title><style>{STYLE}</style></head><body><main>"
         f"<header><h1>{title}</h1><p>{escape(report.subtitle)}</p>"
         f"<p>trace <code>{escape(report.trace_id)}</code></p></header>"
         f"{''.join(sections)}</main></body></html>"

@@ -13,6 +13,10 @@ COLLAPSE = 6
 """From so many siblings of one name on, they share a row."""
 
 
+DRAWN = 2000
+"""How finely bars of one row are told apart, in parts of its width."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """A line of the timeline: one span, or a group of like spans."""
@@ -50,6 +54,20 @@ def duration(ms: float) -> str:
     if ms >= 1000:
         return f"{ms / 1000:.1f} s"
     return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
+
+
+def apart(row: Sequence[Span], step_ns: float) -> list[Span]:
+    """Leave out spans that end less than a step after one that is drawn; never a failed one.
+
+    They would be drawn over each other; so a page stays small whatever the number of requests.
+    """
+    kept: list[Span] = []
+    reached = float("-inf")
+    for span in sorted(row, key=lambda s: (s.start_ns, s.end_ns)):
+        if span.end_ns >= reached + step_ns or span.status != "ok":
+            kept.append(span)
+            reached = max(reached, span.end_ns)
+    return kept
 
 
 def rows_of(spans: Sequence[Span]) -> list[Row]:
@@ -114,7 +132,7 @@ def timeline(spans: Sequence[Span]) -> str:
 
 
 def _row(row: Row, begin: int, total: int) -> str:
-    bars = "".join(_bar(s, begin, total) for s in row.spans)
+    bars = "".join(_bar(s, begin, total) for s in apart(row.spans, total / DRAWN))
     flags = ("<em>orphan</em>" if row.orphan else "") + (
         f"<em>{row.failed} failed</em>" if row.failed else ""
     )
