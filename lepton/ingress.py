@@ -14,7 +14,17 @@ PORTS = 4
 BUFFER_BYTES = 2**16
 
 
-def settings_of(folder: str, ports: Sequence[int], threads: int) -> dict[str, str]:
+LAUNCHER = """#!{python} -S
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: end with the process that started it
+if os.getppid() == 1:
+    sys.exit("the process that wanted HAProxy is gone")
+os.execv({haproxy!r}, [{haproxy!r}, *sys.argv[1:]])
+"""
+"""Starts HAProxy so that none is left over, and keeps its port, when Ray was killed."""
+
+
+def settings_of(folder: str, ports: Sequence[int], threads: int, binary: str) -> dict[str, str]:
     """Return the environment to start Ray in.
 
     A request whose replica was killed under it is sent to another one, as predictions can be
@@ -24,9 +34,11 @@ def settings_of(folder: str, ports: Sequence[int], threads: int) -> dict[str, st
         folder: for HAProxy's files and sockets; its path is short.
         ports: :data:`PORTS` free ones.
         threads: of HAProxy.
+        binary: what starts HAProxy.
     """
     metrics, stats, fallback, fallback_grpc = ports
     haproxy: Mapping[str, object] = {
+        "BINARY_PATH": binary,
         "CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
         "SOCKET_PATH": f"{folder}/admin.sock",
         "SERVER_STATE_BASE": folder,
