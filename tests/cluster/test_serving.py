@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,11 +202,11 @@ def request(world: World) -> bytes:
 
 def wait_until(condition: Any) -> None:
     done = threading.Event()
-    for _ in range(300):
+    for _ in range(1200):
         if condition():
             return
         done.wait(0.1)
-    raise AssertionError("waited 30 s in vain")
+    raise AssertionError("waited two minutes in vain")
 
 
 class Load:
@@ -233,12 +234,18 @@ class Load:
 
     def _ask(self) -> None:
         body, at = request(self._world), 0
-        with httpx.Client(timeout=30) as http:
+        with httpx.Client(timeout=90) as http:
             while not self._stop.is_set():
                 if self._rows is not None:
                     body = request_of(pa.table({"x": [self._rows[at % len(self._rows)]]}), INPUTS)
                     at += 1
-                reply = http.post(self._world.app.infer_url, content=body)
+                began = time.monotonic()
+                try:
+                    reply = http.post(self._world.app.infer_url, content=body)
+                except httpx.HTTPError as e:
+                    waited = time.monotonic() - began
+                    self.failed.append(f"{type(e).__name__} after {waited:.1f} s: {e}")
+                    continue
                 if reply.status_code == 200:
                     self.versions.append(reply.json()["model_version"])
                 else:
