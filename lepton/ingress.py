@@ -19,9 +19,23 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: end with the process that started it
 if os.getppid() == 1:
     sys.exit("the process that wanted HAProxy is gone")
-os.execv({haproxy!r}, [{haproxy!r}, *sys.argv[1:]])
+words = sys.argv[1:]
+if "-f" in words:
+    at = words.index("-f") + 1
+    before = "    option abortonclose\\n"
+    with open(words[at]) as f:
+        config = f.read()
+    words[at] += ".whole"
+    with open(words[at], "w") as f:
+        f.write(config.replace(before, before + "    option http-buffer-request\\n", 1))
+os.execv({haproxy!r}, [{haproxy!r}, *words])
 """
-"""Starts HAProxy so that none is left over, and keeps its port, when Ray was killed."""
+"""Starts HAProxy as Serve cannot be told to.
+
+It ends with the process that started it, so that none is left over, and keeps its port, when Ray
+was killed. It reads a request to its end before it sends it on: otherwise a request that comes in
+two pieces, as many clients send it, cannot be sent again when its replica is killed.
+"""
 
 
 def settings_of(folder: str, ports: Sequence[int], threads: int, binary: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import time
 from collections.abc import Mapping
@@ -73,6 +74,7 @@ class Replica:
         telemetry.name_process(f"replica {model}")
         telemetry.scrape_by(ray_metrics)
         self._model = model
+        self._name = str(os.getpid())
         carrier = trace or Carrier("", f"{home}/traces")
         self._directory = carrier.directory
         self._follower = Follower(model, home, carrier)
@@ -245,6 +247,7 @@ class Replica:
         reply.headers["traceparent"] = span.traceparent
         reply.headers["baggage"] = chosen.baggage
         reply.headers["x-lepton-version"] = str(chosen.version)
+        reply.headers["x-lepton-replica"] = self._name
         if came.retry_after_s is not None:
             reply.headers["retry-after"] = str(came.retry_after_s)
         return reply

@@ -218,6 +218,7 @@ class Load:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ask)
         self.versions: list[str] = []
+        self.replicas: list[str] = []
         self.failed: list[str] = []
 
     def __enter__(self) -> Load:
@@ -248,6 +249,7 @@ class Load:
                     continue
                 if reply.status_code == 200:
                     self.versions.append(reply.json()["model_version"])
+                    self.replicas.append(reply.headers["x-lepton-replica"])
                 else:
                     self.failed.append(reply.text)
 
@@ -401,21 +403,19 @@ def test_a_killed_replica_fails_no_request(world: World) -> None:
     other.table, other.app = world.table, app  # type: ignore[attr-defined]
     with contextlib.ExitStack() as stack:
         loads = [stack.enter_context(Load(other)) for _ in range(3)]
-        killed: set[int] = set()
+        killed: set[str] = set()
         for _ in range(2):
-            loads[0].more(50)
-            victim = app.replicas()[0]["pid"]
-            os.kill(victim, signal.SIGKILL)
+            # both are known to HAProxy once both have answered
+            wait_until(lambda: len(_answering(loads) - killed) == 2)
+            victim = min(_answering(loads) - killed)
+            os.kill(int(victim), signal.SIGKILL)
             killed.add(victim)
             loads[0].more(50)
-            wait_until(lambda: len(_pids(app) - killed) == 2)
 
     assert [f for load in loads for f in load.failed] == []
     app.close()
 
 
-def _pids(app: Any) -> set[int]:
-    try:
-        return {r["pid"] for r in app.replicas()}
-    except ServingError:  # the one that was just killed was asked
-        return set()
+def _answering(loads: list[Load]) -> set[str]:
+    """The replicas that the newest answers came from."""
+    return {replica for load in loads for replica in load.replicas[-50:]}
