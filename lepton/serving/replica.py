@@ -235,7 +235,7 @@ class Replica:
         if came.failure is not None:
             told: dict[str, Any] = {"exc_info": came.failure, "extra": {"carrier": span}}
             log.error("replica of %s failed a request", self._model, **told)
-        if came.status == 200 or came.status >= 500:
+        if came.status in (200, 500, 504):  # a 503 says nothing about the version: it was not run
             self._answers.add(self._row(came, identity, span))
         if came.variant == "champion" and came.status == 200:
             self._mirror(came, identity, span)
