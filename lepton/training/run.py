@@ -18,6 +18,8 @@ from lepton.errors import TrainingError
 from lepton.lake import home_of
 from lepton.stream import Digest, Mixture, Stream
 from lepton.stream.reader import expected_rows
+from lepton.training import evaluations
+from lepton.training.retention import BEST_BY, best_of
 from lepton.training.steps import (
     Attempt,
     Step,
@@ -103,6 +105,31 @@ class Run:
         if newest is None:
             raise TrainingError(f"run {self.name!r} has no checkpoint yet: train it first")
         return newest
+
+    @property
+    def best(self) -> Manifest:
+        """The checkpoint with the best figure by the run's rule to stop; without, the lowest loss.
+
+        Raises:
+            TrainingError: there is no checkpoint with such a figure.
+        """
+        path = Path(self.folder) / "run.json"
+        body: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        stop = body.get("stop")
+        by, mode = (stop["metric"], stop["mode"]) if stop else (BEST_BY, "min")
+        found = best_of(self.checkpoints, by, mode)
+        if found is None:
+            raise TrainingError(f"run {self.name!r} has no checkpoint with {by!r} yet: train it")
+        return found
+
+    def evaluations(self) -> pa.Table:
+        """Return a row for each evaluation made in the run; see ``lepton.train(validate=...)``.
+
+        Columns: ``step``, ``epoch``, ``rows``, one for each figure, ``confusion`` (of a
+        classifier: a list of rows, one a label), ``seconds``, ``workers``, ``time`` (UTC), and
+        ``table`` (uri@version).
+        """
+        return evaluations.table_of(evaluations.read(Path(self.folder)))
 
     @property
     def attempts(self) -> list[tuple[Attempt, dict[int, list[Step]]]]:
