@@ -134,8 +134,8 @@ class Examination:
             if self._last not in written:
                 self._write()
 
-    def take(self, step: int, epoch: int) -> None:
-        """Judge the nets; collective.
+    def take(self, step: int, epoch: int) -> Judged:
+        """Judge the nets and return what was found; collective.
 
         Raises:
             PeerLost: a worker went away; nothing has changed.
@@ -172,6 +172,7 @@ class Examination:
         )
         if self._group.rank == 0:
             self._write()
+        return self.history[-1]
 
     def _write(self) -> None:
         judged = self.history[-1]

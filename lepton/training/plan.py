@@ -35,6 +35,7 @@ class Plan:
         steps: planned over all epochs.
         validation: what the run is judged by on the way, or None.
         stop: when it ends before its last step, or None.
+        tensorboard: folder of TensorBoard files, or None.
     """
 
     folder: str
@@ -51,3 +52,4 @@ class Plan:
     steps: int = 0
     validation: Settled | None = None
     stop: EarlyStopping | None = None
+    tensorboard: str | None = None

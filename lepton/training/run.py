@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -29,6 +30,9 @@ from lepton.training.steps import (
     replayed,
     steps_of,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,6 +196,22 @@ class Run:
                 "time": pa.array(made, pa.timestamp("us", tz="UTC")),
             }
         )
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw the run by step: loss, evaluations, rows/s and the workers, with each change marked.
+
+        Args:
+            path: where to save it too, such as ``run.png`` or ``run.svg``.
+
+        Raises:
+            TrainingError: matplotlib is not installed, or no step was made yet.
+        """
+        from lepton.training.plot import figure_of
+
+        figure = figure_of(self)
+        if path is not None:
+            figure.savefig(os.fspath(path))
+        return figure
 
     def consumption(self, stream: Stream | Mixture) -> Consumption:
         """Compare what the counted steps consumed with the plan, row by row.

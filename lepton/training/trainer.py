@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from lepton.cluster import bounds_of
 from lepton.errors import StreamError, TrainingError
 from lepton.stream import Mixture, Stream
 from lepton.telemetry import Carrier
+from lepton.training.board import folder_of
+from lepton.training.progress import watch
 from lepton.training.run import Run, load_run, run_folder
 from lepton.training.stopping import EarlyStopping
 from lepton.training.validation import Settled, Validation
@@ -49,6 +52,7 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
     exact: bool = False,
     validate: Validation | None = None,
     stop: EarlyStopping | None = None,
+    tensorboard: bool | str | os.PathLike[str] = False,
     progress: bool = True,
     trace: Carrier | None = None,
 ) -> Run:
@@ -80,7 +84,10 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
             of judged steps carry the figures.
         stop: when to end early, by a figure of ``validate``. The best checkpoint is
             :attr:`Run.best`; training again without ``stop`` goes on to the last step.
-        progress: show a progress bar while it runs.
+        tensorboard: write TensorBoard files, into the run's folder ``tensorboard`` or one of one's
+            own: loss, rows/s, world size and the figures of ``validate``.
+        progress: show a live line while it runs: on a terminal and in a notebook in place,
+            elsewhere a line every ten seconds.
         trace: the span to run under; default a new trace.
 
     Raises:
@@ -102,6 +109,7 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
     if exact and isinstance(stream, Mixture):
         raise ValueError("exact=True is for a stream of one table, not for a mixture")
     judged = _settled(validate, stop, stream)
+    board = folder_of(tensorboard, folder)
     _refuse_other(folder, name, stream)
     if _is_done(folder, stream, stop):
         return load_run(name, home)
@@ -112,11 +120,12 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
         plan = replace(plan, lanes=stream.lane_count, keep=keep, exact=exact)
-        plan = replace(plan, steps=stream.steps, validation=judged, stop=stop)
+        plan = replace(plan, steps=stream.steps, validation=judged, stop=stop, tensorboard=board)
         _write_run(folder, name, stream, span.carrier, stop)
         stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:
-            _train_here(loop, stream, plan)
+            with watch(folder, stream.steps, stream.batch_size, show=progress):
+                _train_here(loop, stream, plan)
         else:
             from lepton.training.ray_trainer import train_on_ray
 

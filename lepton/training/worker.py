@@ -356,7 +356,7 @@ class Worker:
         self._batch = {}
         while self._examination.is_due(self._step):
             try:
-                self._examination.take(self._step, self._journal.epoch.number)
+                self._journal.judged(self._examination.take(self._step, self._journal.epoch.number))
             except PeerLost:
                 self._journal.interrupted(lost=True)
                 self._join(self._step)
