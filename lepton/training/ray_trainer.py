@@ -56,6 +56,8 @@ RETRIES = 100
 """What Ray Train is allowed; the rendezvous knows better how a run gets on (``max_failures``)."""
 ROOM_S = 3.0
 """How long a run waits for room before it says so."""
+ANSWER_S = 30.0
+"""How long an actor of the run may take to answer."""
 END_S = 3.0
 """How long Ray Train may take to end after the run has: it may wait for a node that is gone."""
 
@@ -120,7 +122,9 @@ class _Trainer(DataParallelTrainer):
                 if finished_at is not None and time.monotonic() - finished_at > END_S:
                     return _abort(controller)
             ray.get(running)
-            return ray.get(controller.get_result.remote())
+            return ray.get(controller.get_result.remote(), timeout=ANSWER_S)
+        except ray.exceptions.GetTimeoutError:
+            return _abort(controller)  # it has run to its end; what came of it lies in the folder
         except BaseException:
             _abort(controller)
             raise
@@ -222,7 +226,9 @@ class _Watch:
             TrainingError: a worker's loop raised, or too many workers were lost in a row.
         """
         self.reserves.look_after()
-        status: Any = ray.get(self.meeting.status.remote())
+        status = self._asked()
+        if status is None:
+            return False  # a machine under load; the next poll asks again
         self.line.tell(status["events"])
         if status["error"]:
             self.stopped_at = self.stopped_at or time.monotonic()
@@ -241,6 +247,13 @@ class _Watch:
             self.reserves.start()
         self._say_what_is_missing(started=bool(status["pids"] or status["events"]))
         return bool(status["finished"])
+
+    def _asked(self) -> Any:
+        """Return the rendezvous' status, None if it did not answer: no poll may wait for ever."""
+        try:
+            return ray.get(self.meeting.status.remote(), timeout=ANSWER_S)
+        except ray.exceptions.GetTimeoutError:
+            return None
 
     def _say_what_is_missing(self, *, started: bool) -> None:
         if started or self.said or time.monotonic() - self.since < ROOM_S:

@@ -218,6 +218,9 @@ class Worker:
             raise TrainingError(
                 "the loop made no step: iterate over worker.batches() and call worker.step(loss)"
             )
+        self._due.regroup = (
+            self._due.regroup and self._exhausted
+        )  # no newcomer to a loop that ended
         self._cross_boundary()
         while not self._ends_together():
             self._join(self._step)
