@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _PACKAGES = ("lepton", "torch", "ray", "pyarrow", "deltalake")
 
 
-def train(
+def train(  # noqa: PLR0913 - a run's settings, each given by name
     loop: Loop,
     stream: Stream | Mixture,
     *,
@@ -42,6 +42,7 @@ def train(
     keep: int | None = None,
     max_failures: int = 3,
     hang_timeout_s: float = 15.0,
+    start_timeout_s: float | None = None,
     resources: Mapping[str, float] | None = None,
     audit: bool = False,
     exact: bool = False,
@@ -67,6 +68,8 @@ def train(
             steps made in between, before the run gives up.
         hang_timeout_s: silence after which a worker counts as hung and is replaced, seconds. Only
             a process that does not run at all is silent; a slow step is not.
+        start_timeout_s: how long to wait for room on the cluster for the first workers, seconds;
+            default without end. What is missing is said either way.
         resources: of each worker, such as ``{"CPU": 2, "GPU": 1}``; default one CPU, and one GPU
             if the cluster has any.
         audit: keep every consumed row's identity, for :meth:`Run.consumption`.
@@ -77,7 +80,8 @@ def train(
 
     Raises:
         ValueError: workers, checkpoint_every or the name are impossible; the lanes do not fit.
-        TrainingError: the loop failed, or the name belongs to another run.
+        TrainingError: the loop failed, the name belongs to another run, or the cluster had no room
+            within ``start_timeout_s``.
     """
     fewest, most = bounds_of("workers", workers)
     if not callable(loop):
@@ -118,6 +122,7 @@ def train(
                 resources,
                 show=progress,
                 hang_s=hang_timeout_s,
+                start_timeout_s=start_timeout_s,
             )
         run = load_run(name, home)
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)

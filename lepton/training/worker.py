@@ -293,7 +293,7 @@ class Worker:
         step: int = self._group.share(newest.step if newest else 0, 0)
         if step:
             saved = checkpoints.load(folder / f"step-{step:08d}.json")
-            state.load(self._attached, checkpoints.restore(saved))
+            state.load(self._attached, checkpoints.restore(saved), f"checkpoint {saved.uri}")
             self._saver.saved = saved
             self._step, self._cursor = step, saved.cursor
             self._journal.epoch = Epoch(int(saved.cursor["epoch"]), time.time_ns())
