@@ -47,6 +47,7 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
     keep: int | None = None,
     max_failures: int = 3,
     hang_timeout_s: float = 15.0,
+    start_timeout_s: float | None = None,
     resources: Mapping[str, float] | None = None,
     audit: bool = False,
     exact: bool = False,
@@ -75,6 +76,8 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
             steps made in between, before the run gives up.
         hang_timeout_s: silence after which a worker counts as hung and is replaced, seconds. Only
             a process that does not run at all is silent; a slow step is not.
+        start_timeout_s: how long to wait for room on the cluster for the first workers, seconds;
+            default without end. What is missing is said either way.
         resources: of each worker, such as ``{"CPU": 2, "GPU": 1}``; default one CPU, and one GPU
             if the cluster has any.
         audit: keep every consumed row's identity, for :meth:`Run.consumption`.
@@ -94,7 +97,8 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
         ValueError: workers, checkpoint_every or the name are impossible; the lanes do not fit;
             ``stop`` is about a figure that there is not.
         LakeError: the rows to validate on lack a column, or there are none.
-        TrainingError: the loop failed, or the name belongs to another run.
+        TrainingError: the loop failed, the name belongs to another run, or the cluster had no room
+            within ``start_timeout_s``.
     """
     fewest, most = bounds_of("workers", workers)
     if not callable(loop):
@@ -139,6 +143,7 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
                 resources,
                 show=progress,
                 hang_s=hang_timeout_s,
+                start_timeout_s=start_timeout_s,
             )
         run = load_run(name, home)
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)

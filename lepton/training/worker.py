@@ -226,6 +226,9 @@ class Worker:
             raise TrainingError(
                 "the loop made no step: iterate over worker.batches() and call worker.step(loss)"
             )
+        self._due.regroup = (
+            self._due.regroup and self._exhausted
+        )  # no newcomer to a loop that ended
         self._cross_boundary()
         while not self._ends_together():
             self._join(self._step)
@@ -300,7 +303,7 @@ class Worker:
         signature = None
         if step:
             saved = checkpoints.load(folder / f"step-{step:08d}.json")
-            state.load(self._attached, checkpoints.restore(saved))
+            state.load(self._attached, checkpoints.restore(saved), f"checkpoint {saved.uri}")
             self._saver.saved = saved
             self._saved_step = step
             signature = saved.signature
