@@ -8,15 +8,16 @@ step log says how many steps those were.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lepton.telemetry.context import Carrier
+from lepton.telemetry.context import Carrier, encoder_of
 from lepton.telemetry.delivery import look_after_ends, prepare
-from lepton.telemetry.metrics import measure, measuring
+from lepton.telemetry.metrics import measure, measure_all, measuring
 from lepton.telemetry.rounds import rounds
 from lepton.telemetry.spans import record
 
@@ -72,6 +73,7 @@ class Pace:
         self._lock = threading.Lock()
         self.add = self._waiting.append
         prepare()
+        encoder_of(os.getpid())  # which cannot be made any more where a process ends
         self._leave = rounds.join(self.tell)
         look_after_ends()
 
@@ -135,8 +137,7 @@ def _measure(steps: Sequence[Paced]) -> None:
     elapsed = (steps[-1].made_ns - steps[0].asked_ns) / 1e9
     measure("lepton.train.rows", rows)
     measure("lepton.train.input_wait", sum(s.waited for s in steps))
-    for step in steps:
-        measure("lepton.train.step.duration", step.seconds)
+    measure_all("lepton.train.step.duration", [s.seconds for s in steps])
     if elapsed > 0:
         measure("lepton.train.rows_per_second", rows / elapsed)
     if steps[-1].place[0] == 0:
