@@ -15,6 +15,7 @@ nothing waits for a collector (``delivery``). Names are in ``conventions`` (span
 from lepton.telemetry.context import Carrier, carrier_of, name_process
 from lepton.telemetry.delivery import flush
 from lepton.telemetry.logs import keep_logs
+from lepton.telemetry.losses import Loss, losses_of, lost_spans
 from lepton.telemetry.metrics import measure, measure_all, measuring, scrape_by, watch
 from lepton.telemetry.pace import Pace, Paced
 from lepton.telemetry.spans import Span, record, span
@@ -25,6 +26,7 @@ from lepton.telemetry.wire import Ended
 __all__ = [
     "Carrier",
     "Ended",
+    "Loss",
     "Pace",
     "Paced",
     "Span",
@@ -33,6 +35,8 @@ __all__ = [
     "carrier_of",
     "flush",
     "keep_logs",
+    "losses_of",
+    "lost_spans",
     "measure",
     "measure_all",
     "measuring",

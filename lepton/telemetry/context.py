@@ -122,7 +122,12 @@ def resource_of(pid: int) -> Resource:
 @lru_cache(maxsize=4)
 def encoder_of(pid: int) -> Encoder:
     """Return what encodes the spans of a process."""
-    return Encoder(f"{resource_of(pid).attributes['lepton.process']} ({pid})")
+    return Encoder(process_of(pid))
+
+
+def process_of(pid: int) -> str:
+    """Return what a process is called in files, and its id."""
+    return f"{resource_of(pid).attributes['lepton.process']} ({pid})"
 
 
 _named: dict[int, str] = {}

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from lepton.telemetry import exporters, settings
+from lepton.telemetry import exporters, ledger, settings
 from lepton.telemetry.exporters import Exporter
 from lepton.telemetry.rounds import rounds
 from lepton.telemetry.settings import Signal
@@ -125,6 +125,8 @@ class Delivery:
         for _ in range(TRIES):
             reason = self._try(batch)
             if reason is None:
+                if self.what == "traces":
+                    ledger.took(len(batch))
                 return
             self._say(reason)
             self._hurry.wait(PAUSE_S)

@@ -15,8 +15,16 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
 
 from lepton.telemetry import settings
-from lepton.telemetry.context import Carrier, context_of, encoder_of, links_of, resource_of
+from lepton.telemetry.context import (
+    Carrier,
+    context_of,
+    encoder_of,
+    links_of,
+    process_of,
+    resource_of,
+)
 from lepton.telemetry.delivery import delivery_of
+from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.sampling import Ids, always, sampled
 from lepton.telemetry.store import SpanFile
 from lepton.telemetry.wire import Ended
@@ -117,6 +125,35 @@ def record(
     return Span(inner, parent).carrier
 
 
+class Growing:
+    """A span whose end and attributes grow; its file has the newest, should the process be killed.
+
+    Args:
+        name: a fixed name, with no ids in it.
+        parent: where it was asked from.
+        start_ns: Unix nanoseconds.
+    """
+
+    def __init__(self, name: str, parent: Carrier, start_ns: int) -> None:
+        pid = os.getpid()
+        self._kept = _kept(pid, parent.directory)
+        self._inner: Any = _tracer(pid, parent.directory).start_span(
+            name, context=context_of(parent.traceparent), start_time=start_ns
+        )
+
+    def write(self, end_ns: int, attributes: Mapping[str, Any]) -> None:
+        """Write it as it stands."""
+        if self._inner.is_recording():
+            so_far = _ended(self._inner)
+            times = (so_far.times[0], end_ns)
+            self._kept.write(so_far._replace(times=times, attributes=attributes))
+
+    def end(self, end_ns: int, attributes: Mapping[str, Any]) -> None:
+        """End it."""
+        self._inner.set_attributes(attributes)
+        self._inner.end(end_ns)
+
+
 _ids = Ids()
 
 
@@ -126,15 +163,30 @@ def _tracer(pid: int, directory: str | None) -> trace.Tracer:
     provider = sampled(
         TracerProvider(resource=resource_of(pid), shutdown_on_exit=False, id_generator=_ids)
     )
-    provider.add_span_processor(_Kept(directory))
+    provider.add_span_processor(_kept(pid, directory))
     return provider.get_tracer("lepton")
 
 
 class _Kept(SpanProcessor):
-    """Writes ended spans to this process's file and gives them to its delivery."""
+    """Counts spans, writes ended ones to this process's file and gives them to its delivery."""
 
-    def __init__(self, directory: str | None) -> None:
+    def __init__(self, pid: int, directory: str | None) -> None:
         self._file = SpanFile(directory) if directory is not None else None
+        self._ledger = (
+            ledger_of(pid, directory, process_of(pid))
+            if directory is not None and not settings.disabled()
+            else None
+        )
+
+    def on_start(self, span: trace.Span, parent_context: Context | None = None) -> None:
+        context = span.get_span_context()
+        if self._ledger is not None and context.trace_flags.sampled:
+            self._ledger.begin(f"{context.trace_id:032x}")
+
+    def write(self, span: Ended) -> None:
+        """Write a span as it stands; when it ends, it is written anew."""
+        if self._file is not None:
+            self._file.append([encoder_of(os.getpid()).encode(span, sent=False).line])
 
     def on_end(self, span: ReadableSpan) -> None:
         sent = settings.otlp("traces")
@@ -147,6 +199,11 @@ class _Kept(SpanProcessor):
             self._file.append([encoded.line])
         if sent:
             delivery_of("traces").put(encoded.message)
+
+
+@lru_cache(maxsize=16)
+def _kept(pid: int, directory: str | None) -> _Kept:
+    return _Kept(pid, directory)
 
 
 def _ended(span: ReadableSpan) -> Ended:

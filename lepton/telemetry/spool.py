@@ -20,8 +20,9 @@ from typing import Any
 from opentelemetry.sdk.trace import TracerProvider
 
 from lepton.telemetry import settings
-from lepton.telemetry.context import Carrier, encoder_of
+from lepton.telemetry.context import Carrier, encoder_of, process_of
 from lepton.telemetry.delivery import before_flush, delivery_of, prepare
+from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.store import SpanFile
 from lepton.telemetry.wire import Ended
 
@@ -48,12 +49,15 @@ class Spool:
         self._told = told
         self._dropped = 0
         self._file = SpanFile(directory) if directory is not None else None
+        self._wanted = not settings.disabled()
+        self._count = lambda: None
+        if directory is not None and self._wanted:
+            self._count = ledger_of(os.getpid(), directory, process_of(os.getpid())).adder()
         self._sampler = (
             TracerProvider(shutdown_on_exit=False).sampler
             if os.environ.get("OTEL_TRACES_SAMPLER")
             else None
         )
-        self._wanted = not settings.disabled()
         self._writing = threading.Lock()
         self._stop = threading.Event()
         self._random = random.Random(os.urandom(16))  # noqa: S311 - ids, not secrets
@@ -102,6 +106,7 @@ class Spool:
             if not sampled:
                 self._unsampled.append(ended)
             elif len(self._waiting) < MOST:
+                self._count()
                 self._waiting.append(ended)
             else:
                 self._dropped += 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+from lepton.telemetry import ledger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,7 @@ class SpanFile:
     """
 
     def __init__(self, directory: str) -> None:
-        self._path = Path(directory) / f"{socket.gethostname()}-{os.getpid()}.jsonl"
+        self._path = ledger.file_of(directory, "jsonl")
         self._file: int | None = None
 
     def append(self, lines: Iterable[bytes]) -> None:
@@ -49,10 +50,10 @@ class SpanFile:
 
 def spans_of(directory: str, trace_id: str | None = None) -> list[SpanRecord]:
     """Return the spans kept in a folder, by start time; of one trace, or of all."""
-    found: list[SpanRecord] = []
+    found: dict[str, SpanRecord] = {}
     for path in sorted(Path(directory).glob("*.jsonl")):
         for line in path.read_text().splitlines():
             entry = SpanRecord(**orjson.loads(line))
             if trace_id is None or entry.trace_id == trace_id:
-                found.append(entry)
-    return sorted(found, key=lambda s: (s.start_ns, s.span_id))
+                found[entry.trace_id + entry.span_id] = entry  # the newest state of a span
+    return sorted(found.values(), key=lambda s: (s.start_ns, s.span_id))
