@@ -29,6 +29,7 @@ from lepton import telemetry
 from lepton.serving.answers import Answer, AnswerLog
 from lepton.serving.arrays import Arrays, arrays_in
 from lepton.serving.batching import Batcher, Overloaded
+from lepton.serving.figures import measured
 from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import LENGTH, inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
@@ -384,11 +385,13 @@ class Replica:
 
     def _record(self, traceparent: str | None, baggage: str | None, came: _Outcome) -> Carrier:
         """Leave the request's span and figures; return its carrier."""
-        parent = carrier_of(traceparent, self._directory, baggage=baggage)
+        came_with = {k: v for k, v in request.scope["headers"] if k in _TRACED}
+        trace, baggage = (came_with.get(k, b"").decode("latin-1") for k in _TRACED)
+        parent = carrier_of(trace, self._directory, baggage=baggage)
         rows = len(came.inquiry.rows) if came.inquiry else 0
         took = (time.time_ns() - came.began_ns) / 1e9
         about = self._about(came)
-        span = self._spans.add(
+        return self._spans.add(
             "lepton.request",
             parent,
             came.began_ns,
@@ -402,13 +405,6 @@ class Replica:
                 "lepton.checkpoint.trace": came.version.traceparent,
             },
         )
-        if telemetry.measuring():
-            trace = span.traceparent
-            labels = {**about, **({"error.type": came.kind} if came.kind else {})}
-            telemetry.measure("http.server.request.duration", took, labels, trace=trace)
-            labels = {"lepton.model": self._model}
-            telemetry.measure("lepton.serving.batch_size", rows, labels, trace=trace)
-        return span
 
     def __del__(self) -> None:
         """Ray Serve calls this when a replica is stopped in good order: commit what waits."""
