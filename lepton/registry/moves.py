@@ -117,7 +117,14 @@ class Registry(EventLog):
         return self._move(model, expect, "paused", reason=reason)
 
     def alias(
-        self, model: str, alias: str, version: int, *, expect: int | None = None, trace_id: str = ""
+        self,
+        model: str,
+        alias: str,
+        version: int,
+        *,
+        expect: int | None = None,
+        gate: Sequence[Any] = (),
+        trace_id: str = "",
     ) -> ModelState:
         """Let a name of one's own mean a version, such as ``challenger``; it can be moved again.
 
@@ -126,10 +133,8 @@ class Registry(EventLog):
             ConflictError, RegistryError: as :meth:`start_canary`.
         """
         check_alias(alias)
-        details = {"alias": alias}
-        return self._move(
-            model, expect, "aliased", version=version, details=details, trace_id=trace_id
-        )
+        fields = {"version": version, "gate": _plain(gate), "details": {"alias": alias}}
+        return self._move(model, expect, "aliased", trace_id=trace_id, **fields)
 
     def unalias(
         self, model: str, alias: str, *, expect: int | None = None, trace_id: str = ""
