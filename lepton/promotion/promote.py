@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lepton import checkpoints, telemetry
 from lepton.errors import CheckpointError, RegistryError, ServingError
@@ -19,7 +19,7 @@ from lepton.promotion.canary import CanaryRule
 from lepton.promotion.judging import GateLike, gates_of, judge
 from lepton.promotion.trial import Move, Trial, take_up
 from lepton.registry import ModelState, ModelVersion, Registry
-from lepton.serving import App, start
+from lepton.serving import App, Service, start
 from lepton.serving.app import attach
 from lepton.telemetry import Carrier
 
@@ -36,6 +36,7 @@ def promote(
     rule: CanaryRule | None = None,
     replicas: int | tuple[int, int] = 1,
     port: int | None = None,
+    service: Service | None = None,
     home: str | os.PathLike[str] | None = None,
     trace: Carrier | None = None,
     on_change: Callable[[str], None] | None = None,
@@ -64,6 +65,7 @@ def promote(
             :class:`lepton.promotion.canary.CanaryRule`.
         replicas: (fewest, most), when the application is not running yet.
         port: for HTTP, when Serve is not running yet.
+        service: more settings of the application, when it is not running yet.
         home: where the registry is.
         trace: the span to run under.
         on_change: told of each change of traffic in a few words.
@@ -97,13 +99,15 @@ def promote(
             results = judge(gates, chosen, _champion(registry, state))
             gating.set(lepton_gate=[r.expression for r in results])
         _verify(chosen)
+        how: dict[str, Any] = {"replicas": replicas, "port": port, "service": service}
+        how |= {"trace": span.carrier}
         move = Move(registry, chosen, results, span.carrier, root, on_change or _nobody)
         if state.pointer.champion is None:
             state = move.to_champion(state)
-            app = start(chosen.model, root, replicas=replicas, port=port, trace=span.carrier)
+            app = start(chosen.model, root, **how)
             app.wait_for(state.pointer.seq)
             return app
-        app = start(chosen.model, root, replicas=replicas, port=port, trace=span.carrier)
+        app = start(chosen.model, root, **how)
         if state.pointer.champion != chosen.version:
             for kind, share in (("shadow", shadow), ("canary", canary)):
                 done = kind == "shadow" and state.pointer.canary == chosen.version

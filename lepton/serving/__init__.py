@@ -2,5 +2,6 @@
 
 from lepton.serving.app import App, attach, start
 from lepton.serving.score import score
+from lepton.serving.service import Service
 
-__all__ = ["App", "attach", "score", "start"]
+__all__ = ["App", "Service", "attach", "score", "start"]

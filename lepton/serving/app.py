@@ -26,6 +26,8 @@ from lepton.serving import tables
 from lepton.serving.asking import table_of
 from lepton.serving.following import FOLLOW_S
 from lepton.serving.replica import Replica
+from lepton.serving.service import Service
+from lepton.serving.speaking import SpeakingReplica
 from lepton.telemetry import Carrier
 
 PORT = 8000
@@ -52,6 +54,21 @@ class App:
     def infer_url(self) -> str:
         """Where inference requests are posted."""
         return f"{self.url}/v2/models/{self.model}/infer"
+
+    @property
+    def grpc_address(self) -> str:
+        """Where it speaks gRPC, host:port.
+
+        Raises:
+            ServingError: it does not, or is not running.
+        """
+        told = [r["grpc"] for r in self.replicas() if r.get("grpc")]
+        if not told:
+            raise ServingError(
+                f"model {self.model!r} is not served by gRPC: start it with "
+                "service=Service(grpc_port=0)"
+            )
+        return str(told[0])
 
     def predict(self, rows: Any, *, trace: Carrier | None = None) -> dict[str, Any]:
         """Ask over HTTP and return outputs by name, NumPy arrays of shape (rows, …).
@@ -139,8 +156,11 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     """Build the application; also for ``serve run`` and Serve's configuration files.
 
     Args:
-        args: ``model`` and ``home``; ``replicas`` as (fewest, most) or a number.
+        args: ``model`` and ``home``; ``replicas`` as (fewest, most) or a number; ``service`` as a
+            :class:`lepton.serving.service.Service` or its fields.
     """
+    given: Any = args.get("service") or {}
+    service = given if isinstance(given, Service) else Service(**given)
     fewest, most = bounds_of("replicas", args.get("replicas", 1))
     scaling = AutoscalingConfig(
         min_replicas=fewest,
@@ -152,7 +172,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         metrics_interval_s=0.5,
         look_back_period_s=1,
     )
-    ingress: Any = serve.ingress()(Replica)
+    ingress: Any = serve.ingress()(Replica if service.grpc_port is None else SpeakingReplica)
     deployment: Any = serve.deployment(
         ingress,
         name="replica",
@@ -164,7 +184,12 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=10,
         logging_config=QUIET,
     )
-    return deployment.bind(args["model"], args["home"], args.get("trace"))
+    more = {} if service.grpc_port is None else {"grpc_address": _grpc_address(service.grpc_port)}
+    return deployment.bind(args["model"], args["home"], args.get("trace"), **more)
+
+
+def _grpc_address(port: int) -> str:
+    return f"127.0.0.1:{port or cluster.free_ports(1)[0]}"
 
 
 def start(
@@ -173,6 +198,7 @@ def start(
     *,
     replicas: int | tuple[int, int] = 1,
     port: int | None = None,
+    service: Service | None = None,
     trace: Carrier | None = None,
 ) -> App:
     """Start a model's application, or return it where it runs already.
@@ -184,6 +210,7 @@ def start(
         home: where the registry is.
         replicas: (fewest, most), or a number.
         port: for HTTP, when Serve is not running yet; default 8000, or a free one if it is taken.
+        service: more settings of an application that is not running yet.
         trace: the span whose directory keeps the replicas' spans.
 
     Raises:
@@ -196,6 +223,7 @@ def start(
     running = serve.status().applications.get(name)
     if running is None or running.status != "RUNNING":
         args = {"model": model, "home": home, "replicas": replicas, "trace": trace}
+        args |= {"service": service}
         try:
             serve.run(build(args), name=name, route_prefix=f"/{model}")
         except RuntimeError as e:

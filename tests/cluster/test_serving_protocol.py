@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import lepton
-from lepton import checkpoints
+from lepton import checkpoints, serving
 from lepton.export.restore import Predictor
 from lepton.preprocess import Preparation
 from lepton.serving import App
@@ -46,7 +47,9 @@ class Service:
         stream = table.stream(batch_size=50, seed=0, transform=prepare)
         run = lepton.train(loop, stream, name="r", home=str(home))
         version = lepton.register(run, MODEL, home=str(home))
-        self.app: App = lepton.promote(version, home=str(home))
+        self.app: App = lepton.promote(
+            version, home=str(home), service=serving.Service(grpc_port=0)
+        )
         self.x = x[:7]
         predictor = Predictor(checkpoints.load(version.checkpoint))
         self.scores = predictor(rows.select(["x"]).slice(0, 7))["output"].numpy()
@@ -108,6 +111,33 @@ def test_tritonclient_finds_server_model_and_versions(service: Service) -> None:
     assert client.infer(MODEL, [sent], model_version="1").get_response()["model_version"] == "1"
     with pytest.raises(triton.InferenceServerException, match=r"version 9 .* is not in memory"):
         client.infer(MODEL, [sent], model_version="9")
+    client.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_tritonclient_gets_the_checkpoints_answers_by_grpc(
+    service: Service, asynchronous: bool
+) -> None:
+    triton = pytest.importorskip("tritonclient.grpc")
+    client = triton.InferenceServerClient(service.app.grpc_address)
+    sent = triton.InferInput("x", list(service.x.shape), "FP32")
+    sent.set_data_from_numpy(service.x)
+    assert client.is_model_ready(MODEL)
+    if asynchronous:
+        came: Any = queue.Queue()
+        client.async_infer(MODEL, [sent], lambda result, error: came.put((result, error)))
+        found, error = came.get(timeout=60)
+        assert error is None
+    else:
+        found = client.infer(MODEL, [sent], request_id="me")
+        assert found.get_response().id == "me"
+
+    assert np.array_equal(found.as_numpy("output"), service.scores)
+    sent = triton.InferInput("x", [1, 2], "FP32")
+    sent.set_data_from_numpy(service.x[:1, :2])
+    with pytest.raises(triton.InferenceServerException, match=r"shape \[1, 2\]") as raised:
+        client.infer(MODEL, [sent])
+    assert raised.value.status() == "StatusCode.INVALID_ARGUMENT"
     client.close()
 
 
