@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import socket
 import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -23,11 +24,11 @@ from lepton import cluster
 from lepton.cluster import bounds_of
 from lepton.errors import ServingError
 from lepton.serving import tables
+from lepton.serving.access import VARIABLE, grants_in
 from lepton.serving.asking import table_of
+from lepton.serving.deployed import DeployedReplica
 from lepton.serving.following import FOLLOW_S
-from lepton.serving.replica import Replica
-from lepton.serving.service import Service
-from lepton.serving.speaking import SpeakingReplica
+from lepton.serving.service import Service, service_of
 from lepton.telemetry import Carrier
 
 PORT = 8000
@@ -36,6 +37,7 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
 WAIT_S = 120.0
 SETTLE_S = 2 * FOLLOW_S
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ class App:
     Attributes:
         model: its name.
         url: where it answers, without a trailing slash; the Open Inference Protocol is below it.
+        token: sent by :meth:`predict`; default that of ``LEPTON_SERVE_TOKEN``.
     """
 
     model: str
     url: str
+    token: str = field(default="", repr=False)
 
     @property
     def infer_url(self) -> str:
@@ -83,11 +87,15 @@ class App:
                 instead of one.
         """
         headers = dict(trace.headers) if trace else {}
+        allowed = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        headers |= allowed
         headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
         headers |= {"x-request-id": uuid.uuid4().hex}
         try:
-            described = httpx.get(f"{self.url}/v2/models/{self.model}", timeout=30).json()
-            body = tables.stream_of_rows(table_of(rows, described["inputs"]))
+            described = httpx.get(
+                f"{self.url}/v2/models/{self.model}", headers=allowed, timeout=30
+            ).json()
+            body = tables.stream_of_rows(table_of(rows, _inputs(described)))
             reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=60)
         except (httpx.HTTPError, ValueError, KeyError) as e:
             raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
@@ -152,6 +160,12 @@ class App:
         serve.delete(_app_name(self.model))
 
 
+def _inputs(described: Mapping[str, Any]) -> Any:
+    if "inputs" not in described:
+        raise ServingError(f"the model's metadata cannot be had: {described.get('detail')}")
+    return described["inputs"]
+
+
 def build(args: Mapping[str, Any]) -> serve.Application:
     """Build the application; also for ``serve run`` and Serve's configuration files.
 
@@ -159,8 +173,11 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         args: ``model`` and ``home``; ``replicas`` as (fewest, most) or a number; ``service`` as a
             :class:`lepton.serving.service.Service` or its fields.
     """
-    given: Any = args.get("service") or {}
-    service = given if isinstance(given, Service) else Service(**given)
+    service = service_of(args.get("service"))
+    if service.access is None:
+        service = replace(service, access=grants_in(os.environ))
+    if service.grpc_port == 0:
+        service = replace(service, grpc_port=cluster.free_ports(1)[0])
     fewest, most = bounds_of("replicas", args.get("replicas", 1))
     scaling = AutoscalingConfig(
         min_replicas=fewest,
@@ -172,7 +189,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         metrics_interval_s=0.5,
         look_back_period_s=1,
     )
-    ingress: Any = serve.ingress()(Replica if service.grpc_port is None else SpeakingReplica)
+    ingress: Any = serve.ingress()(DeployedReplica)
     deployment: Any = serve.deployment(
         ingress,
         name="replica",
@@ -184,12 +201,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=10,
         logging_config=QUIET,
     )
-    more = {} if service.grpc_port is None else {"grpc_address": _grpc_address(service.grpc_port)}
-    return deployment.bind(args["model"], args["home"], args.get("trace"), **more)
-
-
-def _grpc_address(port: int) -> str:
-    return f"127.0.0.1:{port or cluster.free_ports(1)[0]}"
+    return deployment.bind(args["model"], args["home"], args.get("trace"), service)
 
 
 def start(
@@ -223,7 +235,8 @@ def start(
     running = serve.status().applications.get(name)
     if running is None or running.status != "RUNNING":
         args = {"model": model, "home": home, "replicas": replicas, "trace": trace}
-        args |= {"service": service}
+        args |= {"service": service or Service()}
+        _refuse_strangers(service or Service(), model)
         try:
             serve.run(build(args), name=name, route_prefix=f"/{model}")
         except RuntimeError as e:
@@ -231,7 +244,7 @@ def start(
             why = "; ".join(d.message for d in details.deployments.values()) if details else ""
             serve.delete(name)
             raise ServingError(f"the application of {model!r} did not start: {why or e}") from e
-    return App(model, f"{_base_url()}/{model}")
+    return App(model, f"{_base_url()}/{model}", _token())
 
 
 def attach(model: str) -> App:
@@ -244,7 +257,21 @@ def attach(model: str) -> App:
     running = serve.status().applications.get(_app_name(model))
     if running is None:
         raise ServingError(f"model {model!r} is not being served here: promote a version first")
-    return App(model, f"{_base_url()}/{model}")
+    return App(model, f"{_base_url()}/{model}", _token())
+
+
+def _token() -> str:
+    return os.environ.get("LEPTON_SERVE_TOKEN", "")
+
+
+def _refuse_strangers(service: Service, model: str) -> None:
+    """Nothing is served to other machines by mistake."""
+    host = _client().http_config.host or "127.0.0.1"
+    if service.access is None and VARIABLE not in os.environ and host not in LOOPBACK:
+        raise ServingError(
+            f"Serve listens on {host}, which other machines can reach, and model {model!r} has no "
+            f"tokens: set {VARIABLE}, or say Service(access=()) to let everybody ask"
+        )
 
 
 def leave() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import queue
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 
 import lepton
 from lepton import checkpoints, serving
+from lepton.errors import ServingError
 from lepton.export.restore import Predictor
 from lepton.preprocess import Preparation
 from lepton.serving import App
 from lepton.serving.inputs import MAX_BYTES
 from lepton.serving.tables import MEDIA_TYPE
+from lepton.training import load_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MODEL = "spoken"
@@ -40,6 +43,7 @@ class Service:
     """A served model, rows for it, and what its checkpoint answers to them."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         x = np.random.default_rng(0).normal(5, 2, (100, 3)).astype("float32")
         rows = pa.table({"x": list(x), "y": (x.sum(1) > 15).astype("int64")})
         table = lepton.write(rows, home / "t")
@@ -139,6 +143,29 @@ def test_tritonclient_gets_the_checkpoints_answers_by_grpc(
         client.infer(MODEL, [sent])
     assert raised.value.status() == "StatusCode.INVALID_ARGUMENT"
     client.close()
+
+
+def test_only_who_has_a_token_is_answered(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "a-long-and-random-one"
+    run = load_run("r", str(service.home))
+    version = lepton.register(run, "guarded", home=service.home)
+    monkeypatch.setenv("LEPTON_SERVE_TOKENS", f"me={token}")
+    app = lepton.promote(version, home=str(service.home))
+    try:
+        rows = {"x": service.x}
+        for wrong in ("", "another-long-and-random-one"):
+            with pytest.raises(ServingError, match="a bearer token is needed"):
+                replace(app, token=wrong).predict(rows)
+        mine = replace(app, token=token)
+        assert np.array_equal(mine.predict(rows)["output"], service.scores)
+        refused = httpx.post(app.infer_url, content=service.body())
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"].startswith("Bearer")
+        assert token not in repr(mine)
+    finally:
+        app.close()
 
 
 def test_arrow_streams_in_and_out(service: Service) -> None:

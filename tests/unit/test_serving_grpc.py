@@ -17,12 +17,12 @@ import lepton
 from lepton import cluster
 from lepton.errors import ServingError
 from lepton.registry import Registry
-from lepton.serving import Service
+from lepton.serving import Service, grant
+from lepton.serving.deployed import DeployedReplica
 from lepton.serving.grpc_messages import MESSAGES, body_of
 from lepton.serving.grpc_server import CODES, Listener
 from lepton.serving.inputs import BadRequest, input_of
 from lepton.serving.protocol import inquiry_of
-from lepton.serving.replica import Replica
 from lepton.telemetry import spans_of
 
 triton = pytest.importorskip("tritonclient.grpc")
@@ -48,21 +48,27 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def speak(home: Path, scene: Callable[[Any], Any]) -> Any:
+class Here(DeployedReplica):
+    """Ended by the scene, as by Serve; not again when it is collected."""
+
+    def __del__(self) -> None:  # type: ignore[override]
+        pass
+
+
+def speak(home: Path, scene: Callable[[Any], Any], **settings: Any) -> Any:
     """Run a scene of a blocking client against a replica that listens."""
 
     async def play() -> Any:
-        replica = Replica("m", str(home))
-        listener = Listener(replica.__serve_build_asgi_app__(), "m")
-        address = f"127.0.0.1:{cluster.free_ports(1)[0]}"
-        await listener.listen(address)
-        client = triton.InferenceServerClient(address)
+        port = cluster.free_ports(1)[0]
+        replica = Here.__new__(Here)
+        settled = Service(grpc_port=port, **settings)
+        await DeployedReplica.__init__(replica, "m", str(home), None, settled)
+        client = triton.InferenceServerClient(f"127.0.0.1:{port}")
         try:
             return await asyncio.to_thread(scene, client)
         finally:
             await asyncio.to_thread(client.close)
-            await listener.close()
-            await asyncio.to_thread(replica.__del__)
+            await DeployedReplica.__del__(replica)
 
     return asyncio.run(play())
 
@@ -140,6 +146,28 @@ def test_what_is_wrong_is_told_with_its_status(
         assert raised.value.status() == f"StatusCode.{code}"
 
     speak(home, scene)
+
+
+def test_who_has_no_token_is_refused_by_grpc_too(home: Path) -> None:
+    token, other = "t" * 20, "o" * 20
+    x = given([[0.0, 1.0, 2.0]])
+
+    def scene(client: Any) -> None:
+        assert client.is_server_live()
+        for headers, code in (
+            (None, "UNAUTHENTICATED"),
+            ({"authorization": "Bearer wrong"}, "UNAUTHENTICATED"),
+            ({"authorization": f"Bearer {other}"}, "PERMISSION_DENIED"),
+        ):
+            with pytest.raises(triton.InferenceServerException) as raised:
+                client.infer("m", [x], headers=headers)
+            assert raised.value.status() == f"StatusCode.{code}"
+            with pytest.raises(triton.InferenceServerException):
+                client.is_model_ready("m", headers=headers)
+        found = client.infer("m", [x], headers={"authorization": f"Bearer {token}"})
+        assert found.as_numpy("output").shape == (1, 2)
+
+    speak(home, scene, access=(grant("me", token), grant("you", other, ["n"])))
 
 
 def test_a_port_that_is_taken_is_told(home: Path) -> None:
