@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lepton.training import Run as Run
     from lepton.training import Validation as Validation
     from lepton.training import Worker as Worker
+    from lepton.training import cross_validate as cross_validate
     from lepton.training import evaluate as evaluate
     from lepton.training import register as register
     from lepton.training import train as train
@@ -43,6 +44,7 @@ _HOMES = {
     "Stream": "lepton.stream",
     "Validation": "lepton.training",
     "Worker": "lepton.training",
+    "cross_validate": "lepton.training",
     "evaluate": "lepton.training",
     "feedback": "lepton.monitoring",
     "promote": "lepton.promotion",

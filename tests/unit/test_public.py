@@ -22,6 +22,7 @@ NAMES = [
     "Validation",
     "Worker",
     "__version__",
+    "cross_validate",
     "evaluate",
     "feedback",
     "promote",

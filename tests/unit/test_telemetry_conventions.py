@@ -23,7 +23,8 @@ from lepton.telemetry.conventions import ATTRIBUTES, SPANS, strays
 from lepton.telemetry.rounds import rounds
 
 NAMES = """
-lepton.canary lepton.checkpoint lepton.checkpoint_table lepton.demo lepton.evaluate lepton.gate
+lepton.canary lepton.checkpoint lepton.checkpoint_table lepton.cross_validate lepton.demo
+lepton.evaluate lepton.gate
 lepton.model.load lepton.optimize lepton.plan lepton.promote lepton.read lepton.register
 lepton.request lepton.restore lepton.rollback lepton.score lepton.steps lepton.table lepton.train
 lepton.train.epoch lepton.train.failure lepton.train.resize lepton.use lepton.vacuum
