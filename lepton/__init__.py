@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lepton.training import evaluate as evaluate
     from lepton.training import register as register
     from lepton.training import train as train
+    from lepton.training.ray_tuner import tune as tune
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ _HOMES = {
     "rollback": "lepton.promotion",
     "table": "lepton.lake",
     "train": "lepton.training",
+    "tune": "lepton.training.ray_tuner",
     "write": "lepton.lake",
 }
 

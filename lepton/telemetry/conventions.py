@@ -98,6 +98,7 @@ SPANS: Mapping[str, Convention] = {
     "lepton.cross_validate": Convention(
         "driver", "A call of cross_validate().", ("lepton.study", "lepton.table")
     ),
+    "lepton.tune": Convention("driver", "A call of tune().", ("lepton.study", "lepton.table")),
     "lepton.plan": Convention(
         "driver", "Working out the order of rows.", ("lepton.rows", "lepton.steps")
     ),

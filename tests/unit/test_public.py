@@ -30,6 +30,7 @@ NAMES = [
     "rollback",
     "table",
     "train",
+    "tune",
     "write",
 ]
 
