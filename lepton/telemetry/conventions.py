@@ -54,6 +54,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "lepton.rows": "number of rows",
     "lepton.run": "a run's name",
     "lepton.share": "a canary's share of requests, 0 to 1",
+    "lepton.spans_lost": "spans that killed processes of the run took with them",
     "lepton.step": "optimiser steps made, at the end of the span",
     "lepton.step_s.max": "the slowest step, seconds",
     "lepton.step_s.p50": "median step, seconds",
@@ -93,7 +94,13 @@ SPANS: Mapping[str, Convention] = {
     "lepton.train": Convention(
         "driver",
         "A call of train().",
-        ("lepton.run", "lepton.table", "lepton.steps", "lepton.steps_replayed"),
+        (
+            "lepton.run",
+            "lepton.table",
+            "lepton.steps",
+            "lepton.steps_replayed",
+            "lepton.spans_lost",
+        ),
     ),
     "lepton.cross_validate": Convention(
         "driver", "A call of cross_validate().", ("lepton.study", "lepton.table")

@@ -147,6 +147,8 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
             )
         run = load_run(name, home)
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)
+        if parent.directory and (lost := telemetry.lost_spans(parent.directory, span.carrier)):
+            span.set(lepton_spans_lost=lost)
     return run
 
 
