@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lepton.training import evaluate as evaluate
     from lepton.training import register as register
     from lepton.training import train as train
+    from lepton.training.planner import plan as plan
     from lepton.training.ray_tuner import tune as tune
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ _HOMES = {
     "cross_validate": "lepton.training",
     "evaluate": "lepton.training",
     "feedback": "lepton.monitoring",
+    "plan": "lepton.training.planner",
     "promote": "lepton.promotion",
     "register": "lepton.training",
     "rollback": "lepton.promotion",

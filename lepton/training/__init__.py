@@ -2,6 +2,7 @@
 
 from lepton.training.evaluation import Evaluation, evaluate
 from lepton.training.folds import CrossValidation, cross_validate
+from lepton.training.planner import Outcome, outcome_of
 from lepton.training.register import register
 from lepton.training.run import Consumption, Run, load_run
 from lepton.training.stopping import EarlyStopping
@@ -14,12 +15,14 @@ __all__ = [
     "CrossValidation",
     "EarlyStopping",
     "Evaluation",
+    "Outcome",
     "Run",
     "Validation",
     "Worker",
     "cross_validate",
     "evaluate",
     "load_run",
+    "outcome_of",
     "register",
     "train",
 ]

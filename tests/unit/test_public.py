@@ -25,6 +25,7 @@ NAMES = [
     "cross_validate",
     "evaluate",
     "feedback",
+    "plan",
     "promote",
     "register",
     "rollback",
