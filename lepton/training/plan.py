@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lepton.stream import Shard
@@ -30,6 +30,8 @@ class Plan:
         lanes: of the stream.
         keep: newest checkpoints that stay; None: all.
         exact: sum gradients lane by lane, so that the world size does not change a bit.
+        checkpoints: where checkpoints go: a folder, or a URL of an object store.
+        options: how that object store is reached.
     """
 
     folder: str
@@ -43,3 +45,10 @@ class Plan:
     lanes: int = 1
     keep: int | None = None
     exact: bool = False
+    checkpoints: str = ""
+    options: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+
+    @property
+    def kept_in(self) -> str:
+        """Where checkpoints go: by default below the run's folder."""
+        return self.checkpoints or f"{self.folder}/checkpoints"

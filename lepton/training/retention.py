@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lepton import checkpoints
@@ -27,16 +27,18 @@ def superfluous(
     return [m for m in kept[: max(0, len(kept) - newest)] if m.uri not in {best, *registered}]
 
 
-def thin_out(folder: Path, newest: int, home: Path) -> list[Manifest]:
+def thin_out(
+    folder: str, newest: int, home: Path, options: Mapping[str, str] | None = None
+) -> list[Manifest]:
     """Remove a run's superfluous checkpoints; return them.
 
     The manifest goes first: a checkpoint is whole or invisible while it goes, too. The registry is
     only asked when something is about to go; what it names by then stays.
     """
-    going = superfluous(checkpoints.all_of(folder), newest, frozenset())
+    going = superfluous(checkpoints.all_of(folder, options), newest, frozenset())
     if not going:
         return []
-    going = superfluous(checkpoints.all_of(folder), newest, _registered(home))
+    going = superfluous(checkpoints.all_of(folder, options), newest, _registered(home))
     for manifest in going:
         checkpoints.remove(manifest)
     return going

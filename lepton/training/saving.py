@@ -35,7 +35,6 @@ class Saver:
     def __init__(self, plan: Plan) -> None:
         self.saved: Manifest | None = None
         self._plan = plan
-        self._folder = Path(plan.folder) / "checkpoints"
         self._copy: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -124,9 +123,10 @@ class Saver:
                 "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
             ) as span:
                 self.saved = checkpoints.write(
-                    self._folder,
+                    self._plan.kept_in,
                     flat,
                     step=step,
+                    options=self._plan.options,
                     traceparent=span.carrier.traceparent,
                     **described,
                 )
@@ -135,6 +135,7 @@ class Saver:
             telemetry.measure("lepton.checkpoint.duration", time.monotonic() - began)
             telemetry.measure("lepton.checkpoint.size", self.saved.size)
             if self._plan.keep is not None:
-                thin_out(self._folder, self._plan.keep, Path(self._plan.folder).parent.parent)
+                home = Path(self._plan.folder).parent.parent
+                thin_out(self._plan.kept_in, self._plan.keep, home, self._plan.options)
         except Exception as e:  # noqa: BLE001 - raised in the training thread, by the next wait
             self._error = e

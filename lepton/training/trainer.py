@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lepton import checkpoints, telemetry
+from lepton import telemetry
+from lepton.checkpoints import latest
 from lepton.cluster import bounds_of
 from lepton.errors import StreamError, TrainingError
 from lepton.stream import Mixture, Stream
@@ -40,6 +41,8 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
     home: str | None = None,
     checkpoint_every: int = 100,
     keep: int | None = None,
+    checkpoints: str | None = None,
+    storage_options: Mapping[str, str] | None = None,
     max_failures: int = 3,
     hang_timeout_s: float = 15.0,
     start_timeout_s: float | None = None,
@@ -64,6 +67,11 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
         checkpoint_every: steps between checkpoints.
         keep: how many of the newest checkpoints stay on disk; default all. The one with the lowest
             loss, and those that registered models were made of, always do.
+        checkpoints: a URL such as ``s3://bucket/prefix`` under which checkpoints are kept, each
+            run's in a folder of its name (needs ``lepton[s3]``); default the run's folder in the
+            home, where the step log stays either way.
+        storage_options: credentials and endpoints of that storage, as tables take them; they win
+            over the environment, which is all that others who read the checkpoints go by.
         max_failures: how many workers may be lost in a row, that is without ``checkpoint_every``
             steps made in between, before the run gives up.
         hang_timeout_s: silence after which a worker counts as hung and is replaced, seconds. Only
@@ -96,8 +104,9 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
     if exact and isinstance(stream, Mixture):
         raise ValueError("exact=True is for a stream of one table, not for a mixture")
     _refuse_other(folder, name, stream)
-    if _is_done(folder, stream):
-        return load_run(name, home)
+    kept_in = _kept_in(folder, name, checkpoints)
+    if _is_done(folder, stream, kept_in, storage_options):
+        return load_run(name, home, storage_options)
     attributes = {"lepton.run": name, "lepton.table": str(stream.snapshot)}
     parent = parent.with_baggage(attributes)
     with telemetry.span("lepton.train", parent, attributes=attributes) as span:
@@ -105,7 +114,8 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
         plan = replace(plan, lanes=stream.lane_count, keep=keep, exact=exact)
-        _write_run(folder, name, stream, span.carrier)
+        plan = replace(plan, checkpoints=kept_in, options=dict(storage_options or {}))
+        _write_run(folder, name, stream, span.carrier, kept_in)
         stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:
             _train_here(loop, stream, plan)
@@ -124,7 +134,7 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
                 hang_s=hang_timeout_s,
                 start_timeout_s=start_timeout_s,
             )
-        run = load_run(name, home)
+        run = load_run(name, home, storage_options)
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)
     return run
 
@@ -142,9 +152,33 @@ def _refuse_other(folder: Path, name: str, stream: Stream | Mixture) -> None:
         )
 
 
-def _is_done(folder: Path, stream: Stream | Mixture) -> bool:
+def _kept_in(folder: Path, name: str, chosen: str | None) -> str:
+    """Where the run's checkpoints go: where those of its former lives are, if it had any."""
+    before = folder / "run.json"
+    known = json.loads(before.read_text()).get("checkpoints", "") if before.is_file() else None
+    if chosen is None:
+        return known or ""
+    if "://" not in chosen:
+        raise ValueError(
+            f"checkpoints={chosen!r} must be a URL such as s3://bucket/prefix; on a file system "
+            "they are in the run's folder: set home="
+        )
+    wanted = f"{chosen.rstrip('/')}/{name}"
+    if known is not None and known != wanted:
+        raise TrainingError(
+            f"run {name!r} has its checkpoints in {known or folder / 'checkpoints'}, not in "
+            f"{wanted}: leave checkpoints= as it was, or choose another name"
+        )
+    return wanted
+
+
+def _is_done(
+    folder: Path, stream: Stream | Mixture, kept_in: str, options: Mapping[str, str] | None
+) -> bool:
     path = folder / "done.json"
-    if not path.is_file() or checkpoints.latest(folder / "checkpoints") is None:
+    if not path.is_file():
+        return False
+    if latest(kept_in or folder / "checkpoints", options, thorough=False) is None:
         return False
     done = json.loads(path.read_text())
     begun = json.loads((folder / "run.json").read_text())
@@ -221,7 +255,9 @@ def _version(package: str) -> str:
         return ""
 
 
-def _write_run(folder: Path, name: str, stream: Stream | Mixture, carrier: Carrier) -> None:
+def _write_run(
+    folder: Path, name: str, stream: Stream | Mixture, carrier: Carrier, kept_in: str = ""
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     body = {
         "v": 1,
@@ -231,6 +267,7 @@ def _write_run(folder: Path, name: str, stream: Stream | Mixture, carrier: Carri
         "order": stream.identity,
         "epochs": stream.epochs,
         "steps": stream.steps,
+        "checkpoints": kept_in,
         "trace_id": carrier.trace_id,
         "traceparent": carrier.traceparent,
         "time": time.time(),
