@@ -17,6 +17,8 @@ from lepton import checkpoints, telemetry
 from lepton.errors import TrainingError
 from lepton.stream import Part
 from lepton.stream.mixture import MixedPart
+from lepton.training.board import Board
+from lepton.training.evaluations import Judged
 from lepton.training.group import Group
 from lepton.training.plan import Plan
 from lepton.training.refusals import unwritable
@@ -64,7 +66,8 @@ class Journal:
         )
         self._broken = _Broken()
         self._pace: telemetry.Pace | None = None
-        self._asked_ns = self._got_ns = self._rows = 0
+        self._asked_ns = self._got_ns = self._rows = self._all_rows = 0
+        self._board = Board(plan.tensorboard)
 
     def open(self, step: int) -> int:
         """Begin this generation's log at a step; return the generation's number."""
@@ -84,6 +87,9 @@ class Journal:
         self.close()
         self._log = StepLog(self._logs, number, place.rank)
         self._pace = self._pace or telemetry.Pace(self._plan.carrier)
+        self._board.close()
+        if place.rank == 0:
+            self._board.open(step)
         return number
 
     def close(self) -> None:
@@ -97,7 +103,12 @@ class Journal:
         if self._pace is not None:
             self._pace.close()
         self._pace = None
+        self._board.close()
         self._forget_logs()
+
+    def judged(self, judged: Judged) -> None:
+        """Tell of an evaluation."""
+        self._board.judged(judged)
 
     def ask(self) -> None:
         """Note that a batch is asked for."""
@@ -111,7 +122,7 @@ class Journal:
         """
         assert self._log is not None  # noqa: S101 - opened with the generation
         digest = part.digest
-        self._rows = len(part.ids)
+        self._rows, self._all_rows = len(part.ids), part.global_rows
         given = Step(
             step=step,
             epoch=part.epoch,
@@ -134,6 +145,7 @@ class Journal:
         place = (self._group.rank, self._group.world_size)
         times = (self._asked_ns, self._got_ns, now)
         self._pace.add(telemetry.Paced(step, *times, self._rows, place))
+        self._board.made(step, mean, now, self._all_rows, self._group.world_size)
         if self._broken.since_ns:
             self._mended(step, now)
 

@@ -9,6 +9,8 @@ from typing import Any
 from lepton.stream import Shard
 from lepton.stream.mixture import MixedShard
 from lepton.telemetry import Carrier
+from lepton.training.stopping import EarlyStopping
+from lepton.training.validation import Settled
 
 Opener = Callable[[int, int, Mapping[str, Any] | None, int], Shard | MixedShard]
 """Opens the shard of (rank, world size, cursor, generation)."""
@@ -32,6 +34,10 @@ class Plan:
         exact: sum gradients lane by lane, so that the world size does not change a bit.
         checkpoints: where checkpoints go: a folder, or a URL of an object store.
         options: how that object store is reached.
+        steps: planned over all epochs.
+        validation: what the run is judged by on the way, or None.
+        stop: when it ends before its last step, or None.
+        tensorboard: folder of TensorBoard files, or None.
     """
 
     folder: str
@@ -47,6 +53,10 @@ class Plan:
     exact: bool = False
     checkpoints: str = ""
     options: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    steps: int = 0
+    validation: Settled | None = None
+    stop: EarlyStopping | None = None
+    tensorboard: str | None = None
 
     @property
     def kept_in(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,11 @@ from lepton.cluster import bounds_of
 from lepton.errors import StreamError, TrainingError
 from lepton.stream import Mixture, Stream
 from lepton.telemetry import Carrier
+from lepton.training.board import folder_of
+from lepton.training.progress import watch
 from lepton.training.run import Run, load_run, run_folder
+from lepton.training.stopping import EarlyStopping
+from lepton.training.validation import Settled, Validation
 
 if TYPE_CHECKING:
     from lepton.training.plan import Plan
@@ -32,7 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _PACKAGES = ("lepton", "torch", "ray", "pyarrow", "deltalake")
 
 
-def train(  # noqa: PLR0913 - a run's settings, each given by name
+def train(  # noqa: PLR0913 - the one place for what a run can be told
     loop: Loop,
     stream: Stream | Mixture,
     *,
@@ -49,6 +54,9 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
     resources: Mapping[str, float] | None = None,
     audit: bool = False,
     exact: bool = False,
+    validate: Validation | None = None,
+    stop: EarlyStopping | None = None,
+    tensorboard: bool | str | os.PathLike[str] = False,
     progress: bool = True,
     trace: Carrier | None = None,
 ) -> Run:
@@ -83,11 +91,20 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
         audit: keep every consumed row's identity, for :meth:`Run.consumption`.
         exact: make weights bitwise equal at any number of workers: gradients are summed lane by
             lane, in a fixed order. ``worker.step`` then takes a function of a batch. Slower.
-        progress: show a progress bar while it runs.
+        validate: judge the net on other rows on the way; see :meth:`Run.evaluations`. Checkpoints
+            of judged steps carry the figures.
+        stop: when to end early, by a figure of ``validate``. The best checkpoint is
+            :attr:`Run.best`; training again without ``stop`` goes on to the last step.
+        tensorboard: write TensorBoard files, into the run's folder ``tensorboard`` or one of one's
+            own: loss, rows/s, world size and the figures of ``validate``.
+        progress: show a live line while it runs: on a terminal and in a notebook in place,
+            elsewhere a line every ten seconds.
         trace: the span to run under; default a new trace.
 
     Raises:
-        ValueError: workers, checkpoint_every or the name are impossible; the lanes do not fit.
+        ValueError: workers, checkpoint_every or the name are impossible; the lanes do not fit;
+            ``stop`` is about a figure that there is not.
+        LakeError: the rows to validate on lack a column, or there are none.
         TrainingError: the loop failed, the name belongs to another run, or the cluster had no room
             within ``start_timeout_s``.
     """
@@ -103,10 +120,14 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
     parent = trace or Carrier("", str(folder.parent.parent / "traces"))
     if exact and isinstance(stream, Mixture):
         raise ValueError("exact=True is for a stream of one table, not for a mixture")
+    judged = _settled(validate, stop, stream)
+    board = folder_of(tensorboard, folder)
     _refuse_other(folder, name, stream)
     kept_in = _kept_in(folder, name, checkpoints)
-    if _is_done(folder, stream, kept_in, storage_options):
-        return load_run(name, home, storage_options)
+    if _is_done(folder, stream, stop):
+        run = load_run(name, home, storage_options)
+        if latest(run.where, storage_options, thorough=False) is not None:
+            return run
     attributes = {"lepton.run": name, "lepton.table": str(stream.snapshot)}
     parent = parent.with_baggage(attributes)
     with telemetry.span("lepton.train", parent, attributes=attributes) as span:
@@ -115,10 +136,12 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
         plan = replace(plan, lanes=stream.lane_count, keep=keep, exact=exact)
         plan = replace(plan, checkpoints=kept_in, options=dict(storage_options or {}))
-        _write_run(folder, name, stream, span.carrier, kept_in)
+        plan = replace(plan, steps=stream.steps, validation=judged, stop=stop, tensorboard=board)
+        _write_run(folder, name, stream, span.carrier, stop, kept_in)
         stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:
-            _train_here(loop, stream, plan)
+            with watch(folder, stream.steps, stream.batch_size, show=progress):
+                _train_here(loop, stream, plan)
         else:
             from lepton.training.ray_trainer import train_on_ray
 
@@ -136,6 +159,8 @@ def train(  # noqa: PLR0913 - a run's settings, each given by name
             )
         run = load_run(name, home, storage_options)
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)
+        if parent.directory and (lost := telemetry.lost_spans(parent.directory, span.carrier)):
+            span.set(lepton_spans_lost=lost)
     return run
 
 
@@ -172,16 +197,27 @@ def _kept_in(folder: Path, name: str, chosen: str | None) -> str:
     return wanted
 
 
-def _is_done(
-    folder: Path, stream: Stream | Mixture, kept_in: str, options: Mapping[str, str] | None
-) -> bool:
+def _settled(
+    validate: Validation | None, stop: EarlyStopping | None, stream: Stream | Mixture
+) -> Settled | None:
+    """Check what a run is judged by before it begins."""
+    if validate is None:
+        if stop is not None:
+            raise ValueError("stop= is about a figure of validate=Validation(...): give that, too")
+        return None
+    settled = validate.settled(stream)
+    settled.check(stop)
+    return settled
+
+
+def _is_done(folder: Path, stream: Stream | Mixture, stop: EarlyStopping | None) -> bool:
     path = folder / "done.json"
     if not path.is_file():
         return False
-    if latest(kept_in or folder / "checkpoints", options, thorough=False) is None:
-        return False
     done = json.loads(path.read_text())
     begun = json.loads((folder / "run.json").read_text())
+    if "stopped" in done:
+        return stop is not None
     return done["cursor"]["epoch"] >= stream.epochs or begun["epochs"] >= stream.epochs
 
 
@@ -256,7 +292,12 @@ def _version(package: str) -> str:
 
 
 def _write_run(
-    folder: Path, name: str, stream: Stream | Mixture, carrier: Carrier, kept_in: str = ""
+    folder: Path,
+    name: str,
+    stream: Stream | Mixture,
+    carrier: Carrier,
+    stop: EarlyStopping | None = None,
+    kept_in: str = "",
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     body = {
@@ -271,6 +312,7 @@ def _write_run(
         "trace_id": carrier.trace_id,
         "traceparent": carrier.traceparent,
         "time": time.time(),
+        "stop": stop.to_dict() if stop else None,
     }
     (folder / "done.json").unlink(missing_ok=True)  # there is more to do again
     target = folder / "run.json"
