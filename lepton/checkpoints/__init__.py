@@ -7,15 +7,16 @@ an object store:
 
     checkpoints/
       step-00000120.json          the manifest: the commit point
-      data/step-00000120-<id>/    state.safetensors, state.json, program.pt2
+      data/step-00000120-<id>/    state.safetensors, state.json, program.pt2, answers.safetensors
 """
 
 from lepton.checkpoints.manifest import VERSION, Manifest
 from lepton.checkpoints.reading import STATE, TREE, all_of, latest, load, restore, verify
 from lepton.checkpoints.states import flatten, joined, split
-from lepton.checkpoints.writing import PROGRAM, prune, remove, save, write
+from lepton.checkpoints.writing import ANSWERS, PROGRAM, prune, remove, save, write
 
 __all__ = [
+    "ANSWERS",
     "PROGRAM",
     "STATE",
     "TREE",

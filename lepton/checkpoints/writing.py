@@ -19,7 +19,7 @@ from lepton.errors import CheckpointError
 if TYPE_CHECKING:
     from lepton.checkpoints.states import Tensors
 
-PROGRAM = "program.pt2"
+PROGRAM, ANSWERS = "program.pt2", "answers.safetensors"
 
 
 def save(
@@ -54,10 +54,13 @@ def write(
     step: int,
     cursor: Mapping[str, Any],
     program: Path | None = None,
+    answers: Tensors | None = None,
     options: Options = None,
     **described: Any,
 ) -> Manifest:
     """Write a state that :func:`flatten` has copied and commit it; see :func:`save`.
+
+    ``answers`` are rows and the net's answers to them, to be kept with it.
 
     Raises:
         CheckpointError: the storage is full or cannot be written; nothing was committed.
@@ -75,6 +78,8 @@ def write(
                 (place / TREE).write_text(json.dumps(tree))
                 if program is not None:
                     shutil.copyfile(program, place / PROGRAM)
+                if answers:
+                    save_file(answers, place / ANSWERS)
                 files = {p.name: measured(p) for p in sorted(place.iterdir())}
             manifest = Manifest(
                 uri=f"{storage.where}/step-{step:08d}.json",

@@ -56,8 +56,9 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
-    server = subprocess.Popen([str(S3_PYTHON), str(S3_SERVER), str(port)], stdout=log, stderr=log)
+    with (tmp_path_factory.mktemp("s3") / "log").open("w") as log:
+        command = [str(S3_PYTHON), str(S3_SERVER), str(port)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         for _ in range(300):
             try:
