@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,7 @@ from lepton.serving.access import VARIABLE, grants_in
 from lepton.serving.asking import table_of
 from lepton.serving.deployed import DeployedReplica
 from lepton.serving.following import FOLLOW_S
+from lepton.serving.sequences import LINES
 from lepton.serving.service import Service, service_of
 from lepton.telemetry import Carrier
 
@@ -87,13 +89,12 @@ class App:
                 instead of one.
         """
         headers = dict(trace.headers) if trace else {}
-        allowed = {"authorization": f"Bearer {self.token}"} if self.token else {}
-        headers |= allowed
+        headers |= self._allowed
         headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
         headers |= {"x-request-id": uuid.uuid4().hex}
         try:
             described = httpx.get(
-                f"{self.url}/v2/models/{self.model}", headers=allowed, timeout=30
+                f"{self.url}/v2/models/{self.model}", headers=self._allowed, timeout=30
             ).json()
             body = tables.stream_of_rows(table_of(rows, _inputs(described)))
             reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=60)
@@ -102,6 +103,40 @@ class App:
         if reply.status_code != 200:
             raise ServingError(f"{self.infer_url} answered {reply.status_code}: {reply.text[:500]}")
         return tables.outputs_of_stream(reply.content)
+
+    def generate(
+        self, prompt: Sequence[int], *, trace: Carrier | None = None, **parameters: Any
+    ) -> Iterator[int]:
+        """Ask a sequence model and yield its tokens as they come; leaving off ends its work.
+
+        Args:
+            prompt: the tokens to go on from.
+            trace: the span that asks.
+            parameters: ``max_tokens``, ``temperature``, ``seed``, ``stop`` and ``timeout`` (µs).
+
+        Raises:
+            ServingError: it is no sequence model, or gives no answer.
+        """
+        url = f"{self.url}/v2/models/{self.model}"
+        headers = (dict(trace.headers) if trace else {}) | self._allowed
+        try:
+            name = _inputs(httpx.get(url, headers=headers, timeout=30).json())[0]["name"]
+            asked = {name: [int(t) for t in prompt], "parameters": parameters}
+            headers["accept"] = LINES
+            stream = httpx.stream(
+                "POST", f"{url}/generate_stream", json=asked, headers=headers, timeout=120
+            )
+            with stream as reply:
+                if reply.status_code != 200:
+                    text = reply.read().decode()
+                    raise ServingError(f"{reply.url} answered {reply.status_code}: {text[:500]}")
+                yield from _tokens(reply)
+        except (httpx.HTTPError, ValueError, KeyError) as e:
+            raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
+
+    @property
+    def _allowed(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
     def flush(self) -> None:
         """Have every replica commit its inference log and write its spans now.
@@ -164,6 +199,15 @@ def _inputs(described: Mapping[str, Any]) -> Any:
     if "inputs" not in described:
         raise ServingError(f"the model's metadata cannot be had: {described.get('detail')}")
     return described["inputs"]
+
+
+def _tokens(reply: httpx.Response) -> Iterator[int]:
+    for line in reply.iter_lines():
+        told = json.loads(line)
+        if "error" in told:
+            raise ServingError(f"{reply.url} ended with status {told['status']}: {told['error']}")
+        if "token" in told:
+            yield told["token"]
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
