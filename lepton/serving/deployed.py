@@ -9,6 +9,7 @@ from lepton.serving.generation import Generation
 from lepton.serving.grpc_server import Listener
 from lepton.serving.replica import Replica
 from lepton.serving.service import Service
+from lepton.serving.shortcut import Reply
 from lepton.telemetry import Carrier
 
 
@@ -46,6 +47,12 @@ class DeployedReplica(Replica):
         )
         app = generation.before(Replica.__serve_build_asgi_app__(self))
         return guarded(app, self._access) if self._access else app
+
+    def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
+        """As any replica, to those who may ask; others are refused where it is told why."""
+        if self._access and self._access.refusal(headers.get(b"authorization")):
+            return None
+        return Replica.at_once(self, headers, body)
 
     async def follow(self) -> dict[str, Any]:
         """As any replica, and say where gRPC is spoken."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import queue
 import time
 from dataclasses import replace
@@ -14,10 +15,11 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 
 import lepton
-from lepton import checkpoints, serving
+from lepton import checkpoints, ingress, serving
 from lepton.errors import ServingError
 from lepton.export.restore import Predictor
 from lepton.preprocess import Preparation
@@ -162,6 +164,7 @@ def test_only_who_has_a_token_is_answered(
                 replace(app, token=wrong).predict(rows)
         mine = replace(app, token=token)
         assert np.array_equal(mine.predict(rows)["output"], service.scores)
+        until_past_serve(app.infer_url, service.body(), {"authorization": f"Bearer {token}"})
         refused = httpx.post(app.infer_url, content=service.body())
         assert refused.status_code == 401
         assert refused.headers["www-authenticate"].startswith("Bearer")
@@ -248,3 +251,24 @@ def test_problems_have_details(service: Service) -> None:
     large = service.post(b" " * (MAX_BYTES + 1))
     assert large.status_code == 413
     assert service.post(service.body()).status_code == 200
+
+
+def test_quick_requests_go_past_serve(service: Service) -> None:
+    until_past_serve(service.app.infer_url, service.body(), {})
+    refused = service.post(b"{}")
+    assert refused.status_code == 400
+    assert refused.headers["content-type"] == "application/problem+json"
+
+
+def until_past_serve(url: str, body: bytes, headers: dict[str, str]) -> None:
+    """Ask until a request is answered at once: Serve would make up a request id."""
+    if not ray.get(haproxy_is_on.remote()):
+        return
+    end = time.monotonic() + 60
+    while httpx.post(url, content=body, headers=headers).headers["x-request-id"] != "a":
+        assert time.monotonic() < end, "no request was answered at once"
+
+
+@ray.remote(num_cpus=0)
+def haproxy_is_on() -> bool:
+    return os.environ.get(ingress.SWITCH) == "1"
