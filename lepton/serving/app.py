@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +20,9 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from lepton import cluster
-from lepton.cluster import bounds_of
 from lepton.errors import ServingError
 from lepton.serving import tables
 from lepton.serving.access import VARIABLE, grants_in
@@ -30,11 +30,10 @@ from lepton.serving.asking import table_of
 from lepton.serving.deployed import DeployedReplica
 from lepton.serving.following import FOLLOW_S
 from lepton.serving.sequences import LINES
-from lepton.serving.service import Service, service_of
+from lepton.serving.service import Service, replicas_of, service_of
 from lepton.telemetry import Carrier
 
 PORT = 8000
-REPLICA_CPUS = 0.5
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
 WAIT_S = 120.0
@@ -154,6 +153,8 @@ class App:
     def replicas(self) -> list[dict[str, Any]]:
         """Return what each running replica serves, after it looked at the registry.
 
+        Empty where all have gone because nobody asks.
+
         Raises:
             ServingError: the application is not running.
         """
@@ -166,6 +167,11 @@ class App:
             with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
                 asked = thread.submit(lambda: handle.broadcast(method).results(timeout_s=WAIT_S))
                 return list(asked.result())
+        except DeploymentUnavailableError as e:
+            status = serve.status().applications.get(_app_name(self.model))
+            if status is not None and status.status in ("DEPLOYING", "RUNNING"):
+                return []  # all have gone for want of requests, or none is there yet
+            raise ServingError(f"{self.model!r} has no replicas any more: {e}") from e
         except (RayServeException, TimeoutError, RayError) as e:
             raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
 
@@ -187,8 +193,15 @@ class App:
                 if left <= 0:
                     return
                 time.sleep(left)  # a replica just starting is not asked yet, but follows by itself
+            if not found:
+                self._wake()
             if time.monotonic() > end:
                 raise ServingError(f"replicas of {self.model!r} are behind event {seq}: {found}")
+
+    def _wake(self) -> None:
+        """Have a replica started where all have gone for want of requests."""
+        with suppress(httpx.HTTPError):  # it is asked again
+            httpx.get(f"{self.url}/v2/health/live", timeout=5)
 
     def close(self) -> None:
         """Stop the application; what its replicas have logged is committed first."""
@@ -222,17 +235,18 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         service = replace(service, access=grants_in(os.environ))
     if service.grpc_port == 0:
         service = replace(service, grpc_port=cluster.free_ports(1)[0])
-    fewest, most = bounds_of("replicas", args.get("replicas", 1))
+    fewest, most = replicas_of(args.get("replicas", 1), service)
     scaling = AutoscalingConfig(
         min_replicas=fewest,
         max_replicas=most,
-        initial_replicas=fewest,
-        target_ongoing_requests=4,
-        upscale_delay_s=1,
-        downscale_delay_s=30,
+        initial_replicas=max(1, fewest),  # the first one proves that the champion can be loaded
+        target_ongoing_requests=service.ongoing,
+        upscale_delay_s=service.grow_after_s,
+        downscale_delay_s=service.shrink_after_s,
+        downscale_to_zero_delay_s=service.sleep_after_s,
         metrics_interval_s=0.5,
         look_back_period_s=1,
-        policy=AutoscalingPolicy(policy_function="lepton.serving.scaling:replicas_for"),
+        policy=AutoscalingPolicy(policy_function=service.policy),
     )
     ingress: Any = serve.ingress()(DeployedReplica)
     deployment: Any = serve.deployment(
@@ -242,7 +256,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         max_ongoing_requests=MOST_ONGOING,
         max_queued_requests=MOST_ONGOING,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-        ray_actor_options={"num_cpus": REPLICA_CPUS},
+        ray_actor_options=service.actor_options,
         graceful_shutdown_timeout_s=10,
         logging_config=QUIET,
     )
@@ -265,7 +279,7 @@ def start(
     Args:
         model: the registered name.
         home: where the registry is.
-        replicas: (fewest, most), or a number.
+        replicas: (fewest, most), or a number; with 0 the last one goes when nobody asks.
         port: for HTTP, when Serve is not running yet; default 8000, or a free one if it is taken.
         service: more settings of an application that is not running yet.
         trace: the span whose directory keeps the replicas' spans.
@@ -273,7 +287,7 @@ def start(
     Raises:
         ServingError: it did not come up; the message says why.
     """
-    bounds_of("replicas", replicas)
+    replicas_of(replicas, service)
     cluster.connect()
     _start_serve(port)
     name = _app_name(model)
