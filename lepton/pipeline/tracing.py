@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from lepton.errors import LeptonError
 from lepton.lake import home_of, table
 from lepton.report import Span
-from lepton.telemetry import SpanRecord, spans_of
+from lepton.telemetry import Loss, SpanRecord, losses_of, spans_of
 from lepton.training import Run, load_run
 
 
@@ -27,6 +27,7 @@ class Found:
         run: the training run that belongs to it, if one does.
         linking: spans of other traces that link to spans of this one.
         linked: spans of other traces that spans of this one link to.
+        losses: what killed processes of this trace took with them.
     """
 
     trace_id: str
@@ -34,6 +35,7 @@ class Found:
     run: Run | None = None
     linking: Sequence[Span] = ()
     linked: Sequence[Span] = ()
+    losses: Sequence[Loss] = ()
 
 
 def find_trace(asked: str | None, home: str | None = None) -> Found:
@@ -62,6 +64,7 @@ def find_trace(asked: str | None, home: str | None = None) -> Found:
         run=run or _run_of(chosen, root),
         linking=_ends(every, spans),
         linked=_sources(every, spans),
+        losses=_losses(f"{root}/traces", chosen, spans),
     )
 
 
@@ -82,6 +85,12 @@ def answer_rows(request_id: str, home: str | None = None) -> list[dict[str, Any]
 def logs_of(home: str | None = None) -> list[Path]:
     """Return the inference logs of a home, one a model."""
     return sorted(p.parent for p in (Path(home_of(home)) / "answers").glob("*/_delta_log"))
+
+
+def _losses(folder: str, trace_id: str, spans: Sequence[Span]) -> list[Loss]:
+    processes = {s.process for s in spans}
+    losses = losses_of(folder)
+    return [k for k in losses if k.trace_id == trace_id or k.process in processes]
 
 
 def _run(name: str | None, root: str) -> Run | None:

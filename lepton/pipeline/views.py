@@ -44,6 +44,8 @@ def trace(arguments: argparse.Namespace, console: Console) -> None:
     _say(console, f"trace {found.trace_id}\n{summary(found.spans)}")
     for line in tree(found.spans):
         console.print(_text(line), soft_wrap=True)
+    for loss in found.losses:
+        _say(console, f"with a killed process: {loss}")
     for other in _neighbours(found):
         _say(console, other)
 
@@ -194,8 +196,13 @@ def _page(found: Found) -> TracePage:
         linking=found.linking,
         linked=found.linked,
         curves=_curves(found),
-        facts=facts,
+        facts=facts | _lost(found),
     )
+
+
+def _lost(found: Found) -> dict[str, str]:
+    """What killed processes took with them, as a fact of the page."""
+    return {"went with killed processes": "; ".join(map(str, found.losses))} if found.losses else {}
 
 
 def _curves(found: Found) -> dict[str, list[tuple[int, float]]]:

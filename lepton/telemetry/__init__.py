@@ -15,14 +15,18 @@ nothing waits for a collector (``delivery``). Names are in ``conventions`` (span
 from lepton.telemetry.context import Carrier, carrier_of, name_process
 from lepton.telemetry.delivery import flush
 from lepton.telemetry.logs import keep_logs
-from lepton.telemetry.metrics import measure, measuring, scrape_by, watch
+from lepton.telemetry.losses import Loss, losses_of, lost_spans
+from lepton.telemetry.metrics import measure, measure_all, measuring, scrape_by, watch
 from lepton.telemetry.pace import Pace, Paced
 from lepton.telemetry.spans import Span, record, span
 from lepton.telemetry.spool import Spool
 from lepton.telemetry.store import SpanRecord, spans_of
+from lepton.telemetry.wire import Ended
 
 __all__ = [
     "Carrier",
+    "Ended",
+    "Loss",
     "Pace",
     "Paced",
     "Span",
@@ -31,7 +35,10 @@ __all__ = [
     "carrier_of",
     "flush",
     "keep_logs",
+    "losses_of",
+    "lost_spans",
     "measure",
+    "measure_all",
     "measuring",
     "name_process",
     "record",

@@ -16,6 +16,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags
 
 from lepton.telemetry.baggage import entries_of, header_of
+from lepton.telemetry.wire import Encoder
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
@@ -116,6 +117,17 @@ def resource_of(pid: int) -> Resource:
     if named.startswith("unknown_service"):  # neither variable names it
         resource = resource.merge(Resource({"service.name": "lepton"}))
     return resource
+
+
+@lru_cache(maxsize=4)
+def encoder_of(pid: int) -> Encoder:
+    """Return what encodes the spans of a process."""
+    return Encoder(process_of(pid))
+
+
+def process_of(pid: int) -> str:
+    """Return what a process is called in files, and its id."""
+    return f"{resource_of(pid).attributes['lepton.process']} ({pid})"
 
 
 _named: dict[int, str] = {}

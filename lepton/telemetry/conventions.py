@@ -44,13 +44,17 @@ ATTRIBUTES: Mapping[str, str] = {
     "lepton.gate": "the conditions that held",
     "lepton.input_wait_s": "time waited for batches, seconds",
     "lepton.lane": "lane of the stream, from 0",
+    "lepton.mae": "mean absolute error, in the label's unit",
     "lepton.model": "a model's name",
+    "lepton.mse": "mean squared error, in the label's unit squared",
     "lepton.precision": "macro average, 0 to 1",
+    "lepton.r2": "coefficient of determination, at most 1",
     "lepton.rank": "rank of the worker, from 0",
     "lepton.recall": "macro average, 0 to 1",
     "lepton.rows": "number of rows",
     "lepton.run": "a run's name",
     "lepton.share": "a canary's share of requests, 0 to 1",
+    "lepton.spans_lost": "spans that killed processes of the run took with them",
     "lepton.step": "optimiser steps made, at the end of the span",
     "lepton.step_s.max": "the slowest step, seconds",
     "lepton.step_s.p50": "median step, seconds",
@@ -89,7 +93,13 @@ SPANS: Mapping[str, Convention] = {
     "lepton.train": Convention(
         "driver",
         "A call of train().",
-        ("lepton.run", "lepton.table", "lepton.steps", "lepton.steps_replayed"),
+        (
+            "lepton.run",
+            "lepton.table",
+            "lepton.steps",
+            "lepton.steps_replayed",
+            "lepton.spans_lost",
+        ),
     ),
     "lepton.plan": Convention(
         "driver", "Working out the order of rows.", ("lepton.rows", "lepton.steps")
@@ -129,12 +139,17 @@ SPANS: Mapping[str, Convention] = {
         "worker of rank 0", "Writing and committing a checkpoint.", ("lepton.step", "lepton.bytes")
     ),
     "lepton.evaluate": Convention(
-        "driver",
-        "An evaluation.",
+        "driver, or worker of rank 0",
+        "An evaluation: of a checkpoint, or of the net between two steps.",
         (
             "lepton.table",
             "lepton.checkpoint",
+            "lepton.step",
+            "lepton.world_size",
             "lepton.rows",
+            "lepton.mse",
+            "lepton.mae",
+            "lepton.r2",
             "lepton.accuracy",
             "lepton.precision",
             "lepton.recall",

@@ -16,9 +16,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from lepton.telemetry import settings
+from lepton.telemetry import exporters, ledger, settings
+from lepton.telemetry.exporters import Exporter
 from lepton.telemetry.rounds import rounds
 from lepton.telemetry.settings import Signal
 
@@ -29,20 +30,8 @@ PAUSE_S = 1.0
 """Between two tries, beside the exporter's own pauses."""
 END_S = 2.0
 """How long the end of a process may be held up."""
-THREAD = "lepton-telemetry-"
-
-if TYPE_CHECKING:
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
 log = logging.getLogger("lepton")
-
-
-class Exporter(Protocol):
-    """One of OpenTelemetry's."""
-
-    def export(self, batch: Any, /) -> Any:
-        """Send; return a result with a ``name``, SUCCESS or FAILURE."""
-        ...
 
 
 class Delivery:
@@ -71,19 +60,22 @@ class Delivery:
         self._awake, self._hurry = threading.Event(), threading.Event()
         self._failed = False
         self._told = 0
-        threading.Thread(target=self._run, name=THREAD + what, daemon=True).start()
+        threading.Thread(target=self._run, name=exporters.THREAD + what, daemon=True).start()
 
     def prepare(self) -> None:
         """Make the exporter now: loading it holds up all threads for some 20 ms, once."""
-        self._exporter = self._exporter or self._make()
+        with suppress(Exception):  # the thread will say what is wrong
+            self._exporter = self._exporter or self._make()
 
-    def put(self, item: Any) -> None:
-        """Let an item wait to be sent."""
+    def put(self, *items: Any) -> None:
+        """Let items wait to be sent."""
         with self._changed:
-            if len(self._waiting) >= self._most:
+            if not self._waiting:
+                self._changed.notify_all()
+            self._waiting.extend(items)
+            while len(self._waiting) > self._most:
                 self._waiting.popleft()
                 self.dropped += 1
-            self._waiting.append(item)
             enough = len(self._waiting) >= self._batch
         if enough:
             self._awake.set()
@@ -112,6 +104,8 @@ class Delivery:
 
     def _run(self) -> None:
         while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
             self._awake.wait(self._delay_s)
             self._awake.clear()
             while batch := self._take():
@@ -131,6 +125,8 @@ class Delivery:
         for _ in range(TRIES):
             reason = self._try(batch)
             if reason is None:
+                if self.what == "traces":
+                    ledger.took(len(batch))
                 return
             self._say(reason)
             self._hurry.wait(PAUSE_S)
@@ -139,7 +135,7 @@ class Delivery:
 
     def _try(self, batch: Sequence[Any]) -> str | None:
         """Send; return why it could not be, or None."""
-        _reasons.pop(self.what, None)
+        exporters.reasons.pop(self.what, None)
         try:
             self._exporter = self._exporter or self._make()
             result = self._exporter.export(batch[0] if self._batch == 1 else batch)
@@ -147,7 +143,7 @@ class Delivery:
             return f"{type(e).__name__}: {e}"
         if result.name == "SUCCESS":
             return None
-        return _reasons.get(self.what, "no reason given")
+        return exporters.reasons.get(self.what, "no reason given")
 
     def _say(self, reason: str) -> None:
         if self._failed:
@@ -165,21 +161,6 @@ class Delivery:
 
 
 _NOUNS = {"traces": "spans", "metrics": "collections of metrics", "logs": "log records"}
-_reasons: dict[str, str] = {}
-
-
-class _Quiet(logging.Filter):
-    """Keeps the exporters' complaints about every single try as the reason to be said once."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        name = record.threadName or ""
-        if not name.startswith(THREAD):
-            return True
-        _reasons[name.removeprefix(THREAD)] = record.getMessage()
-        return False
-
-
-_quiet = _Quiet()
 _deliveries: dict[Signal, Delivery] = {}
 _making = threading.RLock()
 
@@ -266,32 +247,10 @@ def _on_sigterm(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _spans() -> Exporter:
-    from opentelemetry.exporter.otlp.proto.http import trace_exporter
-
-    logging.getLogger(trace_exporter.__name__).addFilter(_quiet)
-    return trace_exporter.OTLPSpanExporter()
-
-
-def metric_exporter() -> OTLPMetricExporter:
-    """Return an exporter of metrics, as the environment wants it."""
-    from opentelemetry.exporter.otlp.proto.http import metric_exporter
-
-    logging.getLogger(metric_exporter.__name__).addFilter(_quiet)
-    return metric_exporter.OTLPMetricExporter()
-
-
-def _logs() -> Exporter:
-    from opentelemetry.exporter.otlp.proto.http import _log_exporter
-
-    logging.getLogger(_log_exporter.__name__).addFilter(_quiet)
-    return _log_exporter.OTLPLogExporter()
-
-
 _MAKERS: dict[Signal, Callable[[], Exporter]] = {
-    "traces": _spans,
-    "metrics": metric_exporter,
-    "logs": _logs,
+    "traces": exporters.spans,
+    "metrics": exporters.metrics,
+    "logs": exporters.logs,
 }
 
 

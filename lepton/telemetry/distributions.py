@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opentelemetry.sdk.metrics import Exemplar
@@ -47,6 +47,19 @@ class Series:
         self.least, self.most = math.inf, -math.inf
         self.examples: dict[int, Example] = {}
 
+    def take(self, bounds: Sequence[float], values: Sequence[float], traces: Sequence[str]) -> None:
+        """Add values."""
+        counts = self.counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        self.sum += sum(values)
+        self.least, self.most = min(self.least, *values), max(self.most, *values)
+        sampled = [e for e in zip(values, traces, strict=False) if e[1].endswith("01")]
+        if sampled:
+            now = time.time_ns()
+            newest = {bisect_left(bounds, value): (value, now, t) for value, t in sampled}
+            self.examples.update(newest)
+
     def point(
         self, labels: Mapping[str, Any], bounds: tuple[float, ...], times: tuple[int, int]
     ) -> HistogramDataPoint:
@@ -80,19 +93,31 @@ class Distributions:
 
     def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
         """Take one value; a sampled trace becomes an exemplar."""
+        self.take_all(what, [value], labels, [trace])
+
+    def take_all(
+        self,
+        what: Instrument,
+        values: Sequence[float],
+        labels: Mapping[str, Any],
+        traces: Sequence[str] = (),
+    ) -> None:
+        """Take values that have their labels in common.
+
+        Args:
+            what: the histogram.
+            values: one or more.
+            labels: of all of them.
+            traces: a traceparent for each, or none at all.
+        """
         key = frozenset(labels.items())
-        bucket = bisect_left(what.bounds, value)
         with self._lock:
             kept = self._series.setdefault(what.name, {})
             series = kept.get(key)
             if series is None:
                 key = key if len(kept) < MOST_SERIES else _OVERFLOW
                 series = kept.setdefault(key, Series(what.bounds))
-            series.counts[bucket] += 1
-            series.sum += value
-            series.least, series.most = min(series.least, value), max(series.most, value)
-            if trace.endswith("01"):
-                series.examples[bucket] = (value, time.time_ns(), trace)
+            series.take(what.bounds, values, traces)
 
     def collect(self, resource: Resource) -> MetricsData | None:
         """Return everything as OpenTelemetry has it; None if there is nothing."""

@@ -13,16 +13,17 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricReader, MetricsData
 
-from lepton.telemetry import settings
+from lepton.errors import LeptonError
+from lepton.telemetry import exporters, settings
 from lepton.telemetry.context import resource_of
-from lepton.telemetry.delivery import before_flush, delivery_of, dropped, metric_exporter
+from lepton.telemetry.delivery import before_flush, delivery_of, dropped
 from lepton.telemetry.distributions import Distributions
 from lepton.telemetry.instruments import INSTRUMENTS, Instrument
 from lepton.telemetry.rounds import rounds
@@ -53,6 +54,16 @@ class Sink(Protocol):
 
     def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
         """Take one value."""
+        ...
+
+    def take_all(
+        self,
+        what: Instrument,
+        values: Sequence[float],
+        labels: Mapping[str, Any],
+        traces: Sequence[str],
+    ) -> None:
+        """Take values of a histogram; a trace for each, or none."""
         ...
 
 
@@ -90,6 +101,16 @@ class Metered:
         else:
             self._made[what.name](value, labels, _NO_CONTEXT)
 
+    def take_all(
+        self,
+        what: Instrument,
+        values: Sequence[float],
+        labels: Mapping[str, Any],
+        traces: Sequence[str],
+    ) -> None:
+        """Take values of a histogram."""
+        self._histograms.take_all(what, values, labels, traces)
+
     def _look(self, last: bool) -> None:
         if not last and time.monotonic() >= self._next:
             self.collect()
@@ -116,13 +137,11 @@ class Collecting(MetricReader):
     """
 
     def __init__(self) -> None:
-        wish = (
-            metric_exporter()
-        )  # which reads it from the environment, as the SDK's own reader does
-        temporality = wish._preferred_temporality  # pyright: ignore[reportPrivateUsage]
+        wish = exporters.metrics()  # which reads it from the environment, as the SDK's reader does
+        temporality = wish._preferred_temporality
         super().__init__(
             preferred_temporality=temporality,
-            preferred_aggregation=wish._preferred_aggregation,  # pyright: ignore[reportPrivateUsage]
+            preferred_aggregation=wish._preferred_aggregation,
         )
         self.delta = (temporality or {}).get(Histogram) is AggregationTemporality.DELTA
 
@@ -153,6 +172,17 @@ class Scraped:
             self._made[what.name] = self._make(what)
         tags = {_plain(key): str(labels.get(key, "")) for key in what.attributes}
         self._made[what.name](value, tags)
+
+    def take_all(
+        self,
+        what: Instrument,
+        values: Sequence[float],
+        labels: Mapping[str, Any],
+        traces: Sequence[str],
+    ) -> None:
+        """Put up values one by one: a board knows no other way."""
+        for value in values:
+            self.take(what, value, labels, "")
 
     def _make(self, i: Instrument) -> Callable[..., None]:
         name, keys = _plain(i.name), tuple(_plain(key) for key in i.attributes)
@@ -193,9 +223,31 @@ def measure(
         attributes: its labels.
         trace: traceparent of what was measured; becomes an exemplar.
     """
+    _tell(name, lambda sink: sink.take(INSTRUMENTS[name], value, attributes, trace))
+
+
+def measure_all(
+    name: str,
+    values: Sequence[float],
+    attributes: Mapping[str, Any] = _NONE,
+    traces: Sequence[str] = (),
+) -> None:
+    """Observe many values at once, for a fifth of the cost. Like :func:`measure`.
+
+    Args:
+        name: of a histogram.
+        values: in its unit.
+        attributes: their labels.
+        traces: a traceparent for each, which may become an exemplar; or none.
+    """
+    if values:
+        _tell(name, lambda sink: sink.take_all(INSTRUMENTS[name], values, attributes, traces))
+
+
+def _tell(name: str, take: Callable[[Sink], None]) -> None:
     for sink in _begin() if _state.sinks is None else _state.sinks:
         try:
-            sink.take(INSTRUMENTS[name], value, attributes, trace)
+            take(sink)
         except Exception:
             log.exception("telemetry: cannot measure %s; this process measures no more there", name)
             _state.sinks = [s for s in _state.sinks or [] if s is not sink]
@@ -229,8 +281,18 @@ def scrape_by(board: Board) -> None:
 def _begin() -> list[Sink]:
     with _state.lock:
         if _state.sinks is None:
-            _state.sinks = [Metered()] if settings.otlp("metrics") else []
+            _state.sinks = _metered()
         return _state.sinks
+
+
+def _metered() -> list[Sink]:
+    if not settings.otlp("metrics"):
+        return []
+    try:
+        return [Metered()]
+    except LeptonError as e:
+        log.warning("telemetry: metrics are not sent: %s", e)
+        return []
 
 
 def _plain(name: str) -> str:

@@ -2,23 +2,24 @@
 
 A span or an instrument's call for every step would cost more than the step where steps take a
 millisecond. Here a step costs one append; a thread makes histograms of it each second, and every
-few seconds a ``lepton.steps`` span. A killed worker loses the window under way at the most; the
-step log says how many steps those were.
+few seconds a ``lepton.steps`` span. The window under way is written once a second: a killed worker
+loses the last second of it in the file, and all of it at the collector.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lepton.telemetry.context import Carrier
+from lepton.telemetry.context import Carrier, encoder_of
 from lepton.telemetry.delivery import look_after_ends, prepare
-from lepton.telemetry.metrics import measure, measuring
+from lepton.telemetry.metrics import measure, measure_all, measuring
 from lepton.telemetry.rounds import rounds
-from lepton.telemetry.spans import record
+from lepton.telemetry.spans import Growing
 
 WINDOW_NS = 5_000_000_000
 MOST = 1_000_000
@@ -69,9 +70,11 @@ class Pace:
         self._carrier = carrier
         self._waiting: deque[Paced] = deque(maxlen=MOST)
         self._window: list[Paced] = []
+        self._span: Growing | None = None
         self._lock = threading.Lock()
         self.add = self._waiting.append
         prepare()
+        encoder_of(os.getpid())  # which cannot be made any more where a process ends
         self._leave = rounds.join(self.tell)
         look_after_ends()
 
@@ -87,33 +90,39 @@ class Pace:
                 self._window.append(step)
             if self._window and (last or _over(self._window[0])):
                 self._end_window()
+            elif fresh:
+                self._under_way().write(self._window[-1].made_ns, _told(self._window))
 
     def close(self) -> None:
         """Tell of what is left, and stop."""
         self._leave()
         self.tell(True)
 
+    def _under_way(self) -> Growing:
+        if self._span is None:
+            self._span = Growing("lepton.steps", self._carrier, self._window[0].asked_ns)
+        return self._span
+
     def _end_window(self) -> None:
-        steps, self._window = self._window, []
-        took = sorted(s.seconds for s in steps)
-        rank, world_size = steps[-1].place
-        record(
-            "lepton.steps",
-            self._carrier,
-            steps[0].asked_ns,
-            steps[-1].made_ns,
-            attributes={
-                "lepton.rank": rank,
-                "lepton.world_size": world_size,
-                "lepton.step": steps[-1].number,
-                "lepton.steps": len(steps),
-                "lepton.rows": sum(s.rows for s in steps),
-                "lepton.input_wait_s": sum(s.waited for s in steps),
-                "lepton.step_s.p50": quantile(took, 0.5),
-                "lepton.step_s.p99": quantile(took, 0.99),
-                "lepton.step_s.max": took[-1],
-            },
-        )
+        self._under_way().end(self._window[-1].made_ns, _told(self._window))
+        self._window, self._span = [], None
+
+
+def _told(steps: Sequence[Paced]) -> dict[str, Any]:
+    """Return the attributes of a window."""
+    took = sorted(s.seconds for s in steps)
+    rank, world_size = steps[-1].place
+    return {
+        "lepton.rank": rank,
+        "lepton.world_size": world_size,
+        "lepton.step": steps[-1].number,
+        "lepton.steps": len(steps),
+        "lepton.rows": sum(s.rows for s in steps),
+        "lepton.input_wait_s": sum(s.waited for s in steps),
+        "lepton.step_s.p50": quantile(took, 0.5),
+        "lepton.step_s.p99": quantile(took, 0.99),
+        "lepton.step_s.max": took[-1],
+    }
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -135,8 +144,7 @@ def _measure(steps: Sequence[Paced]) -> None:
     elapsed = (steps[-1].made_ns - steps[0].asked_ns) / 1e9
     measure("lepton.train.rows", rows)
     measure("lepton.train.input_wait", sum(s.waited for s in steps))
-    for step in steps:
-        measure("lepton.train.step.duration", step.seconds)
+    measure_all("lepton.train.step.duration", [s.seconds for s in steps])
     if elapsed > 0:
         measure("lepton.train.rows_per_second", rows / elapsed)
     if steps[-1].place[0] == 0:

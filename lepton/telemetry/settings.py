@@ -39,8 +39,18 @@ def prometheus() -> bool:
 def endpoint(signal: Signal) -> str:
     """Where a signal is sent to, as a person would look for it."""
     own = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
-    base = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
+    grpc = protocol(signal) == "grpc"
+    base = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if grpc:
+        return own or base or "http://localhost:4317"
+    base = base or "http://localhost:4318"
     return own or f"{base.rstrip('/')}/v1/{signal}"
+
+
+def protocol(signal: Signal) -> str:
+    """How a signal is sent: ``http/protobuf`` unless the environment says otherwise."""
+    own = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "").strip()
+    return own or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "").strip() or "http/protobuf"
 
 
 def number(name: str, otherwise: float) -> float:

@@ -12,14 +12,22 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanKind
 
 from lepton.telemetry import settings
-from lepton.telemetry.context import Carrier, context_of, links_of, resource_of
+from lepton.telemetry.context import (
+    Carrier,
+    context_of,
+    encoder_of,
+    links_of,
+    process_of,
+    resource_of,
+)
 from lepton.telemetry.delivery import delivery_of
+from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.sampling import Ids, always, sampled
-from lepton.telemetry.store import FileExporter
+from lepton.telemetry.store import SpanFile
+from lepton.telemetry.wire import Ended
 
 
 class Span:
@@ -28,12 +36,7 @@ class Span:
     def __init__(self, inner: trace.Span, parent: Carrier) -> None:
         self._inner = inner
         context = inner.get_span_context()
-        flags = context.trace_flags & 1
-        self.carrier = Carrier(
-            f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}",
-            parent.directory,
-            parent.baggage,
-        )
+        self.carrier = Carrier(_traceparent(context), parent.directory, parent.baggage)
 
     def set(self, **attributes: Any) -> None:
         """Add attributes; underscores in names become dots (``lepton_table`` is lepton.table)."""
@@ -122,6 +125,35 @@ def record(
     return Span(inner, parent).carrier
 
 
+class Growing:
+    """A span whose end and attributes grow; its file has the newest, should the process be killed.
+
+    Args:
+        name: a fixed name, with no ids in it.
+        parent: where it was asked from.
+        start_ns: Unix nanoseconds.
+    """
+
+    def __init__(self, name: str, parent: Carrier, start_ns: int) -> None:
+        pid = os.getpid()
+        self._kept = _kept(pid, parent.directory)
+        self._inner: Any = _tracer(pid, parent.directory).start_span(
+            name, context=context_of(parent.traceparent), start_time=start_ns
+        )
+
+    def write(self, end_ns: int, attributes: Mapping[str, Any]) -> None:
+        """Write it as it stands."""
+        if self._inner.is_recording():
+            so_far = _ended(self._inner)
+            times = (so_far.times[0], end_ns)
+            self._kept.write(so_far._replace(times=times, attributes=attributes))
+
+    def end(self, end_ns: int, attributes: Mapping[str, Any]) -> None:
+        """End it."""
+        self._inner.set_attributes(attributes)
+        self._inner.end(end_ns)
+
+
 _ids = Ids()
 
 
@@ -131,19 +163,68 @@ def _tracer(pid: int, directory: str | None) -> trace.Tracer:
     provider = sampled(
         TracerProvider(resource=resource_of(pid), shutdown_on_exit=False, id_generator=_ids)
     )
-    if directory is not None:
-        provider.add_span_processor(SimpleSpanProcessor(FileExporter(directory)))
-    if settings.otlp("traces"):
-        provider.add_span_processor(_Sent())
+    provider.add_span_processor(_kept(pid, directory))
     return provider.get_tracer("lepton")
 
 
-class _Sent(SpanProcessor):
-    """Gives ended spans to this process's delivery."""
+class _Kept(SpanProcessor):
+    """Counts spans, writes ended ones to this process's file and gives them to its delivery."""
+
+    def __init__(self, pid: int, directory: str | None) -> None:
+        self._file = SpanFile(directory) if directory is not None else None
+        self._ledger = (
+            ledger_of(pid, directory, process_of(pid))
+            if directory is not None and not settings.disabled()
+            else None
+        )
+
+    def on_start(self, span: trace.Span, parent_context: Context | None = None) -> None:
+        context = span.get_span_context()
+        if self._ledger is not None and context.trace_flags.sampled:
+            self._ledger.begin(f"{context.trace_id:032x}")
+
+    def write(self, span: Ended) -> None:
+        """Write a span as it stands; when it ends, it is written anew."""
+        if self._file is not None:
+            self._file.append([encoder_of(os.getpid()).encode(span, sent=False).line])
 
     def on_end(self, span: ReadableSpan) -> None:
-        if span.context is not None and span.context.trace_flags.sampled:
-            delivery_of("traces").put(span)
+        sent = settings.otlp("traces")
+        if span.context is None or not span.context.trace_flags.sampled:
+            return
+        if self._file is None and not sent:
+            return
+        encoded = encoder_of(os.getpid()).encode(_ended(span))
+        if self._file is not None:
+            self._file.append([encoded.line])
+        if sent:
+            delivery_of("traces").put(encoded.message)
+
+
+@lru_cache(maxsize=16)
+def _kept(pid: int, directory: str | None) -> _Kept:
+    return _Kept(pid, directory)
+
+
+def _ended(span: ReadableSpan) -> Ended:
+    context, parent = span.get_span_context(), span.parent
+    assert context is not None  # noqa: S101 - the SDK sets it
+    failed = span.status.status_code is trace.StatusCode.ERROR
+    return Ended(
+        name=span.name,
+        trace_id=f"{context.trace_id:032x}",
+        span_id=f"{context.span_id:016x}",
+        parent_id=f"{parent.span_id:016x}" if parent else "",
+        times=(span.start_time or 0, span.end_time or 0),
+        kind=span.kind.name.lower(),
+        error=span.status.description or "error" if failed else "",
+        links=[_traceparent(link.context) for link in span.links],
+        attributes=dict(span.attributes or {}),
+    )
+
+
+def _traceparent(context: trace.SpanContext) -> str:
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 1:02x}"
 
 
 def _certain(parent: Carrier) -> Context:

@@ -1,9 +1,9 @@
 """Ended spans in bulk, for request paths: microseconds to add, one thread that writes.
 
 A span of the SDK that is started, ended and written at once costs a request tens of microseconds.
-Here a request leaves a tuple; a thread makes span records of them a few times a second, writes
-them to the process's span file, and hands them to the delivery where OTLP is asked for. What a
-SIGKILL can lose is what :data:`EVERY_S` seconds brought.
+Here a request leaves a tuple; a thread encodes these a few times a second (``wire``), writes them
+to the process's span file, and hands them to the delivery where OTLP is asked for. What a SIGKILL
+can lose is what :data:`EVERY_S` seconds brought.
 """
 
 from __future__ import annotations
@@ -14,37 +14,22 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.sdk.trace import TracerProvider
 
 from lepton.telemetry import settings
-from lepton.telemetry.context import Carrier, links_of, resource_of
+from lepton.telemetry.context import Carrier, encoder_of, process_of
 from lepton.telemetry.delivery import before_flush, delivery_of, prepare
-from lepton.telemetry.store import FileExporter, process_of
+from lepton.telemetry.ledger import ledger_of
+from lepton.telemetry.store import SpanFile
+from lepton.telemetry.wire import Ended
 
 EVERY_S = 0.2
 MOST = 20_000
 
 log = logging.getLogger("lepton")
-_SCOPE = InstrumentationScope("lepton")
-
-
-class _Ended(NamedTuple):
-    """A span that is over; ids are hex, the parent's empty where a trace begins."""
-
-    name: str
-    trace_id: str
-    span_id: str
-    parent_id: str
-    times: tuple[int, int]
-    kind: str
-    error: str
-    links: Sequence[str]
-    attributes: Mapping[str, Any]
 
 
 class Spool:
@@ -52,22 +37,31 @@ class Spool:
 
     Args:
         directory: folder of span files, or None for OTLP alone.
+        told: is given all spans in the end, sampled or not, many at a time: to measure by.
     """
 
-    def __init__(self, directory: str | None) -> None:
+    def __init__(
+        self, directory: str | None, told: Callable[[Sequence[Ended]], None] | None = None
+    ) -> None:
         prepare()
-        self._waiting: deque[_Ended] = deque()
+        self._waiting: deque[Ended] = deque()
+        self._unsampled: deque[Ended] = deque(maxlen=MOST)
+        self._told = told
         self._dropped = 0
-        self._file = FileExporter(directory) if directory is not None else None
+        self._file = SpanFile(directory) if directory is not None else None
+        self._wanted = not settings.disabled()
+        self._count = lambda: None
+        if directory is not None and self._wanted:
+            self._count = ledger_of(os.getpid(), directory, process_of(os.getpid())).adder()
         self._sampler = (
             TracerProvider(shutdown_on_exit=False).sampler
             if os.environ.get("OTEL_TRACES_SAMPLER")
             else None
         )
-        self._wanted = not settings.disabled()
         self._writing = threading.Lock()
         self._stop = threading.Event()
         self._random = random.Random(os.urandom(16))  # noqa: S311 - ids, not secrets
+        encoder_of(os.getpid())  # which cannot be made any more where a process ends
         self._leave = before_flush(self.flush)
         self._thread = threading.Thread(target=self._run, daemon=True, name="lepton-spans")
         self._thread.start()
@@ -104,11 +98,15 @@ class Spool:
             number = self._random.getrandbits(128)
             trace_id, parent_id, flags = f"{number:032x}", "", self._root(number, name)
         span_id = f"{self._random.getrandbits(64) or 1:016x}"
-        if (flags or certain) and self._wanted:
+        sampled = (flags or certain) and self._wanted
+        if sampled or self._told is not None:
             times = (start_ns, time.time_ns())
             ids = (trace_id, span_id, parent_id)
-            ended = _Ended(name, *ids, times, kind, error, links, attributes or {})
-            if len(self._waiting) < MOST:
+            ended = Ended(name, *ids, times, kind, error, links, attributes or {}, bool(sampled))
+            if not sampled:
+                self._unsampled.append(ended)
+            elif len(self._waiting) < MOST:
+                self._count()
                 self._waiting.append(ended)
             else:
                 self._dropped += 1
@@ -119,12 +117,16 @@ class Spool:
         """Write what waits; never from a request."""
         with self._writing:
             spans = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if self._told is not None:
+                others = [self._unsampled.popleft() for _ in range(len(self._unsampled))]
+                self._told([*spans, *others])
+            encode = encoder_of(os.getpid()).encode
+            sent = settings.otlp("traces")
+            encoded = [encode(span, sent=sent) for span in spans]
             if spans and self._file is not None:
-                process = process_of(resource_of(os.getpid()))
-                self._file.append([_fields(span, process) for span in spans])
-            if settings.otlp("traces"):
-                for span in spans:
-                    delivery_of("traces").put(_span(span))
+                self._file.append([span.line for span in encoded])
+            if spans and sent:
+                delivery_of("traces").put(*[span.message for span in encoded])
             if self._dropped:
                 log.warning("%d request spans dropped: more than could be written", self._dropped)
                 self._dropped = 0
@@ -145,43 +147,3 @@ class Spool:
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):
             self.flush()
-
-
-def _attributes(ended: _Ended) -> Mapping[str, Any]:
-    return {**ended.attributes, "error.type": ended.error} if ended.error else ended.attributes
-
-
-def _fields(ended: _Ended, process: str) -> dict[str, Any]:
-    """The fields of a :class:`~lepton.telemetry.store.SpanRecord`, without a detour by the SDK."""
-    return {
-        "name": ended.name,
-        "trace_id": ended.trace_id,
-        "span_id": ended.span_id,
-        "parent_id": ended.parent_id or None,
-        "start_ns": ended.times[0],
-        "end_ns": ended.times[1],
-        "process": process,
-        "status": "error" if ended.error else "ok",
-        "attributes": _attributes(ended),
-        "links": [f"{k[3:35]}:{k[36:52]}" for k in ended.links if k],
-    }
-
-
-def _context(trace_id: str, span_id: str, *, remote: bool) -> SpanContext:
-    return SpanContext(int(trace_id, 16), int(span_id, 16), remote, TraceFlags(1))
-
-
-def _span(ended: _Ended) -> ReadableSpan:
-    return ReadableSpan(
-        name=ended.name,
-        context=_context(ended.trace_id, ended.span_id, remote=False),
-        parent=_context(ended.trace_id, ended.parent_id, remote=True) if ended.parent_id else None,
-        resource=resource_of(os.getpid()),
-        attributes=_attributes(ended),
-        links=links_of(ended.links),
-        kind=SpanKind[ended.kind.upper()],
-        status=Status(StatusCode.ERROR, ended.error) if ended.error else Status(),
-        start_time=ended.times[0],
-        end_time=ended.times[1],
-        instrumentation_scope=_SCOPE,
-    )

@@ -190,3 +190,6 @@ class Kept:
 
     def take(self, what: Any, value: float, labels: Any, trace: str) -> None:
         self._told.append((what.name, value))
+
+    def take_all(self, what: Any, values: Any, labels: Any, traces: Any) -> None:
+        self._told.extend((what.name, value) for value in values)

@@ -1,0 +1,94 @@
+"""What killed processes took with them: spans that were recorded, and never written or sent."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from lepton.telemetry import ledger
+from lepton.telemetry.context import Carrier
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """What one process took with it.
+
+    Attributes:
+        process: its name and id, as spans have it.
+        trace_id: of its first span; empty if it only answered for others.
+        lost: spans that were recorded, and are neither in its file nor to be.
+        unsent: spans in its file that no collector took, where it was to send them.
+    """
+
+    process: str
+    trace_id: str
+    lost: int
+    unsent: int
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        parts = [f"{self.lost} {_spans(self.lost)} of {self.process} lost"] if self.lost else []
+        if self.unsent:
+            parts.append(f"{self.unsent} {_spans(self.unsent)} of {self.process} not sent")
+        return ", ".join(parts)
+
+
+def losses_of(directory: str, *, ended: bool = True) -> list[Loss]:
+    """Return what processes lost, by process; only those that did.
+
+    Args:
+        directory: of span files.
+        ended: whether to leave out processes of this machine that still run: they may yet write.
+    """
+    found: list[Loss] = []
+    for path in sorted(Path(directory).glob("*.count")):
+        told = ledger.read(path)
+        if told is None or (ended and _runs(told[0])):
+            continue
+        about, recorded, sent = told
+        written = _written(path.with_suffix(".jsonl"))
+        unsent = max(0, written - sent) if sent else 0
+        loss = Loss(
+            process=str(about["process"]),
+            trace_id=str(about["trace_id"]),
+            lost=max(0, recorded - written),
+            unsent=unsent,
+        )
+        if loss.lost or loss.unsent:
+            found.append(loss)
+    return found
+
+
+def lost_spans(directory: str, trace: Carrier) -> int:
+    """Return how many spans of a trace's own processes are lost; of those that run, none."""
+    return sum(loss.lost for loss in losses_of(directory) if loss.trace_id == trace.trace_id)
+
+
+def _runs(about: dict[str, str | int]) -> bool:
+    if about["host"] != socket.gethostname():
+        return False
+    with suppress(OSError):
+        os.kill(int(about["pid"]), 0)
+        state = Path(f"/proc/{about['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX"
+    return False
+
+
+def _written(path: Path) -> int:
+    """Spans in a file; one that was written as it stood, and then as it ended, is one."""
+    ids: Counter[str] = Counter()
+    with suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):
+                ids[orjson.loads(line)["span_id"]] += 1
+    return len(ids)
+
+
+def _spans(number: int) -> str:
+    return "span" if number == 1 else "spans"

@@ -1,0 +1,137 @@
+"""What a SIGKILL takes with it is counted, and is one interval at the most."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lepton import telemetry
+from lepton.cli import main
+from lepton.pipeline.tracing import find_trace
+from lepton.telemetry import Carrier, Loss, losses_of, lost_spans, spans_of
+from tests.unit.collector import Collector
+
+KILLED = """
+import os, signal, sys, time
+from lepton import telemetry
+from lepton.telemetry import spool
+telemetry.name_process("worker 1")
+parent = telemetry.Carrier(sys.argv[1], sys.argv[2])
+"""
+BULK = """
+spool.EVERY_S = 3600
+kept = telemetry.Spool(sys.argv[2])
+for n in range(100):
+    kept.add("lepton.request", parent, 1)
+kept.flush()
+for n in range(3):
+    kept.add("lepton.request", parent, 1)
+"""
+UNDER_WAY = """
+kept = telemetry.span("lepton.train", parent)
+kept.__enter__()
+telemetry.record("lepton.read", parent, 1, 2)
+"""
+WINDOW = """
+pace = telemetry.Pace(parent)
+now = time.time_ns()
+for n in range(50):
+    pace.add(telemetry.Paced(n + 1, now, now, now, 10, (1, 2)))
+pace.tell(False)
+"""
+UNSENT = """
+for n in range(4):
+    telemetry.record("lepton.read", parent, 1, 2)
+telemetry.flush(30_000)
+for n in range(5):
+    telemetry.record("lepton.read", parent, 1, 2)
+"""
+END = "\nos.kill(os.getpid(), signal.SIGKILL)"
+
+
+def _kill(script: str, folder: Path, end: str = END, **more: str) -> str:
+    """Run a script until it kills itself, under a span of this process; return its trace id."""
+    with telemetry.span("lepton.demo", Carrier("", str(folder))) as above:
+        given = [above.carrier.traceparent, str(folder)]
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED + script + end, *given],
+            env={**os.environ, **more},
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == (-signal.SIGKILL if end else 0)
+    return above.carrier.trace_id
+
+
+@pytest.mark.parametrize(
+    ("script", "kept", "lost"),
+    [(BULK, 100, 3), (UNDER_WAY, 1, 1), (WINDOW, 1, 0)],
+    ids=["in bulk", "under way", "a window of steps"],
+)
+def test_what_a_kill_takes_is_counted(script: str, kept: int, lost: int, tmp_path: Path) -> None:
+    trace_id = _kill(script, tmp_path)
+    found = [s for s in spans_of(str(tmp_path), trace_id) if s.name != "lepton.demo"]
+
+    assert len(found) == kept
+    assert [k.lost for k in losses_of(str(tmp_path))] == ([lost] if lost else [])
+
+
+def test_a_killed_workers_window_is_there_as_it_stood(tmp_path: Path) -> None:
+    trace_id = _kill(WINDOW, tmp_path)
+    (window,) = [s for s in spans_of(str(tmp_path), trace_id) if s.name == "lepton.steps"]
+
+    assert window.attributes["lepton.steps"] == window.attributes["lepton.step"] == 50
+    assert window.attributes["lepton.rank"] == 1
+
+
+def test_a_process_that_ends_well_loses_nothing_and_one_that_runs_may_yet_write(
+    tmp_path: Path,
+) -> None:
+    ended = UNDER_WAY + "kept.__exit__(None, None, None)" + BULK + "telemetry.flush()"
+    _kill(ended, tmp_path, end="")
+    with telemetry.span("lepton.demo", Carrier("", str(tmp_path))):
+        assert losses_of(str(tmp_path)) == []
+        (here,) = losses_of(str(tmp_path), ended=False)
+        assert here.lost == 1
+
+
+def test_what_no_collector_took_is_counted(tmp_path: Path) -> None:
+    collector = Collector()
+    try:
+        slow = {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+        _kill(UNSENT, tmp_path, **collector.environment(**slow))
+        assert len(collector.spans()) == 4
+    finally:
+        collector.close()
+
+    (loss,) = losses_of(str(tmp_path))
+    assert (loss.lost, loss.unsent) == (0, 5)
+
+
+def test_it_is_said_with_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "home"
+    trace_id = _kill(BULK.replace('"lepton.request"', '"lepton.read"'), home / "traces")
+    main(["trace", trace_id, "--home", str(home)])
+
+    (loss,) = find_trace(trace_id, str(home)).losses
+    assert f"with a killed process: 3 spans of {loss.process} lost" in capsys.readouterr().out
+    assert str(Loss(process="p", trace_id="", lost=1, unsent=2)) == (
+        "1 span of p lost, 2 spans of p not sent"
+    )
+
+
+def test_only_a_traces_own_processes_count_for_it(tmp_path: Path) -> None:
+    trace_id = _kill(UNDER_WAY, tmp_path)
+
+    assert lost_spans(str(tmp_path), Carrier(f"00-{trace_id}-{'ab' * 8}-01")) == 1
+    assert lost_spans(str(tmp_path), Carrier(f"00-{'ab' * 16}-{'ab' * 8}-01")) == 0
+
+
+def test_a_damaged_ledger_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "h-1.count").write_bytes(b"short")
+    (tmp_path / "h-2.count").write_bytes(b"\0" * 4096)
+
+    assert losses_of(str(tmp_path)) == []
