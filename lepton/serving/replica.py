@@ -28,7 +28,7 @@ from starlette.routing import Route
 from lepton import telemetry
 from lepton.serving.answers import Answer, AnswerLog
 from lepton.serving.batching import Batcher, Overloaded
-from lepton.serving.figures import measured
+from lepton.serving.figures import Figures
 from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
@@ -80,14 +80,19 @@ class Replica:
         self._directory = carrier.directory
         self._follower = Follower(model, home, carrier)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
-        self._spans = Spool(self._directory, measured)
         self._batcher = Batcher()
         self._draining = False
         self._mirrors: set[asyncio.Task[None]] = set()
         labels = {"lepton.model": model}
+        figures = Figures().take if telemetry.measuring() else None
+        self._spans = Spool(self._directory, figures)
         depth = lambda: self._batcher.waiting_rows  # noqa: E731
         self._ends = [
             telemetry.watch("lepton.serving.queue_depth", depth, labels),
+            telemetry.watch(
+                "lepton.serving.rollbacks", lambda: float(self._follower.rollbacks), labels
+            ),
+            telemetry.watch_gpus(),
             telemetry.keep_logs(carrier, lambda: labels),
         ]
 
