@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from lepton.serving import App as App
     from lepton.stream import Shard as Shard
     from lepton.stream import Stream as Stream
+    from lepton.training import EarlyStopping as EarlyStopping
     from lepton.training import Run as Run
+    from lepton.training import Validation as Validation
     from lepton.training import Worker as Worker
     from lepton.training import evaluate as evaluate
     from lepton.training import register as register
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "App": "lepton.serving",
+    "EarlyStopping": "lepton.training",
     "LeptonError": "lepton.errors",
     "ModelVersion": "lepton.registry",
     "Preparation": "lepton.preprocess",
@@ -38,6 +41,7 @@ _HOMES = {
     "Shard": "lepton.stream",
     "Snapshot": "lepton.lake",
     "Stream": "lepton.stream",
+    "Validation": "lepton.training",
     "Worker": "lepton.training",
     "evaluate": "lepton.training",
     "feedback": "lepton.monitoring",

@@ -119,15 +119,19 @@ def write(
     Raises:
         CheckpointError: the disk is full or cannot be written; nothing was committed.
     """
+    from safetensors import SafetensorError
+
     root = Path(directory)
     folder = f"data/step-{step:08d}-{secrets.token_hex(4)}"
     try:
         return _write(root, folder, flat, step=step, cursor=cursor, program=program, **described)
-    except OSError as e:
+    except (OSError, SafetensorError) as e:  # the latter is what safetensors calls a full disk
         shutil.rmtree(root / folder, ignore_errors=True)
+        whole = all_of(root)
+        last = f"the last whole checkpoint is {whole[-1].uri}" if whole else "there is none before"
         raise CheckpointError(
-            f"cannot write the checkpoint of step {step} to {root} ({e}): make room or mend the "
-            "permissions and train again by the same name; the checkpoints before it are whole"
+            f"cannot write the checkpoint of step {step} to {root} ({e}); {last}: make room or "
+            "mend the permissions, then train again by the same name to go on"
         ) from e
 
 

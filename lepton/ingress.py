@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 PORTS = 4
 BUFFER_BYTES = 2**16
-
+MIDDLEWARES = "lepton.serving.shortcut.middlewares"
+"""What Serve puts in front of its HTTP servers: the way past its bookkeeping."""
 
 LAUNCHER = """#!{python} -S
 import ctypes, os, signal, sys
@@ -68,6 +69,7 @@ def settings_of(folder: str, ports: Sequence[int], threads: int, binary: str) ->
     return {
         SWITCH: "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",

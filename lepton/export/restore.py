@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -12,6 +13,9 @@ from lepton.errors import CheckpointError
 from lepton.export.program import Program, Signature, load_program
 from lepton.preprocess import Categories, Fill, Preparation
 from lepton.stream.tensors import batch_of
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Predictor:
@@ -32,6 +36,7 @@ class Predictor:
         whole = Preparation.from_json(manifest.preparation) if manifest.preparation else None
         self.preparation = whole.only(self.inputs) if whole else None
         self._labels = whole
+        self._dtypes = [(s.name, _dtype(s.dtype)) for s in self.signature.inputs]
         state = checkpoints.restore(manifest)
         self.program = program or load_program(manifest.path(PROGRAM), self.signature)
         self.program.load_weights(state[self.signature.net])
@@ -40,9 +45,18 @@ class Predictor:
         """Return outputs by name, tensors of shape (rows, …), for raw rows."""
         chosen = rows.select(self.inputs)
         prepared = self.preparation(chosen) if self.preparation else chosen
-        columns = batch_of(prepared)
-        for spec in self.signature.inputs:
-            columns[spec.name] = columns[spec.name].to(_dtype(spec.dtype))
+        return self._answers(batch_of(prepared))
+
+    def of_arrays(self, columns: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+        """Return outputs by name for raw rows in arrays of shape (rows, …).
+
+        Only without a preparation, which takes tables.
+        """
+        return self._answers(batch_of(columns))
+
+    def _answers(self, columns: dict[str, Any]) -> dict[str, Any]:
+        for name, dtype in self._dtypes:
+            columns[name] = columns[name].to(dtype)
         return self.program(columns)
 
     @property

@@ -21,14 +21,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
-from lepton.lake.history import log_folder, names_of
+from lepton.lake.history import log_folder, names_of, newest_point
 from lepton.lake.vectors import Vector, vector_of
 
 pc: Any = pyarrow.compute  # its stubs know no arrays of unknown type
 
-_POINT = re.compile(
-    r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10})|\.[0-9a-f-]{36})?\.(parquet|json)"
-)
 _COMMIT = re.compile(r"(\d{20})(?:\.(\d{20})\.compacted)?\.json")
 _THREADS = 8
 
@@ -47,7 +44,7 @@ def descriptors(uri: str, number: int, options: Mapping[str, str] | None) -> Des
     found: Descriptors = {}
     try:
         names = names_of(store, root)
-        point, files = _newest_point(names, number)
+        point, files = newest_point(names, number)
         for file in files:
             found |= _of_checkpoint(store, f"{root}/{file}", root)
         later = _later(names, point, number)
@@ -60,21 +57,6 @@ def descriptors(uri: str, number: int, options: Mapping[str, str] | None) -> Des
             "restore the log from a copy"
         ) from e
     return found
-
-
-def _newest_point(names: Sequence[str], number: int) -> tuple[int, list[str]]:
-    """The newest whole checkpoint up to a version: its version and files; -1 without one."""
-    parts: dict[tuple[int, int], list[str]] = {}
-    for name in sorted(names):
-        m = _POINT.fullmatch(name)
-        if m and int(m[1]) <= number:
-            count = int(m[3]) if m[3] else 1
-            held = parts.setdefault((int(m[1]), count), [])
-            if len(held) < count:
-                held.append(name)
-    whole = {version: held for (version, count), held in parts.items() if len(held) == count}
-    newest = max(whole, default=-1)
-    return newest, whole.get(newest, [])
 
 
 def _later(names: Sequence[str], point: int, number: int) -> list[str]:

@@ -144,7 +144,13 @@ def locate(field: Field, stored: Any) -> int | None:
                 return i
         return None
     names: list[str] = [m.name for m in members]
-    return names.index(field.physical) if field.physical in names else None
+    if field.physical in names:
+        return names.index(field.physical)
+    alike = [i for i, name in enumerate(names) if name.lower() == field.physical.lower()]
+    if len(alike) > 1:
+        told = ", ".join(names[i] for i in alike)
+        raise ValueError(f"column {field.name} may be any of {told} in this file")
+    return alike[0] if alike else None  # names of columns are equal whatever their case
 
 
 def has_ids(stored: pa.Schema) -> bool:
@@ -166,6 +172,10 @@ def convert(array: pa.Array[Any], field: Field) -> pa.Array[Any]:
         return convert(cast("Any", array).storage, field)
     if pa.types.is_fixed_size_list(array.type) or pa.types.is_large_list(array.type):
         array = array.cast(pa.list_(array.type.value_field))
+    if pa.types.is_null(array.type):
+        return nulls(len(array), field.type)
+    if not holds(array.type, field.type):
+        raise ValueError(f"column {field.name} is {field.type}, and this file has {array.type}")
     if not field.children:
         return _convert_primitive(array, field)
     if pa.types.is_struct(field.type):
@@ -175,15 +185,43 @@ def convert(array: pa.Array[Any], field: Field) -> pa.Array[Any]:
     return _convert_list(cast("pa.ListArray[Any]", array), field)
 
 
+def holds(stored: Any, declared: Any) -> bool:
+    """Whether a file's type is a way to store a column's: the same one, or a narrower one."""
+    if stored == declared:
+        return True
+    types: Any = pa.types
+    if types.is_dictionary(stored):
+        return holds(stored.value_type, declared)
+    families = (types.is_timestamp, types.is_struct, types.is_list, types.is_map)
+    if any(family(stored) and family(declared) for family in families):
+        return True
+    if types.is_integer(stored):  # a column of bytes is stored as 32 bits, too
+        return types.is_integer(declared) or types.is_decimal(declared) or declared == pa.float64()
+    if types.is_floating(stored) or types.is_decimal(stored):
+        alike = types.is_floating if types.is_floating(stored) else types.is_decimal
+        return bool(alike(declared)) and stored != pa.float64()
+    if types.is_date(stored):
+        return types.is_date(declared) or declared == pa.timestamp("us")
+    return _bytes(stored) and _bytes(declared)
+
+
+def _bytes(kind: Any) -> bool:
+    types: Any = pa.types
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return (
+        text
+        or types.is_fixed_size_binary(kind)
+        or (types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+    )
+
+
 def _convert_primitive(array: pa.Array[Any], field: Field) -> pa.Array[Any]:
     if array.type == field.type:
         return array
     if pa.types.is_timestamp(array.type) and pa.types.is_timestamp(field.type):
         micros = array.cast(pa.timestamp("us", tz=array.type.tz))
         return micros.cast(pa.int64()).cast(field.type)  # same instant, zone label as declared
-    if pa.types.is_date(array.type) and pa.types.is_timestamp(field.type):
-        return array.cast(pa.timestamp("us")).cast(field.type)
-    return array.cast(field.type, safe=not pa.types.is_floating(field.type))
+    return array.cast(field.type)
 
 
 def _convert_struct(array: pa.StructArray, field: Field) -> pa.Array[Any]:

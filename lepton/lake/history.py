@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +14,10 @@ import pyarrow.fs as pafs
 from lepton.errors import LakeError
 
 _COMMIT = re.compile(r"(\d{20})\.json")
-_COMPACTED = re.compile(r"(\d{20})\.(\d{20})\.compacted\.json")
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\..*(?:parquet|json)")
+_SAID = 300  # characters of an error that are worth telling
+_CHECKPOINT = re.compile(
+    r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10})|\.[0-9a-f-]{36})?\.(parquet|json)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,20 +76,33 @@ def refuse_gaps(uri: str, version: int, options: Mapping[str, str] | None) -> No
     Raises:
         LakeError: a commit file is missing.
     """
-    filesystem, root = log_folder(uri, options)
-    names = names_of(filesystem, root)
-    there = {int(m[1]) for n in names if (m := _COMMIT.fullmatch(n))}
-    for name in names:
-        if m := _COMPACTED.fullmatch(name):
-            there |= set(range(int(m[1]), int(m[2]) + 1))
-    points = [int(m[1]) for n in names if (m := _CHECKPOINT.fullmatch(n)) and int(m[1]) <= version]
-    lost = sorted(set(range(max(points, default=-1) + 1, version + 1)) - there)
+    files = infos_of(*log_folder(uri, options))
+    names = [str(f.base_name) for f in files]
+    sizes = {int(m[1]): f.size for f in files if (m := _COMMIT.fullmatch(str(f.base_name)))}
+    needed = range(newest_point(names, version)[0] + 1, version + 1)
+    lost = [n for n in needed if not sizes.get(n)]
     if lost:
+        how = "is empty: its writer was cut off" if lost[0] in sizes else "is missing"
         raise LakeError(
-            f"the log of table {uri!r}@{version} has a gap: {lost[0]:020}.json is missing"
+            f"the log of table {uri!r}@{version} has a gap: {lost[0]:020}.json {how}"
             f"{f' (and {len(lost) - 1} more)' if len(lost) > 1 else ''}; put the file back, or "
             "read a version before it"
         )
+
+
+def newest_point(names: Sequence[str], number: int) -> tuple[int, list[str]]:
+    """Return the newest whole checkpoint up to a version: its version and files; -1 without one."""
+    parts: dict[tuple[int, int], list[str]] = {}
+    for name in sorted(names):
+        m = _CHECKPOINT.fullmatch(name)
+        if m and int(m[1]) <= number:
+            count = int(m[3]) if m[3] else 1
+            held = parts.setdefault((int(m[1]), count), [])
+            if len(held) < count:
+                held.append(name)
+    whole = {version: held for (version, count), held in parts.items() if len(held) == count}
+    newest = max(whole, default=-1)
+    return newest, whole.get(newest, [])
 
 
 def actions_of(
@@ -115,6 +130,11 @@ def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
         return "check the path and the storage options"
     newest = max((int(m[1]) for n in names if (m := _COMMIT.fullmatch(n))), default=-1)
     refuse_gaps(uri, newest, options)
+    for number in range(newest_point(names, newest)[0] + 1, newest + 1):
+        try:
+            actions_of(uri, number, options)
+        except ValueError as e:
+            return f"{number:020}.json in _delta_log is damaged ({e}): put the file back"
     points = sorted(n for n in names if _CHECKPOINT.fullmatch(n))
     if not points:
         return f"the newest commit is {newest}: see whether the files in _delta_log are whole"
@@ -127,8 +147,19 @@ def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
 
 def names_of(filesystem: pafs.FileSystem, root: str) -> list[str]:
     """Return the names of the files in a log's folder; none where there is no such folder."""
+    return [str(f.base_name) for f in infos_of(filesystem, root)]
+
+
+def infos_of(filesystem: pafs.FileSystem, root: str) -> list[Any]:
+    """Return name, size and time of the files in a log's folder."""
     found: Any = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    return [str(f.base_name) for f in found]
+    return list(found)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says without the trace that deltalake's may have below it, cut short."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text if len(text) <= _SAID else f"{text[:_SAID]}..."
 
 
 def _info(filesystem: pafs.FileSystem, root: str, version: int) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from lepton.errors import LakeError
 from lepton.lake.descriptors import descriptors
 from lepton.lake.fields import Field, fields_of
-from lepton.lake.history import explain_damage, refuse_gaps
+from lepton.lake.history import explain_damage, first_line, refuse_gaps
+from lepton.lake.moments import version_at
 from lepton.lake.vectors import Vector
 
 READER_FEATURES = frozenset(
@@ -39,6 +40,10 @@ READER_FEATURES = frozenset(
         "vacuumProtocolCheck",
     }
 )
+
+
+POSITION = "__position__"
+"""Name of the int64 column that carries each row's stored position, where it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +109,15 @@ def open_table(
 ) -> DeltaTable:
     """Open a table at a version (a number, a time, or the newest).
 
+    A time without a zone is in UTC.
+
     Raises:
+        TypeError: the version is no number and no time.
         LakeError: no table there, no such version, or a log that cannot be replayed.
     """
+    given: Any = version
+    if isinstance(given, bool) or not isinstance(given, int | datetime | None):
+        raise TypeError(f"version= takes a number or a datetime, not {given!r}")
     if "://" not in uri and re.search("%[0-9A-Fa-f]{2}", uri):
         raise LakeError(
             f"the path {uri!r} has a percent escape in a folder's name, which deltalake takes for "
@@ -121,16 +132,20 @@ def open_table(
         ) from e
     except (DeltaError, OSError, ValueError) as e:
         told = explain_damage(uri, options)
-        raise LakeError(f"cannot open the Delta table at {uri!r}: {e}; {told}") from e
+        said = first_line(e)
+        raise LakeError(f"cannot open the Delta table at {uri!r}: {said}; {told}") from e
     newest = opened.version()
+    if isinstance(version, datetime):
+        version = version_at(uri, version, newest, opened.metadata().configuration, options)
     if version is None or version == newest:
         return opened
-    if isinstance(version, int) and not 0 <= version <= newest:
+    if not 0 <= version <= newest:
         raise LakeError(f"table {uri!r} has no version {version}: versions 0 to {newest} exist")
     try:
         opened.load_as_version(version)
     except (DeltaError, OSError, ValueError) as e:
-        raise LakeError(f"cannot load {uri!r} at version {version} (newest: {newest}): {e}") from e
+        said = first_line(e)
+        raise LakeError(f"cannot load {uri!r}@{version} (newest: {newest}): {said}") from e
     return opened
 
 
@@ -164,9 +179,14 @@ def load_version(uri: str, number: int, options: tuple[tuple[str, str], ...]) ->
 
 def _fields(opened: DeltaTable, mode: str, what: str) -> tuple[Field, ...]:
     try:
-        return fields_of(opened.schema().to_json(), mode)
+        fields = fields_of(opened.schema().to_json(), mode)
     except LakeError as e:
         raise LakeError(f"table {what}: {e}; rewrite the table without that column") from e
+    if any(f.name == POSITION for f in fields):
+        raise LakeError(
+            f"table {what} has a column {POSITION}, a name that lepton needs for itself; rename it"
+        )
+    return fields
 
 
 def _check_features(opened: DeltaTable, uri: str, number: int) -> None:
@@ -192,7 +212,13 @@ def _files(
     actions = actions.sort_by("path")
     names = set(actions.column_names)
     counts = actions["num_records"].to_pylist() if "num_records" in names else None
-    parts = actions["partition"].to_pylist() if "partition" in names else None
+    try:
+        parts = actions["partition"].to_pylist() if "partition" in names else None
+    except (OverflowError, ValueError) as e:
+        raise LakeError(
+            f"table {what} has a partition value that Python has no name for: {e}; read a version "
+            "or a copy without it"
+        ) from e
     times: Any = actions["modification_time"].to_pylist()
     files: list[DataFile] = []
     ordered: Any = actions["path"].to_pylist()

@@ -23,11 +23,8 @@ from lepton.lake.checksums import page_checked, verifies_pages
 from lepton.lake.deletions import deleted_of, mask_of
 from lepton.lake.fields import Field, convert, has_ids, locate, nulls
 from lepton.lake.groups import may_match
-from lepton.lake.log import DataFile, Version
+from lepton.lake.log import POSITION, DataFile, Version
 from lepton.lake.paths import path_of
-
-POSITION = "__position__"
-"""Name of the int64 column that carries each row's stored position, where it is asked for."""
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -73,6 +70,9 @@ class OpenFile:
             [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], np.int64
         )
         self._ends = np.cumsum(self.sizes)
+        if file.rows is not None and file.rows != self.stored:
+            with self._explained():
+                raise ValueError(f"it has {self.stored} rows, and the log says {file.rows}")
         self._ahead: _Sequence | None = None
         self._found: dict[tuple[str, ...], _Columns] = {}
 
@@ -104,7 +104,8 @@ class OpenFile:
             return [(start, stop)]
         version, file = self._version, self._file
         metadata = self._parquet.metadata
-        may = may_match(metadata, self._stored, version.fields, file.partition, conditions)
+        with self._explained():
+            may = may_match(metadata, self._stored, version.fields, file.partition, conditions)
         found: list[tuple[int, int]] = []
         for end, size, match in zip(self._ends.tolist(), self.sizes.tolist(), may, strict=True):
             first, last = max(start, end - size), min(stop, end)
@@ -144,9 +145,11 @@ class OpenFile:
                     f"table {self._version.uri!r}@{self._version.number} maps columns by id, but "
                     f"{self._full!r} has no field ids; write that file's rows anew"
                 )
-            places = [
-                None if f.name in self._file.partition else locate(f, self._stored) for f in fields
-            ]
+            with self._explained():
+                places = [
+                    None if f.name in self._file.partition else locate(f, self._stored)
+                    for f in fields
+                ]
             stored = [None if at is None else self._stored.field(at).name for at in places]
             self._found[names] = (fields, stored, pa.schema([f.arrow() for f in fields]))
         return self._found[names]
@@ -222,7 +225,7 @@ class OpenFile:
     def _explained(self, start: int | None = None) -> Generator[None]:
         try:
             yield
-        except (OSError, ValueError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+        except (OSError, ValueError, OverflowError, pa.ArrowException) as e:
             group = "" if start is None else f" (row group {self._group(start)})"
             raise LakeError(
                 f"cannot read {self._full!r}{group} of table {self._version.uri!r}"

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from lepton.lake.predicate import constant_of
+from lepton.lake.constants import constant_of, is_constant
 
 pc: Any = pyarrow.compute  # its stubs know no arrays of unknown type
 Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
@@ -151,7 +151,7 @@ def _leaf(node: Any, columns: Mapping[str, Bounds], files: int) -> Truth | None:
         return Truth(bounds.nulls, bounds.values, np.zeros(files, bool))
     if isinstance(node, exp.In) and node.expressions:
         return _membership(bounds, [_constant(v, bounds) for v in node.expressions])
-    if isinstance(node, exp.Between) and _is_constant(node.args["low"], node.args["high"]):
+    if isinstance(node, exp.Between) and is_constant(node.args["low"], node.args["high"]):
         return _compare("gte", bounds, _constant(node.args["low"], bounds)) & _compare(
             "lte", bounds, _constant(node.args["high"], bounds)
         )
@@ -160,10 +160,10 @@ def _leaf(node: Any, columns: Mapping[str, Bounds], files: int) -> Truth | None:
 
 def _comparison(node: Any, columns: Mapping[str, Bounds]) -> Truth | None:
     operator, left, right = node.key, node.this, node.expression
-    if _is_constant(left):
+    if is_constant(left):
         operator, left, right = _FLIPPED[operator], right, left
     bounds = _bounds(left, columns)
-    if bounds is None or not _is_constant(right):
+    if bounds is None or not is_constant(right):
         return None
     return _compare(operator, bounds, _constant(right, bounds))
 
@@ -190,15 +190,11 @@ def _compare(operator: str, bounds: Bounds, value: Any) -> Truth:
 
 
 def _membership(bounds: Bounds, values: Sequence[Any]) -> Truth:
-    """IN: a null row is no member, so never null."""
-    true = np.zeros(len(bounds.nulls), bool)
-    for value in values:
-        true |= _compare("eq", bounds, value).true
-    if pa.types.is_floating(bounds.low.type) or pa.types.is_decimal(
-        bounds.low.type
-    ):  # members are cast, which may round
-        true |= True
-    return Truth(true, np.ones(len(true), bool), np.zeros(len(true), bool))
+    """IN is what its equalities say."""
+    verdict = _compare("eq", bounds, values[0])
+    for value in values[1:]:
+        verdict = verdict | _compare("eq", bounds, value)
+    return verdict
 
 
 def _evaluate(expression: Any, bounds: Bounds) -> Mask:
@@ -224,12 +220,6 @@ def _bounds(node: Any, columns: Mapping[str, Bounds]) -> Bounds | None:
     if not isinstance(node, exp.Column):
         return None
     return columns.get("\0".join(str(part.name) for part in node.parts))
-
-
-def _is_constant(*nodes: Any) -> bool:
-    from sqlglot import exp
-
-    return all(isinstance(n, exp.Literal | exp.Neg | exp.Boolean | exp.Cast) for n in nodes)
 
 
 def _unknown(files: int) -> Truth:

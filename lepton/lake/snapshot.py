@@ -131,13 +131,14 @@ class Snapshot:
         Raises:
             LakeError: it does not parse or names an unknown column.
         """
+        schema = self.load().schema
         try:
-            added = expression_of(condition, self.load().schema)
+            added = expression_of(condition, schema)
         except LakeError as e:
             raise LakeError(f"table {self}: {e}") from e
         whole = added if self.predicate is None else self.predicate & added
         return replace(
-            self, predicate=whole, conditions=(*self.conditions, sql_of(condition) or "")
+            self, predicate=whole, conditions=(*self.conditions, sql_of(condition, schema) or "")
         )
 
     def files(self) -> tuple[DataFile, ...]:
@@ -160,7 +161,7 @@ class Snapshot:
         }
         columns["__file__"] = pa.array(range(len(version.files)), pa.int64())
         make: Any = pa.table
-        kept: Any = make(columns).filter(self.predicate)
+        kept: Any = self._filtered(make(columns), "its partition values")
         numbers: list[int] = kept["__file__"].to_pylist()
         return tuple(version.files[i] for i in numbers)
 
@@ -190,8 +191,19 @@ class Snapshot:
             storage_options=dict(self.options),
         )
         if self.predicate is not None:
-            rows = rows.filter(self.predicate)
+            rows = self._filtered(rows, f"file {file.path!r}")
         return rows.select([*wanted, POSITION])
+
+    def _filtered(self, rows: pa.Table, what: str) -> pa.Table:
+        """The rows that meet the condition, which a value may be too much for."""
+        condition: Any = self.predicate
+        try:
+            return rows.filter(condition)
+        except pa.ArrowException as e:
+            raise LakeError(
+                f"table {self}: the filter {condition} cannot be worked out for {what}: "
+                f"{str(e).splitlines()[0]}; write it without what overflows or divides by zero"
+            ) from e
 
     def positions(self, file: DataFile) -> np.ndarray[Any, np.dtype[np.int64]] | int:
         """Return the stored positions of this snapshot's rows of a file; a count if it is all.

@@ -22,6 +22,7 @@ from deltalake import DeltaTable
 from lepton import telemetry
 from lepton.errors import LakeError
 from lepton.lake import table, write
+from lepton.serving.arrays import Arrays, column_of
 
 FLUSH_S = 0.5
 MOST_ANSWERS = 100_000
@@ -49,7 +50,7 @@ class Answer:
     status: int
     trace_id: str
     latency_ms: float
-    rows: pa.Table | None
+    rows: pa.Table | Arrays | None
     outputs: Mapping[str, np.ndarray[Any, Any]]
     given_bytes: int = 0
 
@@ -66,8 +67,9 @@ class Answer:
     @property
     def form(self) -> Any:
         """Answers of equal form can be put together."""
-        inputs = self.rows.schema if self.rows is not None else None
-        return inputs, tuple((n, v.dtype.str, v.shape[1:]) for n, v in self.outputs.items())
+        rows = self.rows
+        inputs = _form(rows.columns) if isinstance(rows, Arrays) else rows and rows.schema
+        return inputs, _form(self.outputs)
 
 
 class AnswerLog:
@@ -209,9 +211,8 @@ def _rows(answers: Sequence[Answer], model: str) -> pa.Table:
         "trace_id": each([a.trace_id for a in answers], pa.string()),
         "latency_ms": each([a.latency_ms for a in answers], pa.float64()),
     }
-    given = [a.rows for a in answers if a.rows is not None]
-    if given:
-        inputs = pa.concat_tables(given)
+    inputs = _inputs([a.rows for a in answers if a.rows is not None])
+    if inputs is not None:
         for name in inputs.column_names:
             fixed[name] = _listed(inputs.column(name).combine_chunks())
     outputs = answers[0].outputs
@@ -219,6 +220,20 @@ def _rows(answers: Sequence[Answer], model: str) -> pa.Table:
         {name: np.concatenate([a.outputs[name] for a in answers]) for name in outputs}
     )
     return pa.table(fixed)
+
+
+def _inputs(given: Sequence[pa.Table | Arrays]) -> pa.Table | None:
+    """The inputs of answers of one form."""
+    arrays = [g.columns for g in given if isinstance(g, Arrays)]
+    if not arrays:
+        tables = [g for g in given if not isinstance(g, Arrays)]
+        return pa.concat_tables(tables) if tables else None
+    whole = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
+    return pa.table({name: column_of(values) for name, values in whole.items()})
+
+
+def _form(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
+    return tuple((name, v.dtype.str, v.shape[1:]) for name, v in arrays.items())
 
 
 def columns_of_answers(outputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import httpx
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
 from ray.serve.exceptions import RayServeException
 
 from lepton import cluster
@@ -151,6 +151,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         downscale_delay_s=30,
         metrics_interval_s=0.5,
         look_back_period_s=1,
+        policy=AutoscalingPolicy(policy_function="lepton.serving.scaling:replicas_for"),
     )
     ingress: Any = serve.ingress()(Replica)
     deployment: Any = serve.deployment(

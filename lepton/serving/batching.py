@@ -22,7 +22,8 @@ import pyarrow as pa
 from lepton.serving.pace import Pace
 
 Outputs = Mapping[str, np.ndarray[Any, Any]]
-Run = Callable[[pa.Table], Outputs]
+Run = Callable[[Any], Outputs]
+"""Takes rows: an Arrow table, or arrays where it says so."""
 VERSIONS = 8
 
 
@@ -49,9 +50,14 @@ class _Waiting:
 
 
 class Batcher:
-    """Answers requests of one event loop. ``Run`` is called by one thread at a time."""
+    """Answers requests of one event loop. ``Run`` is called by one thread at a time.
 
-    def __init__(self) -> None:
+    Args:
+        begin: called once in the thread of batches; torch's number of threads is the thread's own.
+    """
+
+    def __init__(self, begin: Callable[[], None] = lambda: None) -> None:
+        self._begin = begin
         self._paces: dict[Run, Pace] = {}
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0  # of all that waits or is being run
@@ -64,6 +70,17 @@ class Batcher:
         """Rows that wait or are being run."""
         return self._rows
 
+    def at_once(self, run: Run, rows: Any) -> Outputs | None:
+        """Return ``run``'s outputs if nothing waits and it is quick, else None."""
+        pace = self._known(run)
+        if self._rows or not pace.inline_for(len(rows)):
+            return None
+        return _timed(run, rows, pace)
+
+    def is_quick(self, run: Run) -> bool:
+        """Whether a row could be answered at once."""
+        return self._rows == 0 and self._known(run).inline_for(1)
+
     async def answer(self, run: Run, rows: pa.Table, patience_s: float | None = None) -> Outputs:
         """Return ``run``'s outputs for the rows, arrays of shape (rows, …).
 
@@ -71,9 +88,10 @@ class Batcher:
             Overloaded: too much waits already.
             TimeoutError: it took longer than ``patience_s``.
         """
+        quick = self.at_once(run, rows)
+        if quick is not None:
+            return quick
         pace = self._known(run)
-        if self._rows == 0 and pace.inline_for(len(rows)):
-            return _timed(run, rows, pace)
         retry_after = pace.retry_after_s(self._rows)
         if retry_after is not None:
             raise Overloaded(retry_after)
@@ -109,6 +127,7 @@ class Batcher:
             self._thread.start()
 
     def _work(self) -> None:
+        self._begin()
         while (batch := self._next()) is not None:
             wanted = [one for one in batch if not one.answer.done()]
             done = _run_all(wanted, self._known(batch[0].run)) if wanted else []
@@ -155,10 +174,11 @@ def _alone(one: _Waiting, pace: Pace) -> Outputs | Exception:
         return e
 
 
-def _timed(run: Run, rows: pa.Table, pace: Pace) -> Outputs:
-    began = time.perf_counter()
+def _timed(run: Run, rows: Any, pace: Pace) -> Outputs:
+    began, own = time.perf_counter(), time.thread_time()
     outputs = run(rows)
-    pace.took(len(rows), time.perf_counter() - began)
+    own = time.thread_time() - own
+    pace.took(len(rows), time.perf_counter() - began, own)
     return outputs
 
 

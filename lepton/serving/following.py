@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from lepton import checkpoints, telemetry
 from lepton.errors import LeptonError
 from lepton.export.restore import Predictor
 from lepton.registry import Pointer, Registry
+from lepton.serving.arrays import Arrays, can_read
 from lepton.serving.inputs import Input, input_of
 from lepton.telemetry import Carrier
 
@@ -40,14 +42,25 @@ class Resident:
     traceparent: str
     baggage: str = ""
 
+    @cached_property
+    def as_arrays(self) -> bool:
+        """Whether its inputs can come as arrays."""
+        return can_read(self.inputs)
+
     @property
     def outputs(self) -> list[str]:
         """The names of what it gives."""
         return [s.name for s in self.predictor.signature.outputs]
 
-    def run(self, rows: pa.Table) -> Mapping[str, np.ndarray[Any, Any]]:
+    def run(self, rows: pa.Table | Arrays) -> Mapping[str, np.ndarray[Any, Any]]:
         """Return outputs by name, arrays of shape (rows, …), for raw rows."""
-        return {name: value.numpy() for name, value in self.predictor(rows).items()}
+        if not isinstance(rows, Arrays):
+            found = self.predictor(rows)
+        elif self.predictor.preparation is None:
+            found = self.predictor.of_arrays(rows.columns)
+        else:
+            found = self.predictor(rows.table())
+        return {name: value.numpy() for name, value in found.items()}
 
 
 @dataclass(frozen=True)

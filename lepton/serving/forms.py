@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lepton.serving import problems, tables
+from lepton.serving.arrays import Arrays
 from lepton.serving.binary import unpacked
 from lepton.serving.inputs import MAX_BYTES, BadRequest, Input
 from lepton.serving.plain import inquiry_of_rows, reply_of_rows
@@ -48,7 +49,7 @@ async def inquiry_in(
 
 def reply_to(
     request: Request,
-    inquiry: Inquiry,
+    inquiry: Inquiry | Arrays,
     version: tuple[str, int],
     identity: str,
     outputs: Mapping[str, np.ndarray[Any, Any]],

@@ -7,9 +7,10 @@ in a thread, over all requests that wait, as many rows as fit into :data:`BATCH_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 INLINE_S = 0.001
+WAITED = 20  # times as long by the clock: then it does wait for something, such as a device
 BATCH_S = 0.05
 LONGEST_WAIT_S = 2.0
 MEMORY = 50
@@ -17,8 +18,10 @@ MOST_ROWS = 4096
 
 
 @dataclass
-class Pace:
-    """A line through one model's runs, seconds over rows; newer runs weigh more.
+class Line:
+    """A line through runs, seconds over rows; newer runs weigh more.
+
+    The first run, which warms up, counts only until there is another.
 
     Attributes:
         runs: how many were seen.
@@ -33,7 +36,7 @@ class Pace:
     def took(self, rows: int, seconds: float) -> None:
         """Take in that a run over ``rows`` rows took so long."""
         self.runs += 1
-        weight = max(1 / MEMORY, 1 / self.runs)
+        weight = max(1 / MEMORY, 1 / max(1, self.runs - 1))
         self._rows += weight * (rows - self._rows)
         self._seconds += weight * (seconds - self._seconds)
         self._square += weight * (rows * rows - self._square)
@@ -55,19 +58,38 @@ class Pace:
         """Seconds that a run over so many rows will take."""
         return self._seconds + (rows - self._rows) * self.row_s
 
+
+@dataclass
+class Pace:
+    """What one model's runs took, by the clock and of the processor.
+
+    By the clock a short run in a thread takes as long as the others let it wait: that says how
+    long requests will wait, but not whether it is worth a thread.
+    """
+
+    clock: Line = field(default_factory=Line)
+    own: Line = field(default_factory=Line)
+
+    def took(self, rows: int, seconds: float, own_s: float | None = None) -> None:
+        """Take in that a run over ``rows`` rows took so long; of the processor ``own_s``."""
+        self.clock.took(rows, seconds)
+        self.own.took(rows, seconds if own_s is None else own_s)
+
     def inline_for(self, rows: int) -> bool:
         """Whether such a run is too short to be worth a thread. The first run gets a thread."""
-        return self.runs > 0 and self.run_s(rows) <= INLINE_S
+        quick = self.own.runs > 0 and self.own.run_s(rows) <= INLINE_S
+        return quick and self.clock.run_s(rows) <= WAITED * INLINE_S
 
     @property
     def most_rows(self) -> int:
         """How many rows to run at once, at least one; a request is never cut."""
-        if not self.runs:
+        line = self.clock
+        if not line.runs:
             return 1
-        spare = BATCH_S - self.run_s(0)
-        return min(MOST_ROWS, max(1, int(spare / self.row_s))) if self.row_s > 0 else MOST_ROWS
+        spare = BATCH_S - line.run_s(0)
+        return min(MOST_ROWS, max(1, int(spare / line.row_s))) if line.row_s > 0 else MOST_ROWS
 
     def retry_after_s(self, rows: int) -> int | None:
         """Whole seconds after which to come again if ``rows`` wait already; None: it may wait."""
-        wait = rows * self.row_s
+        wait = rows * self.clock.row_s
         return round(wait) if wait > LONGEST_WAIT_S else None

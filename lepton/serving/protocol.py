@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from lepton.serving.arrays import Arrays
 from lepton.serving.binary import array_of, raw_of, split
 from lepton.serving.inputs import (
     MAX_ROWS,
@@ -255,7 +256,7 @@ def reply_of(
     version: int,
     identity: str,
     outputs: Mapping[str, np.ndarray[Any, Any]],
-    inquiry: Inquiry | None = None,
+    inquiry: Inquiry | Arrays | None = None,
 ) -> tuple[bytes, int | None]:
     """Return the response body as the request wanted it.
 

@@ -27,14 +27,17 @@ from starlette.routing import Route
 
 from lepton import telemetry
 from lepton.serving.answers import Answer, AnswerLog
+from lepton.serving.arrays import Arrays, arrays_in
 from lepton.serving.batching import Batcher, Overloaded
 from lepton.serving.figures import Figures
 from lepton.serving.following import Follower, Resident
-from lepton.serving.forms import inquiry_in, problem, reply_to
+from lepton.serving.forms import LENGTH, inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
 from lepton.serving.plain import openapi_of
-from lepton.serving.protocol import Inquiry
+from lepton.serving.protocol import Inquiry, reply_of
+from lepton.serving.scaling import ANSWERED, BUSY, Busy
 from lepton.serving.shares import gets_it
+from lepton.serving.shortcut import Reply, open_lane
 from lepton.telemetry import Carrier, Spool, carrier_of
 
 PATIENCE_S = 60.0
@@ -57,7 +60,7 @@ class _Outcome:
     kind: str = ""
     failure: Exception | None = None
     retry_after_s: int | None = None
-    inquiry: Inquiry | None = None
+    inquiry: Inquiry | Arrays | None = None
     outputs: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict[str, Any])
 
     def fail(self, status: int, error: Exception | str, kind: str = "") -> None:
@@ -69,9 +72,7 @@ class Replica:
     """One replica of one model's application."""
 
     def __init__(self, model: str, home: str, trace: Carrier | None = None) -> None:
-        import torch
-
-        torch.set_num_threads(1)
+        _one_thread()
         telemetry.name_process(f"replica {model}")
         telemetry.scrape_by(ray_metrics)
         self._model = model
@@ -80,8 +81,10 @@ class Replica:
         self._directory = carrier.directory
         self._follower = Follower(model, home, carrier)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
-        self._batcher = Batcher()
+        self._batcher = Batcher(_one_thread)
         self._draining = False
+        self._busy: Busy | None = None  # of the event loop's thread
+        self._answered_at_once = 0
         self._mirrors: set[asyncio.Task[None]] = set()
         labels = {"lepton.model": model}
         figures = Figures().take if telemetry.measuring() else None
@@ -89,6 +92,7 @@ class Replica:
         depth = lambda: self._batcher.waiting_rows  # noqa: E731
         self._ends = [
             telemetry.watch("lepton.serving.queue_depth", depth, labels),
+            telemetry.watch("lepton.serving.alive", time.time, labels),
             telemetry.watch(
                 "lepton.serving.rollbacks", lambda: float(self._follower.rollbacks), labels
             ),
@@ -113,6 +117,8 @@ class Replica:
             exception_handlers={HTTPException: self.missed, BadRequest: self.refused},
         )
 
+        self._ends.append(open_lane(f"/{self._model}{base}/infer", self._at_once))
+
         async def app(scope: Any, receive: Any, send: Any) -> None:
             """The path that matters is found at once: routing and its layers cost more than it."""
             path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
@@ -132,6 +138,12 @@ class Replica:
         """Commit the inference log and write the spans; return whether the lake took them."""
         await asyncio.to_thread(self._spans.flush)
         return await asyncio.to_thread(self._answers.flush)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve how busy this replica is; see :mod:`lepton.serving.scaling`."""
+        self._busy = self._busy or Busy()
+        answered, self._answered_at_once = self._answered_at_once, 0
+        return {BUSY: self._busy.share(), ANSWERED: answered}
 
     async def server(self, _: Request) -> Response:
         """Server metadata."""
@@ -237,7 +249,8 @@ class Replica:
         await self._answer(request, came, plain=plain)
         given = came.inquiry.identity if came.inquiry else ""
         identity = given or f"{random.getrandbits(128):032x}"
-        span = self._record(request, came)
+        came_with = request.headers
+        span = self._record(came_with.get("traceparent"), came_with.get("baggage"), came)
         if came.failure is not None:
             told: dict[str, Any] = {"exc_info": came.failure, "extra": {"carrier": span}}
             log.error("replica of %s failed a request", self._model, **told)
@@ -293,6 +306,7 @@ class Replica:
         await asyncio.sleep(0)  # the answer goes out first
         try:
             run, rows = asked.version.run, asked.inquiry.rows
+            rows = rows.table() if isinstance(rows, Arrays) else rows
             asked.outputs = await self._batcher.answer(run, rows, PATIENCE_S)
         except (Overloaded, TimeoutError):
             return  # the champion's requests go first
@@ -331,11 +345,53 @@ class Replica:
             given_bytes=came.inquiry.size if came.inquiry else 0,
         )
 
-    def _record(self, request: Request, came: _Outcome) -> Carrier:
+    def _at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
+        """Answer a request for the champion that needs no second look, or leave it to others.
+
+        It is the same as :meth:`infer` would have done.
+        """
+        began_ns = time.time_ns()
+        now = self._follower.now
+        version = now.champion
+        alone = now.canary is None and now.shadow is None
+        if not alone or not version.as_arrays or not self._batcher.is_quick(version.run):
+            return None
+        if b"content-encoding" in headers or b"arrow" in headers.get(b"accept", b""):
+            return None
+        inquiry = arrays_in(body, headers.get(b"inference-header-content-length"), version.inputs)
+        if inquiry is None:
+            return None
+        try:
+            outputs = self._batcher.at_once(version.run, inquiry)
+        except Exception:  # noqa: BLE001 - it will be raised again, where it is told
+            return None
+        if outputs is None:
+            return None
+        came = _Outcome(version, "champion", began_ns, inquiry=inquiry, outputs=outputs)
+        identity = inquiry.identity or f"{random.getrandbits(128):032x}"
+        span = self._record(_text(headers, b"traceparent"), _text(headers, b"baggage"), came)
+        self._answers.add(self._row(came, identity, span))
+        self._answered_at_once += 1
+        content, length = reply_of(self._model, version.version, identity, outputs, inquiry)
+        told = [
+            (
+                b"content-type",
+                b"application/json" if length is None else b"application/octet-stream",
+            ),
+            (b"content-length", str(len(content)).encode()),
+            (b"x-request-id", headers.get(b"x-request-id") or identity.encode()),
+            (b"traceparent", span.traceparent.encode()),
+            (b"baggage", version.baggage.encode()),
+            (b"x-lepton-version", str(version.version).encode()),
+            (b"x-lepton-replica", self._name.encode()),
+        ]
+        if length is not None:
+            told.append((LENGTH.encode(), str(length).encode()))
+        return told, content
+
+    def _record(self, traceparent: str | None, baggage: str | None, came: _Outcome) -> Carrier:
         """Leave the request's span and figures; return its carrier."""
-        came_with = {k: v for k, v in request.scope["headers"] if k in _TRACED}
-        trace, baggage = (came_with.get(k, b"").decode("latin-1") for k in _TRACED)
-        parent = carrier_of(trace, self._directory, baggage=baggage)
+        parent = carrier_of(traceparent, self._directory, baggage=baggage)
         rows = len(came.inquiry.rows) if came.inquiry else 0
         took = (time.time_ns() - came.began_ns) / 1e9
         about = self._about(came)
@@ -360,6 +416,7 @@ class Replica:
             self._draining = True
             for end in self._ends:
                 end()
+            telemetry.measure("lepton.serving.alive", 0, {"lepton.model": self._model})
             self._follower.close()
             self._batcher.close()
             self._answers.close()
@@ -367,7 +424,16 @@ class Replica:
         telemetry.flush()
 
 
-_TRACED = (b"traceparent", b"baggage")
+def _one_thread() -> None:
+    """Have torch compute in this thread alone: more would only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def _datatype(dtype: str) -> str:

@@ -154,6 +154,13 @@ INSTRUMENTS: dict[str, Instrument] = {
             _MODEL,
         ),
         Instrument(
+            "lepton.serving.alive",
+            "gauge",
+            "s",
+            "Unix time at which a replica last told of itself; 0 once it was stopped.",
+            _MODEL,
+        ),
+        Instrument(
             "lepton.serving.share",
             "gauge",
             "1",

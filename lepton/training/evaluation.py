@@ -1,4 +1,4 @@
-"""Evaluation: exact counts over every row, so figures add up and can be compared."""
+"""Evaluation after training: exact counts over every row of a snapshot, kept in a table."""
 
 from __future__ import annotations
 
@@ -12,56 +12,52 @@ import numpy as np
 import pyarrow as pa
 
 from lepton import checkpoints, telemetry
-from lepton.errors import TrainingError
 from lepton.lake import Snapshot, home_of, write
 from lepton.lake.snapshot import refuse_empty
 from lepton.telemetry import Carrier
 from lepton.training.run import Run
+from lepton.training.tallies import METRICS, Classes, Ints, Tally, Task, tally_of, total_of
 
 if TYPE_CHECKING:
     from lepton.checkpoints import Manifest
 
 BATCH_ROWS = 4096
+_FIGURES = [m for names in METRICS.values() for m in names]  # a column each, whatever the task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Counts of a classifier's answers on a snapshot, and what follows from them.
+    """A net's answers on a snapshot, held against the labels.
 
     Attributes:
-        confusion: integer counts, shape (classes, classes): row = label, column = answer.
-        table: uri@version of the rows judged. checkpoint: what was judged.
+        tally: what was counted.
+        table: uri@version of the rows judged.
+        checkpoint: what was judged.
     """
 
-    confusion: np.ndarray[Any, np.dtype[np.int64]]
+    tally: Tally
     table: str
     checkpoint: str
 
     @property
+    def confusion(self) -> Ints:
+        """Counts, shape (classes, classes): row = label, column = answer; empty if it has none."""
+        return self.tally.confusion if isinstance(self.tally, Classes) else np.zeros((0, 0), int)
+
+    @property
+    def per_class(self) -> list[dict[str, float]]:
+        """Precision, recall, F1 and rows of each class."""
+        return self.tally.per_class if isinstance(self.tally, Classes) else []
+
+    @property
     def rows(self) -> int:
         """Rows judged."""
-        return int(self.confusion.sum())
+        return self.tally.rows
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Accuracy, and macro averages of precision, recall and F1 over the classes present.
-
-        A class that was never answered has precision 0, one without rows is left out of the
-        averages (as scikit-learn's ``average="macro", zero_division=0`` over labels present).
-        """
-        hits = np.diag(self.confusion).astype(float)
-        labels, answers = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
-        present = (labels + answers) > 0
-        precision = np.divide(hits, answers, out=np.zeros_like(hits), where=answers > 0)
-        recall = np.divide(hits, labels, out=np.zeros_like(hits), where=labels > 0)
-        both = precision + recall
-        f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(hits), where=both > 0)
-        return {
-            "accuracy": float(hits.sum() / max(1, self.rows)),
-            "precision": float(precision[present].mean()),
-            "recall": float(recall[present].mean()),
-            "f1": float(f1[present].mean()),
-        }
+        """Of a classifier accuracy, precision, recall and f1; of a regression mse, mae and r2."""
+        return self.tally.metrics
 
 
 def evaluate(
@@ -74,8 +70,9 @@ def evaluate(
 ) -> Evaluation:
     """Judge a checkpoint's exported net on every row and append the result to ``evaluations``.
 
-    The net's first output is taken as scores of shape (rows, classes), the label column as the
-    index of the right class. The checkpoint's preparation is applied, as it is when serving.
+    The checkpoint's preparation is applied, as it is when serving. A label of whole numbers is the
+    index of the right class, the net's first output then scores of shape (rows, classes); with a
+    label of fractions the first output is held against it, shape (rows,) or (rows, outputs).
 
     Args:
         subject: a run (its newest checkpoint), or one checkpoint.
@@ -87,6 +84,7 @@ def evaluate(
     Raises:
         LakeError: the snapshot is empty or has no such column.
         CheckpointError: the checkpoint is damaged or has no program.
+        TrainingError: the net's answers and the labels do not go together.
     """
     manifest = subject.checkpoint if isinstance(subject, Run) else subject
     refuse_empty(snapshot)
@@ -94,38 +92,33 @@ def evaluate(
     parent = trace or Carrier(manifest.traceparent, f"{home_of(home)}/traces")
     described = {"lepton.table": str(snapshot), "lepton.checkpoint": manifest.uri}
     with telemetry.span("lepton.evaluate", parent, attributes=described) as span:
-        confusion = _count(manifest, snapshot, label)
-        found = Evaluation(confusion=confusion, table=str(snapshot), checkpoint=manifest.uri)
+        tally = _judge(manifest, snapshot, label)
+        found = Evaluation(tally=tally, table=str(snapshot), checkpoint=manifest.uri)
         span.set(**{f"lepton_{k}": v for k, v in found.metrics.items()}, lepton_rows=found.rows)
         _record(found, manifest, home, span.carrier.trace_id)
     return found
 
 
-def _count(manifest: Manifest, snapshot: Snapshot, label: str) -> Any:
-    import torch
+def _task_of(labels: Any, scores: Any) -> Task:
+    """Fractions ask for a regression, unless several scores a row can only be a classifier's."""
+    many = scores.ndim == 2 and scores.shape[1] > 1
+    alone = labels.dtype.kind == "f" and not (labels.ndim == 1 and many)
+    return "regression" if alone else "classification"
 
+
+def _judge(manifest: Manifest, snapshot: Snapshot, label: str) -> Tally:
     from lepton.export.restore import Predictor
 
     predictor = Predictor(manifest)
-    counts = np.zeros((0, 0), np.int64)
+    where = f"checkpoint {manifest.uri} on {snapshot}"
+    tallies: list[Tally] = []
     for rows in snapshot.batches():
         for at in range(0, len(rows), BATCH_ROWS):
             piece = rows.slice(at, BATCH_ROWS)
-            outputs = predictor(piece)
-            scores = next(iter(outputs.values()))
-            if scores.ndim != 2:
-                raise TrainingError(
-                    f"evaluation needs scores of shape (rows, classes), the net gives "
-                    f"{tuple(scores.shape)}"
-                )
-            labels = torch.from_numpy(predictor.labels(piece, label))
-            classes = max(scores.shape[1], int(labels.max()) + 1, len(counts))
-            pairs = labels.to(torch.int64) * classes + scores.argmax(1)
-            added = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).numpy()
-            grown = np.zeros((classes, classes), np.int64)
-            grown[: len(counts), : len(counts)] = counts
-            counts = grown + added
-    return counts
+            scores = next(iter(predictor(piece).values())).float().numpy()
+            labels = predictor.labels(piece, label)
+            tallies.append(tally_of(_task_of(labels, scores), scores, labels, where))
+    return total_of(tallies)
 
 
 def _record(found: Evaluation, manifest: Manifest, home: str | None, trace_id: str) -> None:
@@ -137,11 +130,12 @@ def _record(found: Evaluation, manifest: Manifest, home: str | None, trace_id: s
         "checkpoint": manifest.uri,
         "table": found.table,
         "rows": found.rows,
-        **found.metrics,
+        **{m: pa.scalar(found.metrics.get(m), pa.float64()) for m in _FIGURES},
         "confusion": json.dumps(found.confusion.tolist()),
         "trace_id": trace_id,
     }
-    write(pa.table({k: pa.array([v]) for k, v in row.items()}), f"{home_of(home)}/evaluations")
+    table = pa.table({k: pa.array([v]) for k, v in row.items()})
+    write(table, f"{home_of(home)}/evaluations", evolve="add")
 
 
 __all__ = ["Evaluation", "checkpoints", "evaluate"]

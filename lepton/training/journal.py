@@ -7,15 +7,21 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from lepton import telemetry
+from lepton import checkpoints, telemetry
+from lepton.errors import TrainingError
 from lepton.stream import Part
 from lepton.stream.mixture import MixedPart
+from lepton.training.board import Board
+from lepton.training.evaluations import Judged
 from lepton.training.group import Group
 from lepton.training.plan import Plan
+from lepton.training.refusals import unwritable
 from lepton.training.run import next_attempt
 from lepton.training.steps import Attempt, Step, StepLog, attempts_of, steps_of, write_attempt
 
@@ -62,7 +68,8 @@ class Journal:
         self._pace: telemetry.Pace | None = None
         self._began_ns, self._paused_ns = time.time_ns(), 0
         self._unwatch = telemetry.watch("lepton.train.goodput", self._goodput)
-        self._asked_ns = self._got_ns = self._rows = 0
+        self._asked_ns = self._got_ns = self._rows = self._all_rows = 0
+        self._board = Board(plan.tensorboard)
 
     def open(self, step: int) -> int:
         """Begin this generation's log at a step; return the generation's number."""
@@ -82,6 +89,9 @@ class Journal:
         self.close()
         self._log = StepLog(self._logs, number, place.rank)
         self._pace = self._pace or telemetry.Pace(self._plan.carrier)
+        self._board.close()
+        if place.rank == 0:
+            self._board.open(step)
         return number
 
     def close(self) -> None:
@@ -96,40 +106,60 @@ class Journal:
             self._pace.close()
         self._pace = None
         self._unwatch()
+        self._board.close()
         self._forget_logs()
+
+    def judged(self, judged: Judged) -> None:
+        """Tell of an evaluation."""
+        self._board.judged(judged)
 
     def ask(self) -> None:
         """Note that a batch is asked for."""
         self._asked_ns = time.time_ns()
 
     def contribute(self, step: int, part: Part | MixedPart) -> None:
-        """Write what this rank gives to a step."""
+        """Write what this rank gives to a step.
+
+        Raises:
+            TrainingError: the disk is full or gone.
+        """
         assert self._log is not None  # noqa: S101 - opened with the generation
         digest = part.digest
-        self._rows = len(part.ids)
-        self._log.contribute(
-            Step(
-                step=step,
-                epoch=part.epoch,
-                batch=part.step,
-                rows=self._rows,
-                high=digest.high,
-                low=digest.low,
-                ids=cast("list[int]", part.ids.tolist()) if self._plan.audit else None,
-            )
+        self._rows, self._all_rows = len(part.ids), part.global_rows
+        given = Step(
+            step=step,
+            epoch=part.epoch,
+            batch=part.step,
+            rows=self._rows,
+            high=digest.high,
+            low=digest.low,
+            ids=cast("list[int]", part.ids.tolist()) if self._plan.audit else None,
         )
+        with self._written(step):
+            self._log.contribute(given)
 
     def made(self, step: int, mean: float) -> None:
         """Write that a step was made, and, if it ended a pause, how long that was."""
         assert self._log is not None  # noqa: S101 - opened with the generation
         assert self._pace is not None  # noqa: S101 - with the log
         now = time.time_ns()
-        self._log.made(step, mean, now)
+        with self._written(step):
+            self._log.made(step, mean, now)
         place = (self._group.rank, self._group.world_size)
         times = (self._asked_ns, self._got_ns, now)
         self._pace.add(telemetry.Paced(step, *times, self._rows, place))
+        self._board.made(step, mean, now, self._all_rows, self._group.world_size)
         if self._broken.since_ns:
             self._mended(step, now)
+
+    @contextmanager
+    def _written(self, step: int) -> Generator[None]:
+        """Say what it means when the log cannot be written."""
+        try:
+            yield
+        except OSError as e:
+            whole = checkpoints.all_of(Path(self._plan.folder) / "checkpoints")
+            raise TrainingError(unwritable(self._plan.folder, step, e, whole)) from e
 
     def _mended(self, step: int, now: int) -> None:
         """Tell of the pause that a step has ended."""

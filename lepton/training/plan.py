@@ -9,6 +9,8 @@ from typing import Any
 from lepton.stream import Shard
 from lepton.stream.mixture import MixedShard
 from lepton.telemetry import Carrier
+from lepton.training.stopping import EarlyStopping
+from lepton.training.validation import Settled
 
 Opener = Callable[[int, int, Mapping[str, Any] | None, int], Shard | MixedShard]
 """Opens the shard of (rank, world size, cursor, generation)."""
@@ -30,6 +32,10 @@ class Plan:
         lanes: of the stream.
         keep: newest checkpoints that stay; None: all.
         exact: sum gradients lane by lane, so that the world size does not change a bit.
+        steps: planned over all epochs.
+        validation: what the run is judged by on the way, or None.
+        stop: when it ends before its last step, or None.
+        tensorboard: folder of TensorBoard files, or None.
     """
 
     folder: str
@@ -43,3 +49,7 @@ class Plan:
     lanes: int = 1
     keep: int | None = None
     exact: bool = False
+    steps: int = 0
+    validation: Settled | None = None
+    stop: EarlyStopping | None = None
+    tensorboard: str | None = None

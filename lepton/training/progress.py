@@ -1,7 +1,7 @@
 """Progress of a run, read from its step log: the same source as the verdict afterwards.
 
-On a terminal one live line, with a line above it for whatever happens to the workers; elsewhere a
-plain line now and then.
+On a terminal one live line, with a line above it for whatever happens to the workers; in a notebook
+one that is written over in its cell; elsewhere a plain line now and then.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lepton.training import evaluations
+from lepton.training.evaluations import Judged
 from lepton.training.rendezvous import Event
 from lepton.training.steps import attempts_of
 
@@ -53,7 +56,7 @@ class Line:
                 self.console.print(f"run {self.name}: {text}", highlight=False)
         self._seen = len(events)
 
-    def text(self, step: int, loss: float, workers: int) -> str:
+    def text(self, step: int, loss: float, workers: int, judged: Judged | None = None) -> str:
         """Return the figures of a moment, with the rate since the first one seen."""
         now = time.monotonic()
         self._began = self._began or (step, now)
@@ -61,13 +64,14 @@ class Line:
         rate = steps / seconds if seconds > 0 else 0.0
         left = f"  {(self.total - step) / rate:.0f} s left" if rate > 0 else ""
         rows = f"  {rate * self.batch_size:,.0f} rows/s" if rate > 0 else ""
-        return f"step {step}/{self.total}  loss {loss:.4f}{rows}  {workers} workers{left}"
+        found = next(iter(judged.metrics.items()), None) if judged else None
+        figure = f"  {found[0]} {found[1]:.4f}" if found else ""
+        return f"step {step}/{self.total}  loss {loss:.4f}{figure}{rows}  {workers} workers{left}"
 
-    def plain(self, step: int, loss: float, workers: int) -> None:
+    def plain(self, text: str) -> None:
         """Print a line if the last one is some time ago."""
         if self.console is not None and time.monotonic() - self._plain_at > PLAIN_S:
             self._plain_at = time.monotonic()
-            text = self.text(step, loss, workers)
             self.console.print(f"run {self.name}: {text}", highlight=False)
 
 
@@ -89,37 +93,25 @@ def described(event: Event) -> str:
 
 @contextmanager
 def watch(folder: Path, steps: int, batch_size: int, *, show: bool) -> Generator[Line]:
-    """Show a run's progress on standard error while the block runs."""
-    console = Console(stderr=True) if show else None
+    """Show a run's progress on standard error, or in the notebook's cell, while the block runs."""
+    console = Console(stderr=True, force_jupyter=False) if show else None
     line = Line(folder.name, steps, batch_size, console)
     if console is None:
         yield line
         return
     stop = threading.Event()
-    bar = Progress(
-        TextColumn("training {task.fields[name]}"),
-        BarColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("", total=steps, name=folder.name, text="starting")
+    with _shown(line, console, folder) as tell:
+
+        def look() -> None:
+            found = newest_step(folder)
+            lives = attempts_of(folder / "steps")
+            if found is not None and lives:
+                judged = next(reversed(evaluations.read(folder)), None)
+                tell(found[0], line.text(*found, lives[-1].world_size, judged))
 
         def follow() -> None:
             while not stop.wait(POLL_S):
-                found = newest_step(folder)
-                lives = attempts_of(folder / "steps")
-                if found is None or not lives:
-                    continue
-                now = (*found, lives[-1].world_size)
-                if bar.disable:
-                    line.plain(*now)
-                else:
-                    bar.update(task, completed=found[0], text=line.text(*now))
+                look()
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -128,6 +120,41 @@ def watch(folder: Path, steps: int, batch_size: int, *, show: bool) -> Generator
         finally:
             stop.set()
             thread.join()
+            look()
+
+
+@contextmanager
+def _shown(line: Line, console: Console, folder: Path) -> Generator[Callable[[int, str], None]]:
+    """Where the line goes; what is given is called with the step and the text."""
+    cell = _cell(f"training {folder.name}: starting")
+    if cell is not None:
+        yield lambda _, text: cell(f"training {folder.name}: {text}")
+        return
+    if not console.is_terminal:
+        yield lambda _, text: line.plain(text)
+        return
+    bar = Progress(
+        TextColumn("training {task.fields[name]}"),
+        BarColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with bar:
+        task = bar.add_task("", total=line.total, name=folder.name, text="starting")
+        yield lambda step, text: bar.update(task, completed=step, text=text)
+
+
+def _cell(text: str) -> Callable[[str], None] | None:
+    """Show a text in the notebook's cell; return what writes over it, or None elsewhere."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    shown: Any = sys.modules["IPython"].display
+    handle: Any = shown.display({"text/plain": text}, raw=True, display_id=True)
+    return lambda text: handle.update({"text/plain": text}, raw=True)
 
 
 def newest_step(folder: Path) -> tuple[int, float] | None:

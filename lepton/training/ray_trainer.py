@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,7 @@ from lepton.training.progress import Line, watch
 from lepton.training.recovery import fatal_rank, in_a_row
 from lepton.training.reserves import Reserves
 from lepton.training.run import next_attempt
+from lepton.training.waiting import Waiting, room_for
 
 if TYPE_CHECKING:
     from lepton.stream import Stream
@@ -54,8 +54,8 @@ HEALTH_CHECK_S = "0.5"
 POLL_S = 0.25
 RETRIES = 100
 """What Ray Train is allowed; the rendezvous knows better how a run gets on (``max_failures``)."""
-ROOM_S = 3.0
-"""How long a run waits for room before it says so."""
+ANSWER_S = 30.0
+"""How long an actor of the run may take to answer."""
 END_S = 3.0
 """How long Ray Train may take to end after the run has: it may wait for a node that is gone."""
 
@@ -120,7 +120,9 @@ class _Trainer(DataParallelTrainer):
                 if finished_at is not None and time.monotonic() - finished_at > END_S:
                     return _abort(controller)
             ray.get(running)
-            return ray.get(controller.get_result.remote())
+            return ray.get(controller.get_result.remote(), timeout=ANSWER_S)
+        except ray.exceptions.GetTimeoutError:
+            return _abort(controller)  # it has run to its end; what came of it lies in the folder
         except BaseException:
             _abort(controller)
             raise
@@ -149,11 +151,13 @@ def train_on_ray(
     *,
     show: bool,
     hang_s: float,
+    start_timeout_s: float | None = None,
 ) -> None:
     """Run the loop to its end on a worker group.
 
     Raises:
-        TrainingError: the loop raised, or workers were lost more often than allowed.
+        TrainingError: the loop raised, workers were lost more often than allowed, or there was no
+            room for them in time.
         KeyboardInterrupt: the person interrupted it; the workers are gone when this is raised.
     """
     cluster.connect()
@@ -161,7 +165,7 @@ def train_on_ray(
     gpu = bool(ray.cluster_resources().get("GPU")) if resources is None else "GPU" in resources
     each = dict(resources) if resources is not None else {"CPU": 1, **({"GPU": 1} if gpu else {})}
     stream = stream.read_by(_engine(stream, bounds[1], each), stream.trace)
-    room = _room(each)
+    room = room_for(each)
     core = min(max(bounds[0], room), bounds[1])
     meeting = _meeting(Path(plan.folder), bounds, core, hang_s)
     config = {
@@ -187,7 +191,8 @@ def train_on_ray(
 
     try:
         with watch(Path(plan.folder), stream.steps, stream.batch_size, show=show) as line:
-            trainer.look_after = _Watch(plan, meeting, reserves, line, core, each, max_failures)
+            waiting = Waiting(str(plan.lineage["run"]), core, each, start_timeout_s)
+            trainer.look_after = _Watch(plan, meeting, reserves, line, waiting, max_failures)
             with _interruptions() as trainer.interrupted:
                 _fit(trainer, plan)
     finally:
@@ -208,11 +213,8 @@ class _Watch:
     meeting: Any
     reserves: Reserves
     line: Line
-    core: int
-    each: Mapping[str, float]
+    waiting: Waiting
     max_failures: int
-    since: float = field(default_factory=time.monotonic)
-    said: bool = False
     stopped_at: float = 0.0
 
     def __call__(self) -> bool:
@@ -222,7 +224,9 @@ class _Watch:
             TrainingError: a worker's loop raised, or too many workers were lost in a row.
         """
         self.reserves.look_after()
-        status: Any = ray.get(self.meeting.status.remote())
+        status = self._asked()
+        if status is None:
+            return False  # a machine under load; the next poll asks again
         self.line.tell(status["events"])
         if status["error"]:
             self.stopped_at = self.stopped_at or time.monotonic()
@@ -239,19 +243,15 @@ class _Watch:
             )
         if status["events"]:
             self.reserves.start()
-        self._say_what_is_missing(started=bool(status["pids"] or status["events"]))
+        self.waiting.look(started=bool(status["pids"] or status["events"]))
         return bool(status["finished"])
 
-    def _say_what_is_missing(self, *, started: bool) -> None:
-        if started or self.said or time.monotonic() - self.since < ROOM_S:
-            return
-        self.said = True
-        room = _room(self.each)
-        if room < self.core:
-            sys.stderr.write(
-                f"run {self.plan.lineage['run']!r} waits for room: {self.core} workers of "
-                f"{dict(self.each)} each, the cluster has room for {room} now\n"
-            )
+    def _asked(self) -> Any:
+        """Return the rendezvous' status, None if it did not answer: no poll may wait for ever."""
+        try:
+            return ray.get(self.meeting.status.remote(), timeout=ANSWER_S)
+        except ray.exceptions.GetTimeoutError:
+            return None
 
 
 @contextmanager
@@ -277,12 +277,6 @@ def _interruptions() -> Generator[threading.Event]:
     finally:
         for number in taken:
             signal.signal(number, before[number])
-
-
-def _room(each: Mapping[str, float]) -> int:
-    """How many workers the cluster has room for now."""
-    free = ray.available_resources()
-    return min((int(free.get(k, 0) // v) for k, v in each.items() if v > 0), default=1)
 
 
 def _meeting(folder: Path, bounds: tuple[int, int], core: int, hang_s: float) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lepton.checkpoints import Manifest
 from lepton.stream import Part
 from lepton.stream.mixture import MixedPart
 from lepton.stream.order import place_of
@@ -40,4 +41,20 @@ def uneven(ended: int, world_size: int, step: int) -> str:
         f"{ended} of {world_size} ranks ended their loop after step {step}, the others did not: "
         "every rank must make every step; decide to stop by something that is equal on all ranks, "
         "such as what worker.step returns"
+    )
+
+
+def unwritable(folder: str, step: int, error: OSError, whole: Sequence[Manifest]) -> str:
+    """Describe a run whose folder takes no more.
+
+    Args:
+        folder: of the run.
+        step: under way.
+        error: what the system says.
+        whole: the run's checkpoints, by step.
+    """
+    last = f"the last whole checkpoint is {whole[-1].uri}" if whole else "there is no checkpoint"
+    return (
+        f"step {step} cannot be written to the step log in {folder} ({error}); {last}: make room "
+        "or mend the permissions, then train again by the same name to go on"
     )

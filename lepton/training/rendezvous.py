@@ -161,12 +161,16 @@ class Rendezvous:
                 if not self._refuse(guest):
                     guest.done = None
                     self.membership.arrive(guest.name, message["step"], self.clock())
-                    self._call_back_the_done()
+                    if guest.name in self.membership.members:  # a spare is no reason to meet
+                        self._call_back_the_done()
             case "store":
                 self._tell_all(message["store"])
             case "done":
                 guest.done = message["step"]
-                self._end_if_done()
+                if self._meets_again():
+                    self._call_back_the_done()
+                else:
+                    self._end_if_done()
             case "leave":
                 self.error = self.error or message.get("error", "")
                 self._stop_all()
@@ -205,6 +209,14 @@ class Rendezvous:
             self._call_back_the_done()
 
     # -- the end of a run -----------------------------------------------------------------------
+
+    def _meets_again(self) -> bool:
+        """Whether the generation cannot end as it is.
+
+        Members wait for the next one already, or rank 0, who writes the last checkpoint, is gone.
+        """
+        members = self.membership.members
+        return self._leads not in members or any(m in self.membership.waiting for m in members)
 
     def _call_back_the_done(self) -> None:
         """Members that wait for the end are wanted again: a peer has to make its last step."""

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from lepton import checkpoints
 from lepton.checkpoints import Manifest
 from lepton.registry import Registry
+from lepton.training.stopping import EarlyStopping
 
 BEST_BY = "loss"
+
+
+def best_of(kept: Sequence[Manifest], by: str = BEST_BY, mode: str = "min") -> Manifest | None:
+    """Return the checkpoint with the best figure, the first of equals; None without any. Pure.
+
+    Args:
+        kept: a run's checkpoints, by step.
+        by: the figure.
+        mode: whether ``"max"`` or ``"min"`` is better.
+    """
+    sign = -1.0 if mode == "max" else 1.0
+    known = [m for m in kept if not math.isnan(m.metrics.get(by, math.nan))]
+    return min(known, key=lambda m: sign * m.metrics[by]) if known else None
 
 
 def superfluous(
@@ -22,21 +37,27 @@ def superfluous(
         newest: how many of the newest stay. The one with the lowest loss stays, too.
         registered: addresses of manifests that model versions were made of: these stay.
     """
-    with_loss = [m for m in kept if BEST_BY in m.metrics]
-    best = min(with_loss, key=lambda m: m.metrics[BEST_BY]).uri if with_loss else ""
-    return [m for m in kept[: max(0, len(kept) - newest)] if m.uri not in {best, *registered}]
+    best = best_of(kept)
+    staying = {best.uri if best else "", *registered}
+    return [m for m in kept[: max(0, len(kept) - newest)] if m.uri not in staying]
 
 
-def thin_out(folder: Path, newest: int, home: Path) -> list[Manifest]:
+def thin_out(
+    folder: Path, newest: int, home: Path, stop: EarlyStopping | None = None
+) -> list[Manifest]:
     """Remove a run's superfluous checkpoints; return them.
+
+    With a rule to stop, the best one by its figure stays as well.
 
     The manifest goes first: a checkpoint is whole or invisible while it goes, too. The registry is
     only asked when something is about to go; what it names by then stays.
     """
-    going = superfluous(checkpoints.all_of(folder), newest, frozenset())
-    if not going:
+    kept = checkpoints.all_of(folder)
+    best = best_of(kept, stop.metric, stop.mode) if stop else None
+    staying = frozenset({best.uri} if best else ())
+    if not superfluous(kept, newest, staying):
         return []
-    going = superfluous(checkpoints.all_of(folder), newest, _registered(home))
+    going = superfluous(kept, newest, staying | _registered(home))
     for manifest in going:
         checkpoints.remove(manifest)
     return going

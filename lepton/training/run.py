@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -18,6 +19,8 @@ from lepton.errors import TrainingError
 from lepton.lake import home_of
 from lepton.stream import Digest, Mixture, Stream
 from lepton.stream.reader import expected_rows
+from lepton.training import evaluations
+from lepton.training.retention import BEST_BY, best_of
 from lepton.training.steps import (
     Attempt,
     Step,
@@ -27,6 +30,9 @@ from lepton.training.steps import (
     replayed,
     steps_of,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +111,31 @@ class Run:
         return newest
 
     @property
+    def best(self) -> Manifest:
+        """The checkpoint with the best figure by the run's rule to stop; without, the lowest loss.
+
+        Raises:
+            TrainingError: there is no checkpoint with such a figure.
+        """
+        path = Path(self.folder) / "run.json"
+        body: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        stop = body.get("stop")
+        by, mode = (stop["metric"], stop["mode"]) if stop else (BEST_BY, "min")
+        found = best_of(self.checkpoints, by, mode)
+        if found is None:
+            raise TrainingError(f"run {self.name!r} has no checkpoint with {by!r} yet: train it")
+        return found
+
+    def evaluations(self) -> pa.Table:
+        """Return a row for each evaluation made in the run; see ``lepton.train(validate=...)``.
+
+        Columns: ``step``, ``epoch``, ``rows``, one for each figure, ``confusion`` (of a
+        classifier: a list of rows, one a label), ``seconds``, ``workers``, ``time`` (UTC), and
+        ``table`` (uri@version).
+        """
+        return evaluations.table_of(evaluations.read(Path(self.folder)))
+
+    @property
     def attempts(self) -> list[tuple[Attempt, dict[int, list[Step]]]]:
         """Each life of the worker group with what its ranks did, by step."""
         steps = Path(self.folder) / "steps"
@@ -165,6 +196,22 @@ class Run:
                 "time": pa.array(made, pa.timestamp("us", tz="UTC")),
             }
         )
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw the run by step: loss, evaluations, rows/s and the workers, with each change marked.
+
+        Args:
+            path: where to save it too, such as ``run.png`` or ``run.svg``.
+
+        Raises:
+            TrainingError: matplotlib is not installed, or no step was made yet.
+        """
+        from lepton.training.plot import figure_of
+
+        figure = figure_of(self)
+        if path is not None:
+            figure.savefig(os.fspath(path))
+        return figure
 
     def consumption(self, stream: Stream | Mixture) -> Consumption:
         """Compare what the counted steps consumed with the plan, row by row.

@@ -91,8 +91,15 @@ class Saver:
         )
         self._thread.start()
 
-    def finish(self, step: int, cursor: Mapping[str, Any] | None) -> None:
+    def finish(
+        self, step: int, cursor: Mapping[str, Any] | None, verdict: Mapping[str, Any]
+    ) -> None:
         """Wait for the last checkpoint, then note that the run has come to its end.
+
+        Args:
+            step: optimiser steps made.
+            cursor: where the stream stands.
+            verdict: why it has ended early; empty if it has not.
 
         Raises:
             CheckpointError: it could not be written.
@@ -100,7 +107,9 @@ class Saver:
         self.wait()
         self._saved_at = None  # no other will follow
         target = Path(self._plan.folder) / "done.json"
-        target.with_suffix(".tmp").write_text(json.dumps({"step": step, "cursor": cursor}))
+        target.with_suffix(".tmp").write_text(
+            json.dumps({"step": step, "cursor": cursor, **verdict})
+        )
         target.with_suffix(".tmp").replace(target)
 
     def wait(self) -> Manifest | None:
@@ -135,6 +144,7 @@ class Saver:
             telemetry.measure("lepton.checkpoint.duration", time.monotonic() - began)
             telemetry.measure("lepton.checkpoint.size", self.saved.size)
             if self._plan.keep is not None:
-                thin_out(self._folder, self._plan.keep, Path(self._plan.folder).parent.parent)
+                home = Path(self._plan.folder).parent.parent
+                thin_out(self._folder, self._plan.keep, home, self._plan.stop)
         except Exception as e:  # noqa: BLE001 - raised in the training thread, by the next wait
             self._error = e

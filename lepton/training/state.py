@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
 from lepton import checkpoints
+from lepton.errors import CheckpointError
+from lepton.training.differences import Outline, differences, other_model
 from lepton.training.group import Group
 
 T = TypeVar("T")
@@ -81,27 +83,44 @@ def hand_over(attached: Mapping[str, Any], group: Group, extra: Any) -> Any:
     return extra
 
 
-def load(attached: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Load each thing's state.
+def load(attached: Mapping[str, Any], state: Mapping[str, Any], where: str = "the state") -> None:
+    """Load each thing's state; nothing is loaded unless all of it fits.
+
+    Args:
+        attached: name to net, optimiser or other thing with a state.
+        state: name to what its ``state_dict()`` was.
+        where: what it comes from, for the message.
 
     Raises:
-        CheckpointError: the state is of other things, or of other shapes.
+        CheckpointError: the state is of other things, or of other shapes; it says of which.
     """
-    from lepton.errors import CheckpointError
-
-    if set(state) != set(attached):
-        raise CheckpointError(
-            f"the state holds {sorted(state)}, the loop attached {sorted(attached)}: it is of "
-            "another model; use another run name"
-        )
+    now = {name: thing.state_dict() for name, thing in attached.items()}
+    nets = {n for n, t in attached.items() if isinstance(t, torch.nn.Module)}
+    found = differences(_outline(state, nets), _outline(now, nets))
+    if found:
+        raise CheckpointError(other_model(where, found))
     for name, thing in attached.items():
         try:
             thing.load_state_dict(state[name])
         except (RuntimeError, ValueError, KeyError) as e:
-            raise CheckpointError(
-                f"the state does not fit {name!r}, so it is of another model; use another run "
-                f"name: {e}"
-            ) from e
+            raise CheckpointError(other_model(where, [f"{name}: {e}"])) from e
+
+
+def _outline(state: Mapping[str, Any], nets: set[str]) -> dict[str, Outline]:
+    """What each thing's state is made of, without its values."""
+    return {name: _sketch(found, name in nets) for name, found in state.items()}
+
+
+def _sketch(found: Any, is_net: bool) -> Outline:
+    if not isinstance(found, Mapping):
+        return None
+    named = cast("Mapping[str, Any]", found)
+    if is_net:
+        return {k: tuple(v.shape) for k, v in named.items() if isinstance(v, torch.Tensor)}
+    groups: list[Mapping[str, Any]] | None = named.get("param_groups")
+    if groups is None:
+        return None
+    return [(len(g["params"]), frozenset(g) - {"params"}) for g in groups]
 
 
 def _device_of(attached: Mapping[str, Any]) -> torch.device:

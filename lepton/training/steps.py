@@ -10,6 +10,7 @@ in the attempt that made it last.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -78,12 +79,23 @@ class StepLog:
             f'{{"step":{step.step},"epoch":{step.epoch},"batch":{step.batch},"rows":{step.rows},'
             f'"high":{step.high},"low":{step.low},"ids":{ids}}}\n'
         )
-        os.write(self._file, line.encode())
+        self._append(line.encode())
 
     def made(self, step: int, loss: float, time_ns: int) -> None:
         """Append that the step was made."""
         line = f'{{"made":{step},"loss":{json.dumps(loss)},"time_ns":{time_ns}}}\n'
-        os.write(self._file, line.encode())
+        self._append(line.encode())
+
+    def _append(self, line: bytes) -> None:
+        """Write a whole line or nothing.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        written = os.write(self._file, line)
+        if written < len(line):  # what a disk does that is full just now
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file."""

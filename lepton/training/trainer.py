@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,11 @@ from lepton.cluster import bounds_of
 from lepton.errors import StreamError, TrainingError
 from lepton.stream import Mixture, Stream
 from lepton.telemetry import Carrier
+from lepton.training.board import folder_of
+from lepton.training.progress import watch
 from lepton.training.run import Run, load_run, run_folder
+from lepton.training.stopping import EarlyStopping
+from lepton.training.validation import Settled, Validation
 
 if TYPE_CHECKING:
     from lepton.training.plan import Plan
@@ -31,7 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _PACKAGES = ("lepton", "torch", "ray", "pyarrow", "deltalake")
 
 
-def train(
+def train(  # noqa: PLR0913 - the one place for what a run can be told
     loop: Loop,
     stream: Stream | Mixture,
     *,
@@ -42,9 +47,13 @@ def train(
     keep: int | None = None,
     max_failures: int = 3,
     hang_timeout_s: float = 15.0,
+    start_timeout_s: float | None = None,
     resources: Mapping[str, float] | None = None,
     audit: bool = False,
     exact: bool = False,
+    validate: Validation | None = None,
+    stop: EarlyStopping | None = None,
+    tensorboard: bool | str | os.PathLike[str] = False,
     progress: bool = True,
     trace: Carrier | None = None,
 ) -> Run:
@@ -67,17 +76,29 @@ def train(
             steps made in between, before the run gives up.
         hang_timeout_s: silence after which a worker counts as hung and is replaced, seconds. Only
             a process that does not run at all is silent; a slow step is not.
+        start_timeout_s: how long to wait for room on the cluster for the first workers, seconds;
+            default without end. What is missing is said either way.
         resources: of each worker, such as ``{"CPU": 2, "GPU": 1}``; default one CPU, and one GPU
             if the cluster has any.
         audit: keep every consumed row's identity, for :meth:`Run.consumption`.
         exact: make weights bitwise equal at any number of workers: gradients are summed lane by
             lane, in a fixed order. ``worker.step`` then takes a function of a batch. Slower.
-        progress: show a progress bar while it runs.
+        validate: judge the net on other rows on the way; see :meth:`Run.evaluations`. Checkpoints
+            of judged steps carry the figures.
+        stop: when to end early, by a figure of ``validate``. The best checkpoint is
+            :attr:`Run.best`; training again without ``stop`` goes on to the last step.
+        tensorboard: write TensorBoard files, into the run's folder ``tensorboard`` or one of one's
+            own: loss, rows/s, world size and the figures of ``validate``.
+        progress: show a live line while it runs: on a terminal and in a notebook in place,
+            elsewhere a line every ten seconds.
         trace: the span to run under; default a new trace.
 
     Raises:
-        ValueError: workers, checkpoint_every or the name are impossible; the lanes do not fit.
-        TrainingError: the loop failed, or the name belongs to another run.
+        ValueError: workers, checkpoint_every or the name are impossible; the lanes do not fit;
+            ``stop`` is about a figure that there is not.
+        LakeError: the rows to validate on lack a column, or there are none.
+        TrainingError: the loop failed, the name belongs to another run, or the cluster had no room
+            within ``start_timeout_s``.
     """
     fewest, most = bounds_of("workers", workers)
     if not callable(loop):
@@ -91,8 +112,10 @@ def train(
     parent = trace or Carrier("", str(folder.parent.parent / "traces"))
     if exact and isinstance(stream, Mixture):
         raise ValueError("exact=True is for a stream of one table, not for a mixture")
+    judged = _settled(validate, stop, stream)
+    board = folder_of(tensorboard, folder)
     _refuse_other(folder, name, stream)
-    if _is_done(folder, stream):
+    if _is_done(folder, stream, stop):
         return load_run(name, home)
     attributes = {"lepton.run": name, "lepton.table": str(stream.snapshot)}
     parent = parent.with_baggage(attributes)
@@ -101,10 +124,12 @@ def train(
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
         plan = replace(plan, lanes=stream.lane_count, keep=keep, exact=exact)
-        _write_run(folder, name, stream, span.carrier)
+        plan = replace(plan, steps=stream.steps, validation=judged, stop=stop, tensorboard=board)
+        _write_run(folder, name, stream, span.carrier, stop)
         stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:
-            _train_here(loop, stream, plan)
+            with watch(folder, stream.steps, stream.batch_size, show=progress):
+                _train_here(loop, stream, plan)
         else:
             from lepton.training.ray_trainer import train_on_ray
 
@@ -118,6 +143,7 @@ def train(
                 resources,
                 show=progress,
                 hang_s=hang_timeout_s,
+                start_timeout_s=start_timeout_s,
             )
         run = load_run(name, home)
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)
@@ -139,12 +165,27 @@ def _refuse_other(folder: Path, name: str, stream: Stream | Mixture) -> None:
         )
 
 
-def _is_done(folder: Path, stream: Stream | Mixture) -> bool:
+def _settled(
+    validate: Validation | None, stop: EarlyStopping | None, stream: Stream | Mixture
+) -> Settled | None:
+    """Check what a run is judged by before it begins."""
+    if validate is None:
+        if stop is not None:
+            raise ValueError("stop= is about a figure of validate=Validation(...): give that, too")
+        return None
+    settled = validate.settled(stream)
+    settled.check(stop)
+    return settled
+
+
+def _is_done(folder: Path, stream: Stream | Mixture, stop: EarlyStopping | None) -> bool:
     path = folder / "done.json"
     if not path.is_file() or checkpoints.latest(folder / "checkpoints") is None:
         return False
     done = json.loads(path.read_text())
     begun = json.loads((folder / "run.json").read_text())
+    if "stopped" in done:
+        return stop is not None
     return done["cursor"]["epoch"] >= stream.epochs or begun["epochs"] >= stream.epochs
 
 
@@ -218,7 +259,13 @@ def _version(package: str) -> str:
         return ""
 
 
-def _write_run(folder: Path, name: str, stream: Stream | Mixture, carrier: Carrier) -> None:
+def _write_run(
+    folder: Path,
+    name: str,
+    stream: Stream | Mixture,
+    carrier: Carrier,
+    stop: EarlyStopping | None = None,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     body = {
         "v": 1,
@@ -231,6 +278,7 @@ def _write_run(folder: Path, name: str, stream: Stream | Mixture, carrier: Carri
         "trace_id": carrier.trace_id,
         "traceparent": carrier.traceparent,
         "time": time.time(),
+        "stop": stop.to_dict() if stop else None,
     }
     (folder / "done.json").unlink(missing_ok=True)  # there is more to do again
     target = folder / "run.json"

@@ -53,6 +53,15 @@ class Watcher:
 
         handle = net.register_forward_pre_hook(look)
 
+    def feed(self) -> tuple[str, list[tuple[str, str]]] | None:
+        """Return the one net that columns go through, and these with their data types."""
+        called = [(name, seen) for name, seen in self._seen.items() if seen.called]
+        if len(called) != 1 or called[0][1].inputs is None:
+            return None
+        name, seen = called[0]
+        kinds = [str(a.dtype).removeprefix("torch.") for a in seen.args]
+        return name, list(zip(seen.inputs or [], kinds, strict=True))
+
     def export(self, path: Path) -> tuple[Signature | None, str | None]:
         """Export the net once; return its signature, or None and why it cannot be served."""
         if self._exported is None:

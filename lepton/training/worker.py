@@ -27,6 +27,7 @@ from lepton.stream import Part, Shard
 from lepton.stream.mixture import MixedPart, MixedShard
 from lepton.training import state
 from lepton.training.exact import Closure
+from lepton.training.examination import Examination
 from lepton.training.gradients import Summed
 from lepton.training.group import Group, PeerLost, device_here
 from lepton.training.journal import Epoch, Journal
@@ -69,12 +70,13 @@ class Worker:
         self._attached: dict[str, Any] = {}
         self._sums = Summation(plan, {}, self._group)
         self._watcher = Watcher(lambda: self._batch)
+        self._examination = Examination(plan, self._group, {}, self._watcher, self.device)
         self._shard: Shard | MixedShard | None = None
         self._part: Part | MixedPart | None = None
         self._before: state.Before | None = None
         self._due = _Due()
         self._batch: dict[str, Any] = {}
-        self._step = 0
+        self._step = self._saved_step = 0
         self._cursor: Mapping[str, Any] | None = None
         self._metrics: dict[str, float] = {}
         self._exhausted = False
@@ -115,6 +117,8 @@ class Worker:
                 )
         self._attached = dict(objects)
         self._sums = Summation(self._plan, self._nets(), self._group)
+        told = (self._plan, self._group, self._attached, self._watcher, self.device)
+        self._examination = Examination(*told)
         for net in self._nets().values():
             net.to(self.device)
         self._join(None)
@@ -141,6 +145,10 @@ class Worker:
                 )
             self._cross_boundary()
             self._journal.ask()
+            if self._examination.stops:
+                self._exhausted = True
+                self._journal.end_epoch(self._step)
+                return
             try:
                 part = self._open_shard.next_part()
             except StopIteration:
@@ -218,6 +226,9 @@ class Worker:
             raise TrainingError(
                 "the loop made no step: iterate over worker.batches() and call worker.step(loss)"
             )
+        self._due.regroup = (
+            self._due.regroup and self._exhausted
+        )  # no newcomer to a loop that ended
         self._cross_boundary()
         while not self._ends_together():
             self._join(self._step)
@@ -246,7 +257,7 @@ class Worker:
             newest = self._saver.wait()
             if newest is None or newest.step != self._step:
                 self._checkpoint()
-            self._saver.finish(self._step, self._cursor)
+            self._saver.finish(self._step, self._cursor, self._examination.verdict)
         return self._group.seat is None or self._group.seat.done(self._step)
 
     # -- generations ----------------------------------------------------------------------------
@@ -278,6 +289,7 @@ class Worker:
             if place.rank in place.behind:
                 self._step, self._cursor = found[:2]
                 self._journal.epoch = Epoch(*found[2:])
+        self._examination.settle()
         self._open()
 
     def _begin(self) -> None:
@@ -288,12 +300,16 @@ class Worker:
             checkpoints.prune(folder)
             newest = checkpoints.latest(folder)
         step: int = self._group.share(newest.step if newest else 0, 0)
+        signature = None
         if step:
             saved = checkpoints.load(folder / f"step-{step:08d}.json")
-            state.load(self._attached, checkpoints.restore(saved))
+            state.load(self._attached, checkpoints.restore(saved), f"checkpoint {saved.uri}")
             self._saver.saved = saved
+            self._saved_step = step
+            signature = saved.signature
             self._step, self._cursor = step, saved.cursor
             self._journal.epoch = Epoch(int(saved.cursor["epoch"]), time.time_ns())
+        self._examination.resume(step, signature)
         if self.rank == 0:
             self._journal.resumed(step)
         for net in self._nets().values():
@@ -326,12 +342,27 @@ class Worker:
         if before is not None:
             before.restore()
             self._sums.clear()
+        if not (due.leaving or due.lost):
+            self._examine()
         if due.checkpoint:
             self._checkpoint()
         if due.leaving:
             self._saver.wait()
         if due.lost or due.regroup:
             self._join(self._step)
+            self._examine()
+        if self._examination.is_best(self._step):
+            self._checkpoint()
+
+    def _examine(self) -> None:
+        """Judge the nets if that is due, however often a peer goes away meanwhile."""
+        self._batch = {}
+        while self._examination.is_due(self._step):
+            try:
+                self._journal.judged(self._examination.take(self._step, self._journal.epoch.number))
+            except PeerLost:
+                self._journal.interrupted(lost=True)
+                self._join(self._step)
 
     def _version_of_rank_0(self, version: int) -> int:
         """Settle on one table version for the next epoch."""
@@ -383,9 +414,11 @@ class Worker:
 
     def _checkpoint(self) -> None:
         """Rank 0 writes; the state is equal everywhere."""
-        if self.rank != 0 or self._cursor is None:
+        if self.rank != 0 or self._cursor is None or self._saved_step == self._step:
             return
-        self._saver.save(self._step, self._attached, self._cursor, self._watcher, self._metrics)
+        self._saved_step = self._step
+        figures = {**self._metrics, **self._examination.figures(self._step)}
+        self._saver.save(self._step, self._attached, self._cursor, self._watcher, figures)
 
     def _nets(self) -> dict[str, torch.nn.Module]:
         return {n: t for n, t in self._attached.items() if isinstance(t, torch.nn.Module)}

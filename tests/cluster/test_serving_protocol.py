@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 
 import lepton
-from lepton import checkpoints
+from lepton import checkpoints, ingress
 from lepton.export.restore import Predictor
 from lepton.preprocess import Preparation
 from lepton.serving import App
@@ -153,3 +156,19 @@ def test_problems_have_details(service: Service) -> None:
     large = service.post(b" " * (MAX_BYTES + 1))
     assert large.status_code == 413
     assert service.post(service.body()).status_code == 200
+
+
+def test_quick_requests_go_past_serve(service: Service) -> None:
+    if not ray.get(haproxy_is_on.remote()):
+        pytest.skip("this Ray has no HAProxy")
+    end = time.monotonic() + 60
+    while service.post(service.body()).headers["x-request-id"] != "a":  # Serve would make one up
+        assert time.monotonic() < end, "no request was answered at once"
+    refused = service.post(b"{}")
+    assert refused.status_code == 400
+    assert refused.headers["content-type"] == "application/problem+json"
+
+
+@ray.remote(num_cpus=0)
+def haproxy_is_on() -> bool:
+    return os.environ.get(ingress.SWITCH) == "1"

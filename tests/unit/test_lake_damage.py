@@ -1,16 +1,19 @@
 """Damaged tables: an error that names table, version and file, or the very same rows."""
 
+import datetime as dt
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 import lepton
+from benchmarks.conformance_log import Log, column, metadata, protocol
 from lepton.errors import LakeError
 from lepton.lake.log import load_version
 from lepton.lake.read import unchecked_files
@@ -73,6 +76,51 @@ def test_a_data_file_of_another_schema(tmp_path: Path, other: pa.Table) -> None:
     assert "@0" in refused(uri, file.name)
 
 
+@pytest.mark.parametrize(
+    ("stored", "declared"),
+    [
+        (pa.array([0.1]), "float"),
+        (pa.array([2**53 + 1]), "double"),
+        (pa.array(["1"]), "long"),
+        (pa.array([1]), "string"),
+        (pa.array([dt.datetime(2020, 1, 1, 5)], pa.timestamp("us")), "date"),
+        (pa.array([dt.date(2020, 1, 1)]), "timestamp"),
+        (pa.array([[1]]), {"type": "struct", "fields": [column("x", "long")]}),
+        (pa.array([1]), {"type": "array", "elementType": "long", "containsNull": True}),
+    ],
+)
+def test_a_type_that_the_column_cannot_have_come_from_is_refused(
+    tmp_path: Path, stored: Any, declared: Any
+) -> None:
+    log = Log(tmp_path / "t")
+    columns = metadata([column("c", declared)])
+    log.commit(protocol(reader=1, writer=2), columns, log.add("1.parquet", pa.table({"c": stored})))
+    assert "@0" in refused(str(tmp_path / "t"), "1.parquet")
+
+
+def test_a_file_with_other_rows_than_the_log_says(tmp_path: Path) -> None:
+    uri, file = written(tmp_path / "t")
+    pq.write_table(pq.read_table(file).slice(1), file)
+    assert "399 rows, and the log says 400" in refused(uri, file.name)
+
+
+def test_a_column_that_differs_by_case_is_found_or_refused(tmp_path: Path) -> None:
+    log = Log(tmp_path / "t")
+    rows = pa.table({"word": [7]})
+    add = log.add("1.parquet", rows)
+    log.commit(protocol(reader=1, writer=2), metadata([column("Word", "long")]), add)
+    assert lepton.table(tmp_path / "t").to_arrow().to_pylist() == [{"Word": 7}]
+    log.commit(log.add("2.parquet", rows.append_column("WORD", pa.array([8]))))
+    assert "word, WORD" in refused(str(tmp_path / "t"), "2.parquet")
+
+
+def test_a_column_by_the_name_of_the_positions_is_refused(tmp_path: Path) -> None:
+    log = Log(tmp_path / "t")
+    log.commit(protocol(reader=1, writer=2), metadata([column("__position__", "long")]))
+    with pytest.raises(LakeError, match=r"@0 has a column __position__.*rename it"):
+        lepton.table(tmp_path / "t")
+
+
 def test_a_missing_deletion_vector(tmp_path: Path) -> None:
     uri = str(shutil.copytree(VECTORS, tmp_path / "t"))
     for vector in Path(uri).rglob("*.bin"):
@@ -86,6 +134,31 @@ def test_a_gap_in_the_log(tmp_path: Path) -> None:
     lepton.write(ROWS, uri)
     Path(uri, "_delta_log", f"{1:020}.json").unlink()
     assert "@2" in refused(uri, f"{1:020}.json")
+
+
+def test_commits_that_are_empty_or_cut_off_are_named(tmp_path: Path) -> None:
+    uri, _ = written(tmp_path / "t")
+    for _ in range(2):
+        write_deltalake(uri, ROWS, mode="append")
+    commit = Path(uri, "_delta_log", f"{1:020}.json")
+    whole = commit.read_text()
+    commit.write_text(whole[: len(whole) // 2])
+    refused(uri, commit.name)
+    commit.write_text("")
+    assert "empty" in refused(uri, commit.name)
+
+
+def test_a_part_of_a_checkpoint_that_is_lost_makes_it_none(tmp_path: Path) -> None:
+    uri, _ = written(tmp_path / "t")
+    lepton.write(ROWS, uri)
+    DeltaTable(uri).create_checkpoint()
+    log = Path(uri, "_delta_log")
+    (log / f"{1:020}.checkpoint.parquet").rename(
+        log / f"{1:020}.checkpoint.{1:010}.{2:010}.parquet"
+    )
+    (log / "_last_checkpoint").unlink()
+    (log / f"{0:020}.json").unlink()
+    assert "gap" in refused(uri, f"{0:020}.json")
 
 
 def test_a_checkpoint_cut_off_without_its_commits(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lepton.training.evaluations import Judged
 from lepton.training.progress import Line, described, newest_step
 from lepton.training.rendezvous import Event
 
@@ -47,3 +48,20 @@ def test_the_newest_step_is_the_last_that_was_made(tmp_path: Path) -> None:
     (logs / "0001-0000.jsonl").write_text('{"step":3,"rows":1}\n')
 
     assert newest_step(tmp_path) == (2, 0.5)
+
+
+def test_the_line_has_the_first_figure_of_the_last_evaluation() -> None:
+    line = Line("digits", 100, 64, None)
+    judged = Judged(
+        step=10,
+        epoch=0,
+        rows=5,
+        metrics={"accuracy": 0.75, "f1": 0.5},
+        confusion=None,
+        seconds=0.1,
+        world_size=2,
+        time_ns=0,
+        table="t@0",
+    )
+
+    assert line.text(10, 0.5, 2, judged) == "step 10/100  loss 0.5000  accuracy 0.7500  2 workers"

@@ -11,6 +11,7 @@ from lepton import errors
 
 NAMES = [
     "App",
+    "EarlyStopping",
     "LeptonError",
     "ModelVersion",
     "Preparation",
@@ -18,6 +19,7 @@ NAMES = [
     "Shard",
     "Snapshot",
     "Stream",
+    "Validation",
     "Worker",
     "__version__",
     "evaluate",

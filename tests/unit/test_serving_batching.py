@@ -141,12 +141,12 @@ def test_the_line_through_the_runs_is_found(fixed: float, row: float, sizes: lis
     pace = Pace()
     for size in sizes:
         pace.took(size, fixed + row * size)
-    assert pace.row_s >= 0
+    assert pace.clock.row_s >= 0
     assert 1 <= pace.most_rows <= MOST_ROWS
-    if len(set(sizes)) > 1:
-        assert pace.row_s == pytest.approx(row, rel=1e-3)
-        assert pace.run_s(100) == pytest.approx(fixed + 100 * row, rel=1e-3)
-        assert pace.most_rows == 1 or pace.run_s(pace.most_rows) <= BATCH_S * 1.001
+    if len(set(sizes[1:])) > 1:  # the first one warms up
+        assert pace.clock.row_s == pytest.approx(row, rel=1e-3)
+        assert pace.clock.run_s(100) == pytest.approx(fixed + 100 * row, rel=1e-3)
+        assert pace.most_rows == 1 or pace.clock.run_s(pace.most_rows) <= BATCH_S * 1.001
         few, many = int(LONGEST_WAIT_S / row * 0.99), int(LONGEST_WAIT_S / row * 1.01) + 1
         assert pace.retry_after_s(few) is None
         assert pace.retry_after_s(many) is not None

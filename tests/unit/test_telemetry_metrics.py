@@ -31,6 +31,7 @@ lepton.drift gauge 1
 lepton.model.load.duration histogram s
 lepton.read.rows counter {row}
 lepton.read.size counter By
+lepton.serving.alive gauge s
 lepton.serving.batch_size histogram {row}
 lepton.serving.queue_depth gauge {request}
 lepton.serving.rollbacks gauge {rollback}

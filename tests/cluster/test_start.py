@@ -1,0 +1,78 @@
+"""A run that finds no room says what is missing, waits visibly, and ends when told to."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import torch
+from torch.nn import functional
+
+import lepton
+from lepton.errors import TrainingError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def loop(worker: Any) -> None:
+    net = torch.nn.Linear(3, 3)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+
+
+def stream_in(folder: Path) -> Any:
+    x = np.random.default_rng(0).normal(size=(80, 3)).astype("float32")
+    rows = pa.table({"x": list(x), "y": x.argmax(1).astype("int64")})
+    return lepton.write(rows, folder / "t").stream(batch_size=20, lanes=4, engine="worker")
+
+
+def test_without_enough_resources_it_is_said_which_and_waiting_ends(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"home": str(tmp_path), "progress": False, "workers": 2}
+    rare = {"CPU": 0.5, "telescope": 1}
+    with pytest.raises(TrainingError, match="start_timeout_s=6") as refused:
+        lepton.train(
+            loop, stream_in(tmp_path), name="r", resources=rare, start_timeout_s=6, **options
+        )
+
+    said = [line for line in capfd.readouterr().err.splitlines() if "waits for room" in line]
+    assert len(said) == 1
+    for text in (said[0], str(refused.value)):
+        assert "2 workers need 0.5 CPU, 1 telescope each, there is room for 0" in text
+        assert "telescope: 2 needed, 0 free of 0" in text
+        assert "no node could hold even one" in text
+
+
+def test_a_run_that_waits_begins_when_there_is_room(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    @ray.remote(num_cpus=ray.cluster_resources()["CPU"] - 1)
+    class Greedy:
+        def here(self) -> None:
+            """Answer once it has its place."""
+
+    greedy = Greedy.remote()
+    ray.get(greedy.here.remote())
+    said: list[str] = []
+
+    def make_room() -> None:
+        end = time.monotonic() + 120
+        while not said and time.monotonic() < end:
+            said.extend(x for x in capfd.readouterr().err.splitlines() if "waits for room" in x)
+            time.sleep(0.1)
+        ray.kill(greedy)
+
+    freeing = threading.Thread(target=make_room)
+    freeing.start()
+    options: dict[str, Any] = {"home": str(tmp_path), "progress": False, "workers": 2}
+    run = lepton.train(loop, stream_in(tmp_path), name="r", resources={"CPU": 1}, **options)
+    freeing.join()
+
+    assert run.steps == 4
+    assert "CPU: 2 needed, 1 free of" in said[0]

@@ -1,0 +1,147 @@
+"""The way past Ray Serve's bookkeeping, in front of a real uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from lepton.serving import shortcut
+from lepton.serving.scaling import Busy, wanted
+from lepton.serving.shortcut import Shortcut, open_lane
+
+
+async def behind(scope: Any, receive: Any, send: Any) -> None:
+    """The application behind the shortcut: says what reached it."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    content = json.dumps({"path": scope["path"], "bytes": len(body)}).encode()
+    headers = [(b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        config = uvicorn.Config(Shortcut(behind), log_level="error", lifespan="off")
+        server = uvicorn.Server(config)
+        run = asyncio.run
+        thread = threading.Thread(target=lambda: run(server.serve([listening])), daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join(20)
+
+
+def ask(port: int, pieces: list[bytes], path: str = "/quick") -> tuple[bytes, bytes]:
+    """Send a body in pieces; return the head and the body of the answer."""
+    size = sum(map(len, pieces))
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\nconnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as s:
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in (head.encode(), *pieces):
+            s.sendall(piece)
+            time.sleep(0.02)  # so that it arrives as a piece
+        answer = b""
+        while part := s.recv(65536):
+            answer += part
+    return tuple(answer.split(b"\r\n\r\n", 1))  # type: ignore[return-value]
+
+
+def lane(headers: dict[bytes, bytes], body: bytes) -> Any:
+    if body.startswith(b"slow"):
+        return None
+    return [(b"content-length", str(len(body)).encode()), (b"x-host", headers[b"host"])], body
+
+
+@pytest.fixture(autouse=True)
+def opened() -> Iterator[None]:
+    close = open_lane("/quick", lane)
+    yield
+    close()
+
+
+def test_a_lane_answers_what_it_can(port: int) -> None:
+    head, body = ask(port, [b"ab", b"c" * 100_000, b"d"])
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"x-host: x" in head
+    assert body == b"ab" + b"c" * 100_000 + b"d"
+
+
+def test_what_it_leaves_goes_on_whole(port: int) -> None:
+    _, body = ask(port, [b"slow", b"c" * 100_000])
+    assert json.loads(body) == {"path": "/quick", "bytes": 100_004}
+    assert json.loads(ask(port, [b"abc"], "/other")[1]) == {"path": "/other", "bytes": 3}
+
+
+def test_a_body_too_large_goes_on_whole(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcut, "MAX_BYTES", 1000)
+    _, body = ask(port, [b"a" * 600, b"b" * 600, b"c" * 600, b"d" * 600])
+    assert json.loads(body) == {"path": "/quick", "bytes": 2400}
+
+
+def test_a_closed_lane_is_not_asked(port: int) -> None:
+    open_lane("/quick", lane)()
+    assert json.loads(ask(port, [b"abc"])[1]) == {"path": "/quick", "bytes": 3}
+
+
+def test_an_answer_is_written_in_one_piece() -> None:
+    class Transport:
+        written: list[bytes] = []  # noqa: RUF012
+
+        def write(self, data: bytes) -> None:
+            self.written.append(data)
+
+    class RequestResponseCycle:
+        transport: Any = Transport()
+
+        async def send(self, message: Any) -> None:
+            self.transport.write(message.get("body", b"head"))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"abc"}
+
+    scope = {"path": "/quick", "method": "POST", "headers": [(b"host", b"x")]}
+    asyncio.run(Shortcut(behind)(scope, receive, RequestResponseCycle().send))
+    assert Transport.written == [b"headabc"]
+
+
+@pytest.mark.parametrize(
+    ("ongoing", "busy", "answered", "replicas"),
+    [
+        (0, [0.01], 0, 0),
+        (0, [0.01], 3, 1),
+        (4, [0.2], 0, 1),
+        (5, [0.2], 0, 2),
+        (1, [0.9], 9, 2),
+        (1, [0.45, 0.45], 9, 2),
+        (0, [0.9, 0.9, 0.9], 9, 4),
+    ],
+)
+def test_replicas_for_a_demand(
+    ongoing: float, busy: list[float], answered: int, replicas: int
+) -> None:
+    assert wanted(ongoing, busy, answered, target=4) == replicas
+
+
+def test_how_busy_a_thread_is() -> None:
+    busy = Busy()
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        pass
+    working = busy.share()
+    time.sleep(0.2)
+    assert 0 <= busy.share() < 0.5 < working <= 1
