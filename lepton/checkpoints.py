@@ -6,7 +6,7 @@ not vouch for does not exist. Tensors are safetensors; everything else is JSON. 
 
     checkpoints/
       step-00000120.json          the manifest: the commit point
-      data/step-00000120-<id>/    state.safetensors, state.json, program.pt2
+      data/step-00000120-<id>/    state.safetensors, state.json, program.pt2, answers.safetensors
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 STATE, TREE, PROGRAM = "state.safetensors", "state.json", "program.pt2"
+ANSWERS = "answers.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,9 +113,12 @@ def write(
     step: int,
     cursor: Mapping[str, Any],
     program: Path | None = None,
+    answers: Tensors | None = None,
     **described: Any,
 ) -> Manifest:
     """Write a state that :func:`flatten` has copied and commit it; see :func:`save`.
+
+    ``answers`` are rows and the net's answers to them, to be kept with it.
 
     Raises:
         CheckpointError: the disk is full or cannot be written; nothing was committed.
@@ -124,7 +128,12 @@ def write(
     root = Path(directory)
     folder = f"data/step-{step:08d}-{secrets.token_hex(4)}"
     try:
-        return _write(root, folder, flat, step=step, cursor=cursor, program=program, **described)
+        (root / folder).mkdir(parents=True)
+        if program is not None:
+            shutil.copyfile(program, root / folder / PROGRAM)
+        if answers:
+            _save_tensors(root / folder / ANSWERS, answers)
+        return _write(root, folder, flat, step=step, cursor=cursor, **described)
     except (OSError, SafetensorError) as e:  # the latter is what safetensors calls a full disk
         shutil.rmtree(root / folder, ignore_errors=True)
         whole = all_of(root)
@@ -142,15 +151,11 @@ def _write(
     *,
     step: int,
     cursor: Mapping[str, Any],
-    program: Path | None,
     **described: Any,
 ) -> Manifest:
     tensors, tree = flat
-    (root / folder).mkdir(parents=True)
     _save_tensors(root / folder / STATE, tensors)
     (root / folder / TREE).write_text(json.dumps(tree))
-    if program is not None:
-        shutil.copyfile(program, root / folder / PROGRAM)
     files = {p.name: _measure(p) for p in sorted((root / folder).iterdir())}
     target = root / f"step-{step:08d}.json"
     manifest = Manifest(

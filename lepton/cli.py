@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from lepton.errors import LeptonError
+from lepton.pipeline.keeping import add_changes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,10 +131,12 @@ def _upkeep(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParse
 def _views(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]) -> None:
     """Commands that look at what there is."""
     for name, about in (
-        ("models", "list model versions, their roles and where they are from"),
+        ("models", "list model versions, their roles and where they are from; say more of one"),
         ("runs", "list training runs and how they went"),
     ):
         command = add(name, _view(name), about)
+        if name == "models":
+            add_changes(command)
         _json(command)
         _home(command)
     trace = add("trace", _view("trace"), "print a trace as a tree, from the span files")

@@ -157,7 +157,7 @@ def export_net(
         raise CheckpointError(
             f"torch.export cannot express the net: {type(e).__name__}: {e}"
         ) from e
-    outputs = {"output": found} if isinstance(found, torch.Tensor) else _named(found)
+    outputs = named_outputs(found)
     return Signature(
         inputs=tuple(_spec(n, t) for n, t in zip(inputs, example, strict=True)),
         outputs=tuple(_spec(n, t) for n, t in outputs.items()),
@@ -165,7 +165,10 @@ def export_net(
     )
 
 
-def _named(found: Sequence[Any]) -> dict[str, Any]:
+def named_outputs(found: Any) -> dict[str, Any]:
+    """Return what a net gave, by the names of a signature's outputs."""
+    if hasattr(found, "data_ptr"):
+        return {"output": found}
     return {f"output_{i}": value for i, value in enumerate(found)}
 
 

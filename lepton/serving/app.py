@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import socket
 import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -23,9 +24,11 @@ from lepton import cluster
 from lepton.cluster import bounds_of
 from lepton.errors import ServingError
 from lepton.serving import tables
+from lepton.serving.access import VARIABLE, grants_in
 from lepton.serving.asking import table_of
+from lepton.serving.deployed import DeployedReplica
 from lepton.serving.following import FOLLOW_S
-from lepton.serving.replica import Replica
+from lepton.serving.service import Service, service_of
 from lepton.telemetry import Carrier
 
 PORT = 8000
@@ -34,6 +37,7 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
 WAIT_S = 120.0
 SETTLE_S = 2 * FOLLOW_S
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,32 @@ class App:
     Attributes:
         model: its name.
         url: where it answers, without a trailing slash; the Open Inference Protocol is below it.
+        token: sent by :meth:`predict`; default that of ``LEPTON_SERVE_TOKEN``.
     """
 
     model: str
     url: str
+    token: str = field(default="", repr=False)
 
     @property
     def infer_url(self) -> str:
         """Where inference requests are posted."""
         return f"{self.url}/v2/models/{self.model}/infer"
+
+    @property
+    def grpc_address(self) -> str:
+        """Where it speaks gRPC, host:port.
+
+        Raises:
+            ServingError: it does not, or is not running.
+        """
+        told = [r["grpc"] for r in self.replicas() if r.get("grpc")]
+        if not told:
+            raise ServingError(
+                f"model {self.model!r} is not served by gRPC: start it with "
+                "service=Service(grpc_port=0)"
+            )
+        return str(told[0])
 
     def predict(self, rows: Any, *, trace: Carrier | None = None) -> dict[str, Any]:
         """Ask over HTTP and return outputs by name, NumPy arrays of shape (rows, …).
@@ -66,11 +87,15 @@ class App:
                 instead of one.
         """
         headers = dict(trace.headers) if trace else {}
+        allowed = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        headers |= allowed
         headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
         headers |= {"x-request-id": uuid.uuid4().hex}
         try:
-            described = httpx.get(f"{self.url}/v2/models/{self.model}", timeout=30).json()
-            body = tables.stream_of_rows(table_of(rows, described["inputs"]))
+            described = httpx.get(
+                f"{self.url}/v2/models/{self.model}", headers=allowed, timeout=30
+            ).json()
+            body = tables.stream_of_rows(table_of(rows, _inputs(described)))
             reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=60)
         except (httpx.HTTPError, ValueError, KeyError) as e:
             raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
@@ -135,12 +160,24 @@ class App:
         serve.delete(_app_name(self.model))
 
 
+def _inputs(described: Mapping[str, Any]) -> Any:
+    if "inputs" not in described:
+        raise ServingError(f"the model's metadata cannot be had: {described.get('detail')}")
+    return described["inputs"]
+
+
 def build(args: Mapping[str, Any]) -> serve.Application:
     """Build the application; also for ``serve run`` and Serve's configuration files.
 
     Args:
-        args: ``model`` and ``home``; ``replicas`` as (fewest, most) or a number.
+        args: ``model`` and ``home``; ``replicas`` as (fewest, most) or a number; ``service`` as a
+            :class:`lepton.serving.service.Service` or its fields.
     """
+    service = service_of(args.get("service"))
+    if service.access is None:
+        service = replace(service, access=grants_in(os.environ))
+    if service.grpc_port == 0:
+        service = replace(service, grpc_port=cluster.free_ports(1)[0])
     fewest, most = bounds_of("replicas", args.get("replicas", 1))
     scaling = AutoscalingConfig(
         min_replicas=fewest,
@@ -153,7 +190,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         look_back_period_s=1,
         policy=AutoscalingPolicy(policy_function="lepton.serving.scaling:replicas_for"),
     )
-    ingress: Any = serve.ingress()(Replica)
+    ingress: Any = serve.ingress()(DeployedReplica)
     deployment: Any = serve.deployment(
         ingress,
         name="replica",
@@ -165,7 +202,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=10,
         logging_config=QUIET,
     )
-    return deployment.bind(args["model"], args["home"], args.get("trace"))
+    return deployment.bind(args["model"], args["home"], args.get("trace"), service)
 
 
 def start(
@@ -174,6 +211,7 @@ def start(
     *,
     replicas: int | tuple[int, int] = 1,
     port: int | None = None,
+    service: Service | None = None,
     trace: Carrier | None = None,
 ) -> App:
     """Start a model's application, or return it where it runs already.
@@ -185,6 +223,7 @@ def start(
         home: where the registry is.
         replicas: (fewest, most), or a number.
         port: for HTTP, when Serve is not running yet; default 8000, or a free one if it is taken.
+        service: more settings of an application that is not running yet.
         trace: the span whose directory keeps the replicas' spans.
 
     Raises:
@@ -197,6 +236,8 @@ def start(
     running = serve.status().applications.get(name)
     if running is None or running.status != "RUNNING":
         args = {"model": model, "home": home, "replicas": replicas, "trace": trace}
+        args |= {"service": service or Service()}
+        _refuse_strangers(service or Service(), model)
         try:
             serve.run(build(args), name=name, route_prefix=f"/{model}")
         except RuntimeError as e:
@@ -204,7 +245,7 @@ def start(
             why = "; ".join(d.message for d in details.deployments.values()) if details else ""
             serve.delete(name)
             raise ServingError(f"the application of {model!r} did not start: {why or e}") from e
-    return App(model, f"{_base_url()}/{model}")
+    return App(model, f"{_base_url()}/{model}", _token())
 
 
 def attach(model: str) -> App:
@@ -217,7 +258,21 @@ def attach(model: str) -> App:
     running = serve.status().applications.get(_app_name(model))
     if running is None:
         raise ServingError(f"model {model!r} is not being served here: promote a version first")
-    return App(model, f"{_base_url()}/{model}")
+    return App(model, f"{_base_url()}/{model}", _token())
+
+
+def _token() -> str:
+    return os.environ.get("LEPTON_SERVE_TOKEN", "")
+
+
+def _refuse_strangers(service: Service, model: str) -> None:
+    """Nothing is served to other machines by mistake."""
+    host = _client().http_config.host or "127.0.0.1"
+    if service.access is None and VARIABLE not in os.environ and host not in LOOPBACK:
+        raise ServingError(
+            f"Serve listens on {host}, which other machines can reach, and model {model!r} has no "
+            f"tokens: set {VARIABLE}, or say Service(access=()) to let everybody ask"
+        )
 
 
 def leave() -> None:

@@ -1,8 +1,9 @@
 """Following the registry's pointer: which versions are in memory, and who answers.
 
-Invariant: a version answers only after its files matched their hashes and it answered a row; one
-that cannot be loaded changes nothing for requests. Weights come and go by swapping one reference;
-the former champion stays resident, so going back is as quick.
+Invariant: a version answers only after its files matched their hashes, and its answers those that
+the checkpoint recorded in training; one that cannot be loaded changes nothing for requests.
+Weights come and go by swapping one reference; the former champion stays resident, so going back is
+as quick.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from lepton import checkpoints, telemetry
 from lepton.errors import LeptonError
+from lepton.export.recorded import compare
 from lepton.export.restore import Predictor
 from lepton.registry import Pointer, Registry
 from lepton.serving.arrays import Arrays, can_read
@@ -176,6 +178,7 @@ class Follower:
                 f"{self._model} version {number}: its manifest has changed"
             )
         predictor = Predictor(manifest)
+        compare(predictor.program, manifest)
         types = manifest.lineage.get("types", {})
         filled = predictor.filled
         inputs = tuple(

@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,14 +81,13 @@ class Replica:
         self._directory = carrier.directory
         self._follower = Follower(model, home, carrier)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
+        self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
         self._batcher = Batcher(_one_thread)
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
         self._answered_at_once = 0
         self._mirrors: set[asyncio.Task[None]] = set()
         labels = {"lepton.model": model}
-        figures = Figures().take if telemetry.measuring() else None
-        self._spans = Spool(self._directory, figures)
         depth = lambda: self._batcher.waiting_rows  # noqa: E731
         self._ends = [
             telemetry.watch("lepton.serving.queue_depth", depth, labels),
@@ -117,7 +116,7 @@ class Replica:
             exception_handlers={HTTPException: self.missed, BadRequest: self.refused},
         )
 
-        self._ends.append(open_lane(f"/{self._model}{base}/infer", self._at_once))
+        self._ends.append(open_lane(f"/{self._model}{base}/infer", self.at_once))
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             """The path that matters is found at once: routing and its layers cost more than it."""
@@ -249,8 +248,7 @@ class Replica:
         await self._answer(request, came, plain=plain)
         given = came.inquiry.identity if came.inquiry else ""
         identity = given or f"{random.getrandbits(128):032x}"
-        came_with = request.headers
-        span = self._record(came_with.get("traceparent"), came_with.get("baggage"), came)
+        span = self._record(request.scope["headers"], came)
         if came.failure is not None:
             told: dict[str, Any] = {"exc_info": came.failure, "extra": {"carrier": span}}
             log.error("replica of %s failed a request", self._model, **told)
@@ -345,7 +343,7 @@ class Replica:
             given_bytes=came.inquiry.size if came.inquiry else 0,
         )
 
-    def _at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
+    def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
         """Answer a request for the champion that needs no second look, or leave it to others.
 
         It is the same as :meth:`infer` would have done.
@@ -369,7 +367,7 @@ class Replica:
             return None
         came = _Outcome(version, "champion", began_ns, inquiry=inquiry, outputs=outputs)
         identity = inquiry.identity or f"{random.getrandbits(128):032x}"
-        span = self._record(_text(headers, b"traceparent"), _text(headers, b"baggage"), came)
+        span = self._record(headers.items(), came)
         self._answers.add(self._row(came, identity, span))
         self._answered_at_once += 1
         content, length = reply_of(self._model, version.version, identity, outputs, inquiry)
@@ -389,9 +387,11 @@ class Replica:
             told.append((LENGTH.encode(), str(length).encode()))
         return told, content
 
-    def _record(self, traceparent: str | None, baggage: str | None, came: _Outcome) -> Carrier:
+    def _record(self, headers: Iterable[tuple[bytes, bytes]], came: _Outcome) -> Carrier:
         """Leave the request's span and figures; return its carrier."""
-        parent = carrier_of(traceparent, self._directory, baggage=baggage)
+        came_with = {name: value for name, value in headers if name in _TRACED}
+        trace, baggage = (came_with.get(k, b"").decode("latin-1") for k in _TRACED)
+        parent = carrier_of(trace, self._directory, baggage=baggage)
         rows = len(came.inquiry.rows) if came.inquiry else 0
         took = (time.time_ns() - came.began_ns) / 1e9
         about = self._about(came)
@@ -431,9 +431,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
-    value = headers.get(name)
-    return None if value is None else value.decode("latin-1")
+_TRACED = (b"traceparent", b"baggage")
 
 
 def _datatype(dtype: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lepton import checkpoints, telemetry
 from lepton.checkpoints import Manifest
+from lepton.export.recorded import Twin
 from lepton.training.plan import Plan
 from lepton.training.retention import thin_out
 from lepton.training.watcher import Watcher
@@ -86,7 +87,7 @@ class Saver:
         }
         self._thread = threading.Thread(
             target=self._write,
-            args=((self._copy, tree), step, described),
+            args=((self._copy, tree), step, described, watcher.twin),
             name="lepton-checkpoint",
         )
         self._thread.start()
@@ -126,7 +127,13 @@ class Saver:
             raise error
         return self.saved
 
-    def _write(self, flat: tuple[Any, Any], step: int, described: Mapping[str, Any]) -> None:
+    def _write(
+        self,
+        flat: tuple[Any, Any],
+        step: int,
+        described: Mapping[str, Any],
+        twin: Twin | None,
+    ) -> None:
         began = time.monotonic()
         try:
             with telemetry.span(
@@ -137,6 +144,7 @@ class Saver:
                     flat,
                     step=step,
                     traceparent=span.carrier.traceparent,
+                    answers=twin.answers(checkpoints.joined(flat[1], flat[0])) if twin else None,
                     **described,
                 )
                 span.set(lepton_bytes=self.saved.size)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from deltalake import DeltaTable
 import lepton
 from benchmarks.lake_writers import Crowd, kill_at_random
 from lepton.cli import main
-from lepton.errors import LakeError
+from lepton.errors import ConflictError, LakeError
 from lepton.lake import Snapshot
 from lepton.lake.files import write_files
 from lepton.lake.maintenance import vacuum
+from lepton.registry import Registry
 from lepton.stream import Cursor, Digest
 
 PYTHON = Path(__file__).parents[2] / ".venv" / "s3" / "bin" / "python"
@@ -237,3 +239,29 @@ def test_killed_writers_on_s3_lose_no_commit_and_repeat_none(options: dict[str, 
         steps = kill_at_random(crowd, 3, random.Random(5), 0.5)
         crowd.finish({n: steps[n] + 2 for n in writers})
         crowd.steps()
+
+
+@pytest.mark.parametrize("where", ["registry", "busy-registry", "lost-registry"])
+def test_a_registry_on_s3_has_one_winner_per_step(options: dict[str, str], where: str) -> None:
+    uri = f"s3://lake/{where}"
+    first = Registry(uri, options)
+    for _ in range(4):
+        first.register("m", checkpoint="c", manifest_sha256="s")
+    seq = first.state("m").pointer.seq
+
+    def rival(version: int) -> int | None:
+        mine = Registry(uri, options)
+        assert mine.version("m", version).version == version
+        try:
+            return mine.promote("m", version, expect=seq).pointer.champion
+        except ConflictError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        won = [w for w in pool.map(rival, (1, 2, 3, 4)) if w is not None]
+    first.describe("m", 1, note="kept", protected=True)
+    read = Registry(uri, options)
+
+    assert [read.version("m", "champion").version] == won
+    assert [e.seq for e in read.history("m")] == [1, 2, 3, 4, 5, 6]
+    assert read.version("m", 1).note == "kept"

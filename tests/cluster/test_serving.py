@@ -18,9 +18,11 @@ import pyarrow as pa
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 
 import lepton
 import lepton.promotion
+from lepton import checkpoints
 from lepton.errors import CheckpointError, ConflictError, GateError, ServingError
 from lepton.lake import Snapshot
 from lepton.monitoring import count_answers
@@ -79,7 +81,6 @@ def test_answers_are_those_of_the_checkpoint_and_are_logged(world: World) -> Non
     before = count_answers("m", world.home)
     served = world.app.predict(rows)["output"]
 
-    from lepton import checkpoints
     from lepton.export.restore import Predictor
 
     manifest = checkpoints.load(world.versions[0].checkpoint)
@@ -129,8 +130,6 @@ def test_a_canary_takes_over_under_load_and_no_request_fails(world: World) -> No
 
 def test_a_broken_checkpoint_harms_no_request(world: World) -> None:
     broken = world.versions[2]
-    from lepton import checkpoints
-
     manifest = checkpoints.load(broken.checkpoint)
     state = manifest.path(checkpoints.STATE)
     whole = state.read_bytes()
@@ -150,6 +149,38 @@ def test_a_broken_checkpoint_harms_no_request(world: World) -> None:
 
     assert load.failed == []
     assert set(load.versions) == {str(before.champion)}
+
+
+def test_a_version_that_answers_otherwise_than_in_training_never_answers(world: World) -> None:
+    good = checkpoints.load(world.versions[1].checkpoint)
+    state = checkpoints.restore(good)
+    state["net"]["weight"] = -state["net"]["weight"]
+    wrong = checkpoints.write(
+        Path(world.home) / "wrong",
+        checkpoints.flatten(state),
+        step=good.step,
+        cursor=good.cursor,
+        program=good.path(checkpoints.PROGRAM),
+        answers=load_file(good.path(checkpoints.ANSWERS)),
+        lineage=good.lineage,
+        preparation=good.preparation,
+        signature=good.signature,
+    )
+    about = {"lineage": dict(good.lineage), "signature": dict(good.signature or {})}
+    entry = world.registry.register(
+        "m", checkpoint=wrong.uri, manifest_sha256=wrong.sha256, **about
+    )
+    before = world.registry.state("m").pointer
+    with Load(world) as load:
+        with pytest.raises(ServingError, match="answers otherwise than it did in training"):
+            lepton.promote(entry, home=world.home)
+        load.more(20)
+    after = world.registry.state("m").pointer
+
+    assert load.failed == []
+    assert set(load.versions) == {str(before.champion)}
+    assert after.champion == before.champion
+    assert "answers otherwise" in world.registry.history("m")[-1].reason
 
 
 def test_a_failing_canary_is_rolled_back_by_itself(world: World) -> None:
@@ -282,7 +313,6 @@ def test_after_a_flush_the_log_has_every_answer(world: World) -> None:
 
 
 def test_a_whole_table_is_answered_by_the_same_code(world: World, tmp_path: Path) -> None:
-    from lepton import checkpoints
     from lepton.export.restore import Predictor
 
     rows = world.table.where("y = 1")
