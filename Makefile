@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 S3 := $(VENV)/s3/bin/moto_server
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 
-.PHONY: demo test check bench clean chromium prometheus
+.PHONY: demo test check bench clean chromium prometheus phoenix
 
 demo: $(STAMP)                    ## the whole loop on real data
 	$(BIN)/lepton demo $(ARGS)
@@ -29,6 +29,10 @@ clean:                            ## forget the environment and what the demo wr
 chromium:                         # the report's test opens it in a real browser
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) \
 	  || echo "install chromium: a test opens the demo's report in it" >&2
+
+phoenix: $(VENV)/bin/python       ## a receiver of traces with a user interface: 850 MB, a test sends it the demo
+	$(PYTHON) -m venv $(VENV)/phoenix
+	$(VENV)/phoenix/bin/pip install -q arize-phoenix
 
 prometheus:                       # tests load the alert rules into a real one
 	@command -v prometheus >/dev/null || (apt-get update -qq && \
