@@ -29,7 +29,7 @@ from lepton import telemetry
 from lepton.serving.answers import Answer, AnswerLog
 from lepton.serving.arrays import Arrays, arrays_in
 from lepton.serving.batching import Batcher, Overloaded
-from lepton.serving.figures import measured
+from lepton.serving.figures import Figures
 from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import LENGTH, inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
@@ -81,7 +81,7 @@ class Replica:
         self._directory = carrier.directory
         self._follower = Follower(model, home, carrier)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
-        self._spans = Spool(self._directory, measured)
+        self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
         self._batcher = Batcher(_one_thread)
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
@@ -91,6 +91,11 @@ class Replica:
         depth = lambda: self._batcher.waiting_rows  # noqa: E731
         self._ends = [
             telemetry.watch("lepton.serving.queue_depth", depth, labels),
+            telemetry.watch("lepton.serving.alive", time.time, labels),
+            telemetry.watch(
+                "lepton.serving.rollbacks", lambda: float(self._follower.rollbacks), labels
+            ),
+            telemetry.watch_gpus(),
             telemetry.keep_logs(carrier, lambda: labels),
         ]
 
@@ -411,6 +416,7 @@ class Replica:
             self._draining = True
             for end in self._ends:
                 end()
+            telemetry.measure("lepton.serving.alive", 0, {"lepton.model": self._model})
             self._follower.close()
             self._batcher.close()
             self._answers.close()
