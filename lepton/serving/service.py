@@ -38,7 +38,7 @@ class Service:
     access: tuple[Grant, ...] | None = None
     policy: str | Callable[..., Any] = POLICY
     ongoing: float = 4.0
-    grow_after_s: float = 1.0
+    grow_after_s: float = 0.5
     shrink_after_s: float = 30.0
     sleep_after_s: float = 60.0
     resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": REPLICA_CPUS})
