@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,11 @@ class _Outcome:
 class Replica:
     """One replica of one model's application."""
 
-    def __init__(self, model: str, home: str, trace: Carrier | None = None) -> None:
-        _one_thread()
+    def __init__(
+        self, model: str, home: str, trace: Carrier | None = None, threads: int = 1
+    ) -> None:
+        begin = partial(_compute_in, threads)
+        begin()
         telemetry.name_process(f"replica {model}")
         telemetry.scrape_by(ray_metrics)
         self._model = model
@@ -83,7 +87,7 @@ class Replica:
         self._follower = Follower(model, home, carrier)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
         self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
-        self._batcher = Batcher(_one_thread)
+        self._batcher = Batcher(begin)
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
         self._answered_at_once = 0
@@ -426,11 +430,11 @@ class Replica:
         telemetry.flush()
 
 
-def _one_thread() -> None:
-    """Have torch compute in this thread alone: more would only wait for each other."""
+def _compute_in(threads: int) -> None:
+    """Have torch compute in so many threads; more than its cores would wait for each other."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 _TRACED = (b"traceparent", b"baggage")
