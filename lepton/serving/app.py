@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,21 +20,20 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from lepton import cluster
-from lepton.cluster import bounds_of
 from lepton.errors import ServingError
 from lepton.serving import tables
 from lepton.serving.access import VARIABLE, grants_in
 from lepton.serving.asking import table_of
 from lepton.serving.deployed import DeployedReplica
 from lepton.serving.following import FOLLOW_S
-from lepton.serving.service import Service, service_of
+from lepton.serving.sequences import LINES
+from lepton.serving.service import Service, replicas_of, service_of
 from lepton.telemetry import Carrier
 
 PORT = 8000
-REPLICA_CPUS = 0.5
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
 WAIT_S = 120.0
@@ -87,13 +88,12 @@ class App:
                 instead of one.
         """
         headers = dict(trace.headers) if trace else {}
-        allowed = {"authorization": f"Bearer {self.token}"} if self.token else {}
-        headers |= allowed
+        headers |= self._allowed
         headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
         headers |= {"x-request-id": uuid.uuid4().hex}
         try:
             described = httpx.get(
-                f"{self.url}/v2/models/{self.model}", headers=allowed, timeout=30
+                f"{self.url}/v2/models/{self.model}", headers=self._allowed, timeout=30
             ).json()
             body = tables.stream_of_rows(table_of(rows, _inputs(described)))
             reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=60)
@@ -102,6 +102,40 @@ class App:
         if reply.status_code != 200:
             raise ServingError(f"{self.infer_url} answered {reply.status_code}: {reply.text[:500]}")
         return tables.outputs_of_stream(reply.content)
+
+    def generate(
+        self, prompt: Sequence[int], *, trace: Carrier | None = None, **parameters: Any
+    ) -> Iterator[int]:
+        """Ask a sequence model and yield its tokens as they come; leaving off ends its work.
+
+        Args:
+            prompt: the tokens to go on from.
+            trace: the span that asks.
+            parameters: ``max_tokens``, ``temperature``, ``seed``, ``stop`` and ``timeout`` (µs).
+
+        Raises:
+            ServingError: it is no sequence model, or gives no answer.
+        """
+        url = f"{self.url}/v2/models/{self.model}"
+        headers = (dict(trace.headers) if trace else {}) | self._allowed
+        try:
+            name = _inputs(httpx.get(url, headers=headers, timeout=30).json())[0]["name"]
+            asked = {name: [int(t) for t in prompt], "parameters": parameters}
+            headers["accept"] = LINES
+            stream = httpx.stream(
+                "POST", f"{url}/generate_stream", json=asked, headers=headers, timeout=120
+            )
+            with stream as reply:
+                if reply.status_code != 200:
+                    text = reply.read().decode()
+                    raise ServingError(f"{reply.url} answered {reply.status_code}: {text[:500]}")
+                yield from _tokens(reply)
+        except (httpx.HTTPError, ValueError, KeyError) as e:
+            raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
+
+    @property
+    def _allowed(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
     def flush(self) -> None:
         """Have every replica commit its inference log and write its spans now.
@@ -119,6 +153,8 @@ class App:
     def replicas(self) -> list[dict[str, Any]]:
         """Return what each running replica serves, after it looked at the registry.
 
+        Empty where all have gone because nobody asks.
+
         Raises:
             ServingError: the application is not running.
         """
@@ -131,6 +167,11 @@ class App:
             with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
                 asked = thread.submit(lambda: handle.broadcast(method).results(timeout_s=WAIT_S))
                 return list(asked.result())
+        except DeploymentUnavailableError as e:
+            status = serve.status().applications.get(_app_name(self.model))
+            if status is not None and status.status in ("DEPLOYING", "RUNNING"):
+                return []  # all have gone for want of requests, or none is there yet
+            raise ServingError(f"{self.model!r} has no replicas any more: {e}") from e
         except (RayServeException, TimeoutError, RayError) as e:
             raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
 
@@ -152,8 +193,15 @@ class App:
                 if left <= 0:
                     return
                 time.sleep(left)  # a replica just starting is not asked yet, but follows by itself
+            if not found:
+                self._wake()
             if time.monotonic() > end:
                 raise ServingError(f"replicas of {self.model!r} are behind event {seq}: {found}")
+
+    def _wake(self) -> None:
+        """Have a replica started where all have gone for want of requests."""
+        with suppress(httpx.HTTPError):  # it is asked again
+            httpx.get(f"{self.url}/v2/health/live", timeout=5)
 
     def close(self) -> None:
         """Stop the application; what its replicas have logged is committed first."""
@@ -164,6 +212,15 @@ def _inputs(described: Mapping[str, Any]) -> Any:
     if "inputs" not in described:
         raise ServingError(f"the model's metadata cannot be had: {described.get('detail')}")
     return described["inputs"]
+
+
+def _tokens(reply: httpx.Response) -> Iterator[int]:
+    for line in reply.iter_lines():
+        told = json.loads(line)
+        if "error" in told:
+            raise ServingError(f"{reply.url} ended with status {told['status']}: {told['error']}")
+        if "token" in told:
+            yield told["token"]
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -178,17 +235,18 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         service = replace(service, access=grants_in(os.environ))
     if service.grpc_port == 0:
         service = replace(service, grpc_port=cluster.free_ports(1)[0])
-    fewest, most = bounds_of("replicas", args.get("replicas", 1))
+    fewest, most = replicas_of(args.get("replicas", 1), service)
     scaling = AutoscalingConfig(
         min_replicas=fewest,
         max_replicas=most,
-        initial_replicas=fewest,
-        target_ongoing_requests=4,
-        upscale_delay_s=1,
-        downscale_delay_s=30,
+        initial_replicas=max(1, fewest),  # the first one proves that the champion can be loaded
+        target_ongoing_requests=service.ongoing,
+        upscale_delay_s=service.grow_after_s,
+        downscale_delay_s=service.shrink_after_s,
+        downscale_to_zero_delay_s=service.sleep_after_s,
         metrics_interval_s=0.5,
         look_back_period_s=1,
-        policy=AutoscalingPolicy(policy_function="lepton.serving.scaling:replicas_for"),
+        policy=AutoscalingPolicy(policy_function=service.policy),
     )
     ingress: Any = serve.ingress()(DeployedReplica)
     deployment: Any = serve.deployment(
@@ -198,7 +256,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         max_ongoing_requests=MOST_ONGOING,
         max_queued_requests=MOST_ONGOING,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-        ray_actor_options={"num_cpus": REPLICA_CPUS},
+        ray_actor_options=service.actor_options,
         graceful_shutdown_timeout_s=10,
         logging_config=QUIET,
     )
@@ -221,7 +279,7 @@ def start(
     Args:
         model: the registered name.
         home: where the registry is.
-        replicas: (fewest, most), or a number.
+        replicas: (fewest, most), or a number; with 0 the last one goes when nobody asks.
         port: for HTTP, when Serve is not running yet; default 8000, or a free one if it is taken.
         service: more settings of an application that is not running yet.
         trace: the span whose directory keeps the replicas' spans.
@@ -229,7 +287,7 @@ def start(
     Raises:
         ServingError: it did not come up; the message says why.
     """
-    bounds_of("replicas", replicas)
+    replicas_of(replicas, service)
     cluster.connect()
     _start_serve(port)
     name = _app_name(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lepton.serving.access import Access, guarded
+from lepton.serving.generation import Generation
 from lepton.serving.grpc_server import Listener
 from lepton.serving.replica import Replica
 from lepton.serving.service import Service
@@ -36,7 +37,15 @@ class DeployedReplica(Replica):
             await self._listener.listen(self._grpc)
 
     def __serve_build_asgi_app__(self) -> Any:
-        app = Replica.__serve_build_asgi_app__(self)
+        generation = Generation(
+            self._model,
+            self._chosen,
+            batcher=self._batcher,
+            answers=self._answers,
+            spans=self._spans,
+            directory=self._directory,
+        )
+        app = generation.before(Replica.__serve_build_asgi_app__(self))
         return guarded(app, self._access) if self._access else app
 
     def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:

@@ -158,7 +158,7 @@ class Journal:
         try:
             yield
         except OSError as e:
-            whole = checkpoints.all_of(Path(self._plan.folder) / "checkpoints")
+            whole = checkpoints.all_of(self._plan.kept_in, self._plan.options)
             raise TrainingError(unwritable(self._plan.folder, step, e, whole)) from e
 
     def _mended(self, step: int, now: int) -> None:

@@ -36,7 +36,6 @@ class Saver:
     def __init__(self, plan: Plan) -> None:
         self.saved: Manifest | None = None
         self._plan = plan
-        self._folder = Path(plan.folder) / "checkpoints"
         self._copy: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -140,9 +139,10 @@ class Saver:
                 "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
             ) as span:
                 self.saved = checkpoints.write(
-                    self._folder,
+                    self._plan.kept_in,
                     flat,
                     step=step,
+                    options=self._plan.options,
                     traceparent=span.carrier.traceparent,
                     answers=twin.answers(checkpoints.joined(flat[1], flat[0])) if twin else None,
                     **described,
@@ -153,6 +153,7 @@ class Saver:
             telemetry.measure("lepton.checkpoint.size", self.saved.size)
             if self._plan.keep is not None:
                 home = Path(self._plan.folder).parent.parent
-                thin_out(self._folder, self._plan.keep, home, self._plan.stop)
+                where = (self._plan.kept_in, self._plan.keep, home)
+                thin_out(*where, self._plan.stop, self._plan.options)
         except Exception as e:  # noqa: BLE001 - raised in the training thread, by the next wait
             self._error = e

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +62,6 @@ class Worker:
         self.device = device_here()
         self._plan = plan
         self._opener = rows
-        self._root = Path(plan.folder)
         self._group = Group(seat, self.device)
         self._journal = Journal(plan, self._group)
         self._saver = Saver(plan)
@@ -294,15 +292,15 @@ class Worker:
 
     def _begin(self) -> None:
         """Start from the newest checkpoint, or equal on every rank."""
-        folder = self._root / "checkpoints"
+        where, options = self._plan.kept_in, self._plan.options
         newest = None
         if self.rank == 0:
-            checkpoints.prune(folder)
-            newest = checkpoints.latest(folder)
+            checkpoints.prune(where, options)
+            newest = checkpoints.latest(where, options)
         step: int = self._group.share(newest.step if newest else 0, 0)
         signature = None
         if step:
-            saved = checkpoints.load(folder / f"step-{step:08d}.json")
+            saved = checkpoints.load(f"{where}/step-{step:08d}.json", options)
             state.load(self._attached, checkpoints.restore(saved), f"checkpoint {saved.uri}")
             self._saver.saved = saved
             self._saved_step = step

@@ -2,10 +2,7 @@
 
 import json
 import random
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,48 +24,12 @@ from lepton.lake.maintenance import vacuum
 from lepton.registry import Registry
 from lepton.stream import Cursor, Digest
 
-PYTHON = Path(__file__).parents[2] / ".venv" / "s3" / "bin" / "python"
-SERVER = Path(__file__).parents[2] / "benchmarks" / "lake_s3.py"
-
 VECTORS = Path(__file__).parents[1] / "data/delta-tables/dv-partitioned-with-checkpoint/table"
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
-    pytest.mark.skipif(not PYTHON.exists(), reason="no S3 server: run the tests by make test"),
+    pytest.mark.usefixtures("endpoint"),
 ]
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
-    server = subprocess.Popen([str(PYTHON), str(SERVER), str(port)], stdout=log, stderr=log)
-    try:
-        for _ in range(300):
-            try:
-                httpx.put(f"{url}/lake", timeout=5).raise_for_status()
-                break
-            except httpx.TransportError:
-                assert server.poll() is None
-                time.sleep(0.1)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture(scope="module")
-def options(endpoint: str) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "open-sesame",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from lepton.monitoring import count_answers
 from lepton.preprocess import Preparation
 from lepton.promotion import CanaryRule
 from lepton.registry import Registry
-from lepton.serving import score
+from lepton.serving import Service, score
 from lepton.serving.protocol import request_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -449,6 +449,23 @@ def test_a_killed_replicas_requests_are_sent_to_another(world: World) -> None:
     assert [f for load in loads for f in load.failed] == []
     assert sum(load.cut for load in loads) <= 2 * len(loads)
     app.close()
+
+
+def test_the_last_replica_sleeps_and_the_next_request_wakes_one(world: World) -> None:
+    run = lepton.train(loop, world.table.stream(batch_size=50), name="sleepy", home=world.home)
+    first = lepton.register(run, "sleepy", home=world.home)
+    how: dict[str, Any] = {"replicas": (0, 1), "service": Service(sleep_after_s=0.5)}
+    app = lepton.promote(first, home=world.home, **how)
+    wait_until(lambda: not app.replicas())
+    woken = post(app, request(world))
+    wait_until(lambda: not app.replicas())
+    second = lepton.register(run, "sleepy", home=world.home)
+    app = lepton.promote(second, home=world.home)  # a replica has to prove that it can load it
+    after = post(app, request(world))
+    app.close()
+
+    assert (woken.status_code, woken.headers["x-lepton-version"]) == (200, "1")
+    assert (after.status_code, after.headers["x-lepton-version"]) == (200, "2")
 
 
 def _answering(loads: list[Load]) -> set[str]:
