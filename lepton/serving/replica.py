@@ -9,6 +9,7 @@ which to come again.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -102,6 +103,7 @@ class Replica:
             telemetry.watch_gpus(),
             telemetry.keep_logs(carrier, lambda: labels),
         ]
+        gc.freeze()  # a look through all that is loaded by now would stop requests for long
 
     def __serve_build_asgi_app__(self) -> Any:
         base = f"/v2/models/{self._model}"
