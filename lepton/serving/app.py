@@ -19,7 +19,7 @@ from lepton import cluster
 from lepton.errors import ServingError
 from lepton.serving.access import grants_in, refuse_strangers
 from lepton.serving.client import App
-from lepton.serving.service import Service, replicas_of, service_of
+from lepton.serving.service import POLICY, Service, replicas_of, service_of
 from lepton.serving.shared import JOINT, SharedReplica, models_of
 from lepton.telemetry import Carrier
 
@@ -68,7 +68,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         logging_config=QUIET,
     )
     models = models_of(args["model"])
-    return deployment.bind(models, args["home"], args.get("trace"), service)
+    told = replace(service, policy=POLICY)  # a person's function is the controller's alone
+    return deployment.bind(models, args["home"], args.get("trace"), told)
 
 
 def start(
