@@ -102,6 +102,12 @@ INSTRUMENTS: dict[str, Instrument] = {
             ("error.type",),
         ),
         Instrument(
+            "lepton.train.stragglers",
+            "counter",
+            "{worker}",
+            "Workers named for holding the others up, told by the driver.",
+        ),
+        Instrument(
             "lepton.train.recovery.duration",
             "histogram",
             "s",

@@ -168,6 +168,8 @@ class Worker:
                 )
             self._cross_boundary()
             self._journal.ask()
+            if self._met is None:  # a sharded net waits for the others all along
+                self._group.part.begin()
             if self._examination.stops:
                 self._exhausted = True
                 self._journal.end_epoch(self._step)

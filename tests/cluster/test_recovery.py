@@ -280,3 +280,25 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_step(
     assert "loss of step 8 (epoch 0, global batch 7) is not a finite number" in status["error"]
     assert "{1: [(0, " in status["error"]
     assert run_of(tmp_path / "r").checkpoint.step == 7
+
+
+def lags(worker: Any, gate: Path) -> None:
+    """Until the gate's file is there, rank 1 takes its time."""
+    net = torch.nn.Linear(3, 3)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        if worker.rank == 1 and not gate.exists():
+            time.sleep(0.2)
+        worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+
+
+def test_a_straggler_is_named(table: Snapshot, tmp_path: Path) -> None:
+    plan, gate = prepare(tmp_path / "r", stream_of(table)), tmp_path / "gate"
+    crew = Crew(partial(lags, gate=gate), stream_of(table), plan, most=3, first=3, slow_s=1.0)
+    slow = crew.wait_for(lambda s: [e for e in s["events"] if e.kind == "slow"])["events"][-1]
+    pid = crew.pid_of_rank(1)
+    gate.touch()
+
+    assert crew.status()["pids"].get(slow.who, pid) == pid
+    assert "times the others'" in slow.detail
+    assert not crew.join()["error"]
