@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,12 +20,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.transaction import AddAction, create_table_with_add_actions
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from lepton.errors import LakeError, WriteConflict
 from lepton.lake.evolution import Evolution
 from lepton.lake.files import Written, filesystem
-from lepton.lake.history import actions_of
+from lepton.lake.history import OPERATION, actions_of
+from lepton.lake.log import DataFile
 from lepton.lake.rules import Rules, rules_of
 
 _MARK = "leptonCommit"
@@ -36,6 +38,56 @@ def properties_of(txn: tuple[str, int] | None, mark: str | None = None) -> Commi
     return CommitProperties(
         app_transactions=[Transaction(*txn)] if txn else None,
         custom_metadata={_MARK: mark} if mark else None,
+    )
+
+
+def removable(file: DataFile) -> bool:
+    """Whether deltalake can be told to remove just this file.
+
+    It names no deletion vector in what it removes, and spells odd paths in its own way.
+    """
+    return file.vector is None and re.fullmatch(r"[\w.=-][\w./=-]*", file.path, re.A) is not None
+
+
+def commit_changes(
+    opened: DeltaTable,
+    rules: Rules,
+    added: Sequence[Written],
+    removed: Sequence[DataFile],
+    *,
+    operation: str,
+    txn: tuple[str, int] | None,
+    mark: str,
+    data_change: bool = True,
+) -> None:
+    """Commit files that come and go as the version after the handle's, or not at all.
+
+    Args:
+        opened: the version that everything was worked out from.
+        rules: of the table.
+        added: files that are there.
+        removed: files for which :func:`removable` holds.
+        operation: what the history calls it.
+        txn: application transaction.
+        mark: to know the commit by if its answer is lost.
+        data_change: False where the rows stay the same.
+
+    Raises:
+        CommitFailedError: another commit came first, or the answer was lost.
+    """
+    now = int(time.time() * 1000)
+    gone = [RemoveAction(f.path, data_change, now) for f in removed]
+    told = {_MARK: mark, OPERATION: operation, "isBlindAppend": False}
+    opened.create_write_transaction(
+        [*_actions(added, data_change), *gone],
+        "append",
+        opened.schema(),
+        partition_by=list(rules.partition_columns),
+        commit_properties=CommitProperties(
+            max_commit_retries=0,  # then deltalake settles no conflicts
+            app_transactions=[Transaction(*txn)] if txn else None,
+            custom_metadata={**told, "readVersion": opened.version()},
+        ),
     )
 
 
@@ -75,6 +127,17 @@ def discard(files: Sequence[Written], uri: str, options: Mapping[str, str] | Non
     for file in files:
         with contextlib.suppress(OSError):
             store.delete_file(file.path)
+
+
+def sweep(job: str, uri: str, options: Mapping[str, str] | None) -> None:
+    """Remove what a job wrote; what cannot be removed stays as an orphan."""
+    store = filesystem(uri, options)
+    with contextlib.suppress(OSError):
+        found: Any = store.get_file_info(pafs.FileSelector("", recursive=True))
+        for one in found:
+            if one.base_name.startswith(f"part-{job}"):
+                with contextlib.suppress(OSError):
+                    store.delete_file(one.path)
 
 
 def create(
@@ -227,7 +290,8 @@ def _committed(opened: DeltaTable, files: Sequence[Written], uri: str) -> bool:
     return any(unquote(u).endswith(files[0].path) for u in opened.file_uris())
 
 
-def _actions(files: Sequence[Written]) -> list[Any]:
+def _actions(files: Sequence[Written], data_change: bool = True) -> list[Any]:
     return [
-        AddAction(f.path, f.size, f.partition, f.modified_ms, True, f.statistics) for f in files
+        AddAction(f.path, f.size, f.partition, f.modified_ms, data_change, f.statistics)
+        for f in files
     ]

@@ -14,6 +14,9 @@ import pyarrow.fs as pafs
 from lepton.errors import LakeError
 
 _COMMIT = re.compile(r"(\d{20})\.json")
+OPERATION = "leptonOperation"
+"""Commit info by which a commit is known where deltalake can only call it a write."""
+
 _SAID = 300  # characters of an error that are worth telling
 _CHECKPOINT = re.compile(
     r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10})|\.[0-9a-f-]{36})?\.(parquet|json)"
@@ -172,10 +175,11 @@ def _info(filesystem: pafs.FileSystem, root: str, version: int) -> dict[str, Any
 
 def _commit(version: int, entry: dict[str, Any]) -> Commit:
     stamp = entry.pop("timestamp", None)
+    operation = entry.pop("operation", None)
     return Commit(
         version=version,
         time=None if stamp is None else datetime.fromtimestamp(int(stamp) / 1000, UTC),
-        operation=str(entry.pop("operation", None) or ""),
+        operation=str(entry.pop(OPERATION, None) or operation or ""),
         parameters=entry.pop("operationParameters", None) or {},
         metadata=entry,
     )

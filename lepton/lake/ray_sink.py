@@ -7,20 +7,19 @@ written is found by the job's name in the names of its files, and removed.
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import ray.data
 from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 from ray.data.datasource import WriteResult
 
 from lepton.errors import LakeError
-from lepton.lake.files import FILE_BYTES, Written, filesystem, write_files
+from lepton.lake.commit import sweep
+from lepton.lake.files import FILE_BYTES, Written, write_files
 from lepton.lake.rows import align, check_names, check_rows
 from lepton.lake.rules import Rules
 
@@ -58,8 +57,8 @@ def write_dataset(
     try:
         data.write_datasink(sink)
     except BaseException as e:
-        _sweep(job, uri, options)
-        told = _cause(e)
+        sweep(job, uri, options)
+        told = cause_of(e)
         if told is not None:
             raise LakeError(str(told)) from e
         if isinstance(e, Exception):
@@ -126,7 +125,7 @@ def _bytes(tables: list[pa.Table]) -> int:
     return sum(t.nbytes for t in tables)
 
 
-def _cause(e: BaseException) -> LakeError | None:
+def cause_of(e: BaseException) -> LakeError | None:
     """The LakeError that a task failed with, wherever Ray put it."""
     seen: set[int] = set()
     waiting: list[Any] = [e]
@@ -139,14 +138,3 @@ def _cause(e: BaseException) -> LakeError | None:
         seen.add(id(at))
         waiting += [getattr(at, n, None) for n in ("cause", "__cause__", "__context__")]
     return None
-
-
-def _sweep(job: str, uri: str, options: Mapping[str, str] | None) -> None:
-    """Remove what a job wrote; what cannot be removed stays as an orphan."""
-    store = filesystem(uri, options)
-    with contextlib.suppress(OSError):
-        found: Any = store.get_file_info(pafs.FileSelector("", recursive=True))
-        for one in found:
-            if one.base_name.startswith(f"part-{job}"):
-                with contextlib.suppress(OSError):
-                    store.delete_file(one.path)

@@ -1,7 +1,10 @@
-"""Merge and replace_where, which deltalake does: files that change are written anew.
+"""Merge, delete by key and replace_where: files with a row that changes are written anew.
 
-A merge is the same call whatever was there before, so where another commit came first it is tried
-again. A replacement would take away rows that it had not seen, so there the other commit wins.
+The files are ours (page checksums, complete statistics) and take the others' places in one commit,
+which counts only as the very next version: a merge that another commit came before is worked out
+again for the files that it has not seen, a replacement would take away rows that it had not seen,
+so there the other commit wins. Where deltalake has to do it (a change data feed, deletion vectors,
+odd paths), its files are written anew afterwards (:mod:`lepton.lake.delegation`).
 """
 
 from __future__ import annotations
@@ -9,77 +12,277 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError
 
-from lepton.lake.commit import ATTEMPTS, conflict, landed, properties_of, reached
+from lepton.errors import LakeError, WriteConflict
+from lepton.lake.commit import (
+    commit_changes,
+    conflict,
+    discard,
+    landed,
+    reached,
+    removable,
+    sweep,
+    verify,
+)
+from lepton.lake.files import Written
+from lepton.lake.history import first_line
+from lepton.lake.log import DataFile, Version
+from lepton.lake.replacement import (
+    Fetch,
+    Ints,
+    Target,
+    candidates,
+    inserted,
+    matched,
+    replaced,
+    without,
+)
 from lepton.lake.rules import Rules, rules_of
+from lepton.lake.snapshot import Snapshot
+
+ATTEMPTS = 60
+GROUP_BYTES = 64 * 2**20  # of rows to insert that are worth a file
+
+Operation = Literal["MERGE", "DELETE", "REPLACE"]
 
 
-def rewrite(
-    opened: DeltaTable,
-    rules: Rules,
-    rows: pa.Table,
-    *,
-    uri: str,
-    key: Sequence[str],
-    where: str | None,
-    txn: tuple[str, int] | None,
-    options: Mapping[str, str] | None,
-) -> None:
-    """Merge rows (aligned, checked) by ``key``, or put them in the place of those of ``where``.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """The rows that change a table, aligned and checked, in blocks.
+
+    Attributes:
+        blocks: tables, or what ``fetch`` makes one of.
+        rows: rows in each block.
+        sizes: bytes of each block.
+        keys: the key columns of all blocks, in order; None where nothing is merged.
+        fetch: gets a block.
+        run: calls a function with each of some argument lists and returns what it returned.
+        job: what the names of new files begin with.
+    """
+
+    blocks: Sequence[Any]
+    rows: Ints
+    sizes: Sequence[int]
+    keys: pa.Table | None
+    fetch: Fetch
+    run: Callable[[Callable[..., Any], list[tuple[Any, ...]]], list[Any]]
+    job: str = field(default_factory=lambda: f"{uuid.uuid4().hex}-")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """What is to be done to a table.
+
+    Attributes:
+        operation: what the history calls it.
+        where: the condition of the rows to replace, or None.
+        txn: application transaction.
+        uri: the table.
+        options: as deltalake takes them.
+    """
+
+    operation: Operation
+    where: str | None
+    txn: tuple[str, int] | None
+    uri: str
+    options: Mapping[str, str] | None
+
+
+class Unfit(Exception):  # noqa: N818 - no error: deltalake does it then
+    """A table or file that only deltalake can change."""
+
+
+def rewrite(opened: DeltaTable, rules: Rules, source: Source, change: Change) -> None:
+    """Change a table by rows: all of it in one commit, or nothing.
 
     Raises:
+        Unfit: files would have to go that only deltalake can remove; nothing was written.
         WriteConflict: other commits came first each time, or changed the table's rules.
+        LakeError: a file cannot be read or written.
     """
-    mark = uuid.uuid4().hex
-    properties = properties_of(txn, mark)
-    since, newest = opened.version(), opened
+    if rules.feed:
+        raise Unfit("a change data feed")
+    work = _Work(source, rules, change)
+    mark, since = uuid.uuid4().hex, opened.version()
     failure: Exception | None = None
-    for attempt in range(ATTEMPTS if where is None else 1):
-        if attempt:
-            time.sleep(random.uniform(0, min(2.0, 0.05 * 2**attempt)))  # noqa: S311 (no secret)
-            opened = DeltaTable(uri, storage_options=dict(options) if options else None)
-        try:
-            if where is None:
-                _merge(opened, rows, key, properties)
+    with work.tidied():
+        for attempt in range(1 if change.where is not None else ATTEMPTS):
+            if attempt:
+                time.sleep(random.uniform(0, min(1.0, 0.02 * 2**attempt)))  # noqa: S311 (no secret)
+                opened = _opened(change)
+            added, removed = work.files(opened)
+            if not added and not removed and change.txn is None:
+                return
+            verify(added, change.uri, change.options)
+            work.sent = True
+            try:
+                commit_changes(
+                    opened,
+                    rules,
+                    added,
+                    removed,
+                    operation=change.operation,
+                    txn=change.txn,
+                    mark=mark,
+                )
+            except (DeltaError, OSError, ValueError) as e:
+                failure = e
             else:
-                _replace(opened, rows, where, properties)
-        except CommitFailedError as e:
-            failure = e
-        else:
-            return
-        newest = DeltaTable(uri, storage_options=dict(options) if options else None)
-        if reached(newest, txn) or landed(uri, since, newest.version(), mark, options):
-            return  # by another process, or by this one and the answer was lost on the way
-        if replace(rules_of(newest, uri), what=rules.what) != rules:
-            break
-    raise conflict(newest, since, uri) from failure
+                work.committed = added
+                return
+            newest = _opened(change)
+            ours = landed(change.uri, since, newest.version(), mark, change.options)
+            work.sent, work.committed = False, added if ours else []
+            if ours or reached(newest, change.txn):
+                return  # by this process, whose answer was lost on the way, or by another one
+            if replace(rules_of(newest, change.uri), what=rules.what) != rules:
+                break
+            if not isinstance(failure, CommitFailedError):
+                told = first_line(failure)
+                raise LakeError(
+                    f"cannot commit to table {rules.what}; nothing was written: {told}"
+                ) from failure
+        raise conflict(_opened(change), since, change.uri) from failure
 
 
-def _merge(
-    opened: DeltaTable, rows: pa.Table, key: Sequence[str], properties: CommitProperties
-) -> None:
-    condition = " AND ".join(f"target.`{n}` = source.`{n}`" for n in key)
-    (
-        opened.merge(
-            rows,
-            condition,
-            source_alias="source",
-            target_alias="target",
-            commit_properties=properties,
+def write_all(
+    source: Source, rules: Rules, uri: str, options: Mapping[str, str] | None
+) -> list[Written]:
+    """Write all rows of a source as data files of a new table; on failure none is left."""
+    change = Change(operation="MERGE", where=None, txn=None, uri=uri, options=options)
+    version = Version(uri=uri, number=-1, fields=(), partition_columns=(), files=(), table_id="new")
+    work = _Work(source, rules, change)
+    with work.tidied():
+        work.insert(Target(version=version, rules=rules, options=options, job=source.job), [])
+        work.committed = work.added  # by the caller
+    return work.added
+
+
+def _opened(change: Change) -> DeltaTable:
+    return DeltaTable(change.uri, storage_options=dict(change.options) if change.options else None)
+
+
+def _refuse(files: Sequence[DataFile]) -> None:
+    for file in files:
+        if not removable(file):
+            raise Unfit(file.path)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What was worked out so far: a file's part holds for as long as the file is live."""
+
+    source: Source
+    rules: Rules
+    change: Change
+    found: dict[str, Ints | None] = field(default_factory=dict[str, "Ints | None"])
+    replaced: dict[str, list[Written]] = field(default_factory=dict[str, "list[Written]"])
+    added: list[Written] = field(default_factory=list["Written"])
+    taken: bytes | None = None
+    written: list[Written] = field(default_factory=list["Written"])
+    committed: list[Written] = field(default_factory=list["Written"])
+    sent: bool = False
+
+    @contextmanager
+    def tidied(self) -> Generator[None]:
+        """Remove what was written and not committed; what may have been committed stays."""
+        try:
+            yield
+        except BaseException as e:
+            if not self.sent and not self.committed and not isinstance(e, Unfit | WriteConflict):
+                sweep(self.source.job, self.change.uri, self.change.options)
+            raise
+        finally:
+            if not self.sent or self.committed:
+                kept = {w.path for w in self.committed}
+                left = [w for w in self.written if w.path not in kept]
+                discard(left, self.change.uri, self.change.options)
+
+    def files(self, opened: DeltaTable) -> tuple[list[Written], list[DataFile]]:
+        """The files that come and those that go, for a version of the table."""
+        options = tuple(sorted((self.change.options or {}).items()))
+        view = Snapshot(uri=self.change.uri, version=opened.version(), options=options)
+        version = view.load()
+        target = Target(
+            version=version.without_files(),
+            rules=self.rules,
+            options=self.change.options,
+            job=self.source.job,
         )
-        .when_matched_update_all()
-        .when_not_matched_insert_all()
-        .execute()
-    )
+        if self.change.where is None:
+            touched = self._merged(target, version)
+        else:
+            touched = self._replacing(target, view.where(self.change.where))
+        return [w for f in touched for w in self.replaced[f.path]] + self.added, touched
 
+    def _merged(self, target: Target, version: Version) -> list[DataFile]:
+        source, keys = self.source, self.source.keys
+        if keys is None or len(keys) == 0:
+            return []
+        files = candidates(version, keys)
+        new = [f for f in files if f.path not in self.found]
+        shared = source.run(matched, [(target, f, keys) for f in new])
+        self.found |= {f.path: m for f, m in zip(new, shared, strict=True)}
+        touched = [f for f in files if self.found[f.path] is not None]
+        _refuse(touched)
+        starts = np.concatenate([[0], np.cumsum(source.rows)])[:-1].astype(np.int64)
+        blocks = None if self.change.operation == "DELETE" else source.blocks
+        new = [f for f in touched if f.path not in self.replaced]
+        calls = [(target, f, self.found[f.path], blocks, starts, source.fetch) for f in new]
+        written = source.run(replaced, calls)
+        self.written += [w for one in written for w in one]
+        self.replaced |= {f.path: w for f, w in zip(new, written, strict=True)}
+        if blocks is not None:
+            self.insert(target, [self.found[f.path] for f in touched])
+        return touched
 
-def _replace(opened: DeltaTable, rows: pa.Table, where: str, properties: CommitProperties) -> None:
-    commit: Any = write_deltalake  # its overloads tie predicate to one mode
-    commit(opened, rows, mode="overwrite", predicate=where, commit_properties=properties)
+    def _replacing(self, target: Target, view: Snapshot) -> list[DataFile]:
+        files = list(view.files())
+        _refuse(files)
+        calls = [(target, f, replace(view, columns=None)) for f in files]
+        written = self.source.run(without, calls)
+        self.replaced = {f.path: w for f, w in zip(files, written, strict=True) if w is not None}
+        self.written += [w for one in self.replaced.values() for w in one]
+        touched = [f for f in files if f.path in self.replaced]
+        self.insert(target, [])
+        return touched
+
+    def insert(self, target: Target, found: Sequence[Any]) -> None:
+        """Write the source's rows that no file had."""
+        mask = np.ones(int(self.source.rows.sum()), bool)
+        for one in found:
+            mask[one[one >= 0]] = False
+        if self.taken == mask.tobytes():
+            return
+        self.taken = mask.tobytes()
+        self.added = []
+        calls = [(target, parts, self.source.fetch) for parts in self._groups(mask)]
+        self.added = [w for one in self.source.run(inserted, calls) for w in one]
+        self.written += self.added
+
+    def _groups(self, mask: np.ndarray[Any, Any]) -> Iterator[list[Any]]:
+        """Blocks with rows to insert, small ones together."""
+        held: list[Any] = []
+        size, end = 0, 0
+        for block, rows, weight in zip(
+            self.source.blocks, self.source.rows.tolist(), self.source.sizes, strict=True
+        ):
+            part = mask[end : end + rows]
+            end += rows
+            if part.any():
+                held.append((block, None if part.all() else part))
+                size += weight
+            if size >= GROUP_BYTES:
+                yield held
+                held, size = [], 0
+        if held:
+            yield held

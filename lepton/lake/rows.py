@@ -99,6 +99,17 @@ def _check_constraint(rows: pa.Table, name: str, text: str) -> None:
         raise LakeError(f"{broken} rows break the constraint {name} ({text}), such as {first}")
 
 
+def comparable(rows: pa.Table, key: Sequence[str]) -> pa.Table:
+    """Return the key columns alone, with one zero: -0.0 equals it and has other bits."""
+    columns = [rows[n] for n in key]
+    zeroed = [pc.add(c, pa.scalar(0.0, c.type)) if _float(c.type) else c for c in columns]
+    return pa.table(zeroed, names=list(key))
+
+
+def _float(kind: Any) -> bool:
+    return pa.types.is_floating(kind)
+
+
 def refuse_duplicates(rows: pa.Table, key: Sequence[str]) -> None:
     """Raise LakeError if two rows have the same key, or a key is not there or NULL."""
     for name in key:
@@ -106,7 +117,9 @@ def refuse_duplicates(rows: pa.Table, key: Sequence[str]) -> None:
             raise LakeError(f"no key column {name}{near_names(name, rows.column_names)}")
         if rows[name].null_count:
             raise LakeError(f"key column {name} has a NULL, which equals no row")
-    counts: Any = rows.group_by(list(key), use_threads=False).aggregate([([], "count_all")])
+    counts: Any = (
+        comparable(rows, key).group_by(list(key), use_threads=False).aggregate([([], "count_all")])
+    )
     twice = counts.filter(pc.field("count_all") > 1)
     if len(twice):
         first = twice.slice(0, 1).to_pylist()[0]

@@ -44,6 +44,7 @@ class Rules:
         partition_columns: in the table's order.
         constraints: CHECK constraints and invariants, by name.
         append_only: rows may not be changed or deleted.
+        feed: the table keeps a change data feed.
     """
 
     what: str
@@ -51,6 +52,7 @@ class Rules:
     partition_columns: tuple[str, ...]
     constraints: Mapping[str, str]
     append_only: bool = False
+    feed: bool = False
 
 
 def rules_of(opened: DeltaTable, uri: str) -> Rules:
@@ -82,6 +84,7 @@ def rules_of(opened: DeltaTable, uri: str) -> Rules:
         partition_columns=tuple(metadata.partition_columns),
         constraints=constraints,
         append_only=str(properties.get("delta.appendOnly", "")).lower() == "true",
+        feed=str(properties.get("delta.enableChangeDataFeed", "")).lower() == "true",
     )
 
 

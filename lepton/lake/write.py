@@ -1,16 +1,15 @@
 """Writing to Delta in one commit: all of it or none of it, and with ``txn`` only once.
 
-Appends and overwrites write their own data files (page checksums, complete statistics); merge and
-replace_where are deltalake's, whose files have no page checksums.
+All data files are ours: page checksums, complete statistics.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
@@ -25,17 +24,23 @@ from lepton.lake.commit import (
     discard,
     reached,
 )
+from lepton.lake.delegation import delegate
 from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
-from lepton.lake.files import FILE_BYTES, Written, write_files
+from lepton.lake.files import Written
 from lepton.lake.kinds import storable
-from lepton.lake.predicate import expression_of
-from lepton.lake.rewrite import rewrite
-from lepton.lake.rows import align, check_names, check_rows, refuse_duplicates
+from lepton.lake.rewrite import Change, Operation, Unfit, rewrite
+from lepton.lake.rows import check_names
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
+from lepton.lake.source import Place, Rows, gathered
 
-Mode = Literal["append", "overwrite", "merge", "replace_where"]
+Mode = Literal["append", "overwrite", "merge", "delete", "replace_where"]
+_OPERATIONS: dict[Mode, Operation] = {
+    "merge": "MERGE",
+    "delete": "DELETE",
+    "replace_where": "REPLACE",
+}
 
 
 def write(
@@ -57,12 +62,13 @@ def write(
 
     Args:
         data: an Arrow table or reader, a pandas frame, or a Ray Dataset, whose rows are written
-            by Ray tasks where they are (for ``merge`` and ``replace_where`` they come here).
-        uri: the table; made when it is not there yet (except by ``replace_where``).
+            by Ray tasks where they are (only the keys of ``merge`` and ``delete`` come here).
+        uri: the table; made when it is not there yet (by ``append``, ``overwrite``, ``merge``).
         mode: ``append``; ``overwrite`` every row; ``merge`` updates rows with an equal key and
-            inserts the rest, and does so again where another commit came first;
-            ``replace_where`` replaces exactly the rows that match ``where``.
-        key: column or columns that identify a row, for ``merge``.
+            inserts the rest, ``delete`` takes rows with an equal key away, and both do so again
+            where another commit came first; ``replace_where`` replaces exactly the rows that
+            match ``where``.
+        key: column or columns that identify a row, for ``merge`` and ``delete``.
         where: SQL condition, for ``replace_where``.
         partition_by: partition columns of a new table.
         txn: (application id, version): a write whose version this application has already
@@ -115,26 +121,34 @@ class _Asked:
 
     def __post_init__(self) -> None:
         mode, evolve = self.mode, self.evolve
-        if mode not in ("append", "overwrite", "merge", "replace_where"):
-            raise ValueError(f"mode {mode!r} is not append, overwrite, merge or replace_where")
-        if (mode == "merge") != bool(self.key):
-            raise ValueError("key= names the identifying columns of mode='merge', and only of it")
+        modes = get_args(Mode)
+        if mode not in modes:
+            raise ValueError(f"mode {mode!r} is none of {', '.join(modes)}")
+        if (mode in ("merge", "delete")) != bool(self.key):
+            raise ValueError("key= names the identifying columns of mode='merge' or 'delete' only")
         if (mode == "replace_where") != (self.where is not None):
             raise ValueError("where= is the condition of mode='replace_where', and only of it")
         if evolve not in (None, "add", "widen"):
             raise ValueError(f"evolve {evolve!r} is not add or widen")
-        if evolve and mode in ("merge", "replace_where"):
+        if evolve and mode in _OPERATIONS:
             raise ValueError(f"evolve= goes with append and overwrite, not with mode={mode!r}")
 
 
 def _write(data: Any, asked: _Asked) -> None:
     path, options = asked.path, asked.options
     opened = _opened(path, options)
-    if opened is None and asked.mode == "replace_where":
-        raise LakeError(f"no Delta table at {path!r} for replace_where to change")
+    if opened is None and asked.mode in ("replace_where", "delete"):
+        raise LakeError(f"no Delta table at {path!r} for {asked.mode} to change")
     if opened is not None and reached(opened, asked.txn):
         return
-    rows = _Rows(data, asked)
+    place = Place(
+        path=path,
+        options=options,
+        key=asked.key,
+        where=asked.where,
+        deletes=asked.mode == "delete",
+    )
+    rows = Rows(data, place)
     if opened is None:
         rules = _new_rules(rows.needed_schema(), path, asked.partition_by)
     else:
@@ -144,7 +158,7 @@ def _write(data: Any, asked: _Asked) -> None:
         if rules.append_only and asked.mode != "append":
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
         grown = _grown(rows, rules, asked)
-        if opened is not None and asked.mode in ("merge", "replace_where"):
+        if opened is not None and asked.mode in _OPERATIONS:
             _rewrite(opened, rules, rows, asked)
             return
         files = rows.write(replace(rules, schema=grown.schema))
@@ -164,7 +178,7 @@ def _opened(path: str, options: dict[str, str] | None) -> DeltaTable | None:
     return DeltaTable(path, storage_options=options)
 
 
-def _make(rules: Rules, rows: _Rows, files: Sequence[Written], asked: _Asked) -> None:
+def _make(rules: Rules, rows: Rows, files: Sequence[Written], asked: _Asked) -> None:
     """Make the table; where another process was first, write to its one."""
     if create(asked.path, rules, files, asked.txn, asked.options):
         return
@@ -176,56 +190,29 @@ def _make(rules: Rules, rows: _Rows, files: Sequence[Written], asked: _Asked) ->
         _commit(opened, rules, Evolution(schema=rules.schema), files, asked)
 
 
-def _rewrite(opened: DeltaTable, rules: Rules, rows: _Rows, asked: _Asked) -> None:
-    rewrite(
-        opened,
-        rules,
-        _checked(rows.gathered(), rules, asked),
-        uri=asked.path,
-        key=asked.key,
+def _rewrite(opened: DeltaTable, rules: Rules, rows: Rows, asked: _Asked) -> None:
+    source = rows.source(rules)
+    change = Change(
+        operation=_OPERATIONS[asked.mode],
         where=asked.where,
         txn=asked.txn,
+        uri=asked.path,
         options=asked.options,
     )
-
-
-class _Rows:
-    """The rows to write: of this process, or of a Ray Dataset where they are."""
-
-    def __init__(self, data: Any, asked: _Asked) -> None:
-        self._data = data
-        self._asked = asked
-        self._spread = not asked.key and asked.where is None and hasattr(data, "write_datasink")
-        self._reader = None if self._spread else _reader(data)
-        self._table: pa.Table | None = None
-        self.schema = None if self._reader is None else self._reader.schema
-
-    def needed_schema(self) -> pa.Schema:
-        """The rows' schema; a Dataset may have to compute its first block for it."""
-        if self.schema is None:
-            from lepton.lake.ray_sink import schema_of
-
-            self.schema = schema_of(self._data)
-        return self.schema
-
-    def gathered(self) -> pa.Table:
-        """All rows in this process."""
-        if self._table is None:
-            self._table = (self._reader or _reader(self._data)).read_all()
-        return self._table
-
-    def write(self, rules: Rules) -> list[Written]:
-        """Write data files; on bad rows nothing is left behind."""
-        asked = self._asked
-        if "://" not in asked.path:
-            Path(asked.path).mkdir(parents=True, exist_ok=True)
-        if asked.key:
-            return _files(self.gathered().to_reader(), rules, asked)
-        if self._reader is not None:
-            return _files(self._reader, rules, asked)
-        from lepton.lake.ray_sink import write_dataset
-
-        return write_dataset(self._data, rules, asked.path, asked.options)
+    try:
+        rewrite(opened, rules, source, change)
+    except Unfit:
+        delegate(
+            opened,
+            rules,
+            gathered(source),
+            uri=asked.path,
+            key=asked.key,
+            where=asked.where,
+            txn=asked.txn,
+            options=asked.options,
+            deletes=asked.mode == "delete",
+        )
 
 
 def _commit(
@@ -256,7 +243,7 @@ def _commit(
     )
 
 
-def _grown(rows: _Rows, rules: Rules, asked: _Asked) -> Evolution:
+def _grown(rows: Rows, rules: Rules, asked: _Asked) -> Evolution:
     """What becomes of the schema; the rows' columns are checked as far as they are known."""
     grown = Evolution(schema=rules.schema)
     if asked.evolve:
@@ -268,7 +255,7 @@ def _grown(rows: _Rows, rules: Rules, asked: _Asked) -> Evolution:
             anew=asked.mode == "overwrite",
         )
     if rows.schema is not None:
-        check_names(rows.schema.names, grown.schema)
+        check_names(rows.schema.names, grown.schema, fill=asked.mode == "delete")
     return grown
 
 
@@ -309,65 +296,3 @@ def _new_rules(given: pa.Schema, path: str, partition_by: Sequence[str] | None) 
         partition_columns=parts,
         constraints={},
     )
-
-
-def _checked(rows: pa.Table, rules: Rules, asked: _Asked) -> pa.Table:
-    rows = align(rows, rules.schema)
-    check_rows(rows, rules.schema, rules.constraints)
-    if asked.key:
-        refuse_duplicates(rows, asked.key)
-    if asked.where is not None:
-        outside = len(rows) - len(rows.filter(expression_of(asked.where, rules.schema)))
-        if outside:
-            raise LakeError(f"{outside} rows do not match where={asked.where!r}")
-    return rows
-
-
-def _files(reader: pa.RecordBatchReader, rules: Rules, asked: _Asked) -> list[Written]:
-    """Write the rows, small batches together; on bad rows nothing is left behind."""
-    path, options = asked.path, asked.options
-    written: list[Written] = []
-    try:
-        for rows in [reader.read_all()] if asked.key else _coalesced(reader):
-            checked = _checked(rows, rules, asked)
-            written += write_files(checked, path, rules.partition_columns, options)
-    except BaseException:
-        discard(written, path, options)
-        raise
-    return written
-
-
-def _coalesced(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
-    held: list[pa.RecordBatch] = []
-    for batch in reader:
-        held.append(batch)
-        if sum(b.nbytes for b in held) >= FILE_BYTES:
-            yield pa.Table.from_batches(held, reader.schema)
-            held = []
-    if held:
-        yield pa.Table.from_batches(held, reader.schema)
-
-
-def _reader(data: Any) -> pa.RecordBatchReader:
-    if isinstance(data, pa.Table):
-        return data.to_reader()
-    if isinstance(data, pa.RecordBatchReader):
-        return data
-    if hasattr(data, "iter_batches"):  # a Ray Dataset
-        batches = cast("Iterator[pa.Table]", iter(data.iter_batches(batch_format="pyarrow")))
-        first = next(batches, None)
-        if first is None:
-            raise LakeError("the Ray Dataset has no rows, so it has no schema to write")
-        return pa.RecordBatchReader.from_batches(first.schema, _flatten(first, batches))
-    if hasattr(data, "to_numpy"):  # a pandas frame
-        return pa.Table.from_pandas(data, preserve_index=False).to_reader()
-    raise TypeError(
-        f"cannot write a {type(data).__name__}: give an Arrow table, a pandas frame or a "
-        "Ray Dataset"
-    )
-
-
-def _flatten(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
-    yield from first.to_batches()
-    for batch in rest:
-        yield from batch.cast(first.schema).to_batches()

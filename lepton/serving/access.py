@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lepton.serving import problems
+from lepton.serving.forms import problem
 
 VARIABLE = "LEPTON_SERVE_TOKENS"
 FEWEST_CHARACTERS = 16
@@ -124,20 +124,11 @@ def guarded(app: Any, access: Access) -> Any:
         elif scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
             await app(scope, receive, _without_body(send))
         else:
-            await _refuse(send, *refusal)
+            reply = problem(*refusal)
+            reply.headers["www-authenticate"] = 'Bearer realm="lepton"'
+            await reply(scope, receive, send)
 
     return guard
-
-
-async def _refuse(send: Any, status: int, detail: str) -> None:
-    body = problems.problem_of(status, detail)
-    headers = [
-        (b"content-type", problems.MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"www-authenticate", b'Bearer realm="lepton"'),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _without_body(send: Any) -> Any:

@@ -97,6 +97,7 @@ class Follower:
         self.error = ""
         self._failed_seq = 0
         self.now = self._load(self._registry.state(model).pointer)
+        self.rollbacks = self._rollbacks()
         self._following, self._stop = threading.Lock(), threading.Event()
         threading.Thread(target=self._keep_following, daemon=True).start()
 
@@ -130,6 +131,7 @@ class Follower:
                 try:
                     self.now = self._load(pointer)
                     self.error = ""
+                    self.rollbacks = self._rollbacks()
                 except LeptonError as e:
                     self._failed_seq, self.error = pointer.seq, str(e)
                     log.warning(
@@ -150,6 +152,11 @@ class Follower:
         keep = {pointer.champion, pointer.canary, pointer.shadow, pointer.previous}
         self.resident = {v: r for v, r in self.resident.items() if v in keep}
         return Serving(champion, canary, shadow, pointer.share, pointer.by, pointer.seq)
+
+    def _rollbacks(self) -> int:
+        """How often a version of this model was taken back, on trial or as champion."""
+        kinds = [event.kind for event in self._registry.history(self._model)]
+        return kinds.count("aborted") + kinds.count("rolled_back")
 
     def _version(self, number: int) -> Resident:
         if number not in self.resident:

@@ -9,12 +9,14 @@ which to come again.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from lepton import telemetry
 from lepton.serving.answers import Answer, AnswerLog
 from lepton.serving.arrays import Arrays, arrays_in
 from lepton.serving.batching import Batcher, Overloaded
-from lepton.serving.figures import measured
+from lepton.serving.figures import Figures
 from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import LENGTH, inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
@@ -71,8 +73,11 @@ class _Outcome:
 class Replica:
     """One replica of one model's application."""
 
-    def __init__(self, model: str, home: str, trace: Carrier | None = None) -> None:
-        _one_thread()
+    def __init__(
+        self, model: str, home: str, trace: Carrier | None = None, threads: int = 1
+    ) -> None:
+        begin = partial(_compute_in, threads)
+        begin()
         telemetry.name_process(f"replica {model}")
         telemetry.scrape_by(ray_metrics)
         self._model = model
@@ -81,8 +86,8 @@ class Replica:
         self._directory = carrier.directory
         self._follower = Follower(model, home, carrier)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
-        self._spans = Spool(self._directory, measured)
-        self._batcher = Batcher(_one_thread)
+        self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
+        self._batcher = Batcher(begin)
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
         self._answered_at_once = 0
@@ -91,8 +96,14 @@ class Replica:
         depth = lambda: self._batcher.waiting_rows  # noqa: E731
         self._ends = [
             telemetry.watch("lepton.serving.queue_depth", depth, labels),
+            telemetry.watch("lepton.serving.alive", time.time, labels),
+            telemetry.watch(
+                "lepton.serving.rollbacks", lambda: float(self._follower.rollbacks), labels
+            ),
+            telemetry.watch_gpus(),
             telemetry.keep_logs(carrier, lambda: labels),
         ]
+        gc.freeze()  # a look through all that is loaded by now would stop requests for long
 
     def __serve_build_asgi_app__(self) -> Any:
         base = f"/v2/models/{self._model}"
@@ -411,6 +422,7 @@ class Replica:
             self._draining = True
             for end in self._ends:
                 end()
+            telemetry.measure("lepton.serving.alive", 0, {"lepton.model": self._model})
             self._follower.close()
             self._batcher.close()
             self._answers.close()
@@ -418,11 +430,11 @@ class Replica:
         telemetry.flush()
 
 
-def _one_thread() -> None:
-    """Have torch compute in this thread alone: more would only wait for each other."""
+def _compute_in(threads: int) -> None:
+    """Have torch compute in so many threads; more than its cores would wait for each other."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 _TRACED = (b"traceparent", b"baggage")

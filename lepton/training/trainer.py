@@ -22,6 +22,7 @@ from lepton.errors import StreamError, TrainingError
 from lepton.stream import Mixture, Stream
 from lepton.telemetry import Carrier
 from lepton.training.board import folder_of
+from lepton.training.planner import outcome_of
 from lepton.training.progress import watch
 from lepton.training.run import Run, load_run, run_folder
 from lepton.training.stopping import EarlyStopping
@@ -161,6 +162,8 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)
         if parent.directory and (lost := telemetry.lost_spans(parent.directory, span.carrier)):
             span.set(lepton_spans_lost=lost)
+    if progress and (outcome := outcome_of(run)) is not None:
+        sys.stderr.write(f"run {name} {outcome}\n")
     return run
 
 

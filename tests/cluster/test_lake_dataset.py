@@ -12,6 +12,9 @@ from deltalake import DeltaTable
 
 import lepton
 from lepton.errors import LakeError
+from lepton.lake.read import unchecked_files
+
+BY: dict[str, Any] = {"mode": "merge", "key": "id"}
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -121,8 +124,75 @@ def test_a_dataset_without_rows_is_refused(tmp_path: Path) -> None:
     assert ids(tmp_path / "t") == [1]
 
 
-def test_merging_a_dataset_takes_its_rows_here(tmp_path: Path) -> None:
-    lepton.write(numbered(5, 1), tmp_path / "t")
-    lepton.write(numbered(8, 2), tmp_path / "t", mode="merge", key="id")
+def doubled(batch: dict[str, Any]) -> dict[str, Any]:
+    return {"id": batch["id"], "x": batch["id"] * 2.0}
 
-    assert ids(tmp_path / "t") == list(range(8))
+
+def test_a_dataset_is_merged_deleted_and_put_in_rows_place_where_it_is(tmp_path: Path) -> None:
+    root = tmp_path / "t"
+    lepton.write(
+        numbered(60, 3).map_batches(doubled).map_batches(doubled), root, mode="merge", key="id"
+    )
+    lepton.write(pa.table({"id": range(60, 90), "x": [-1.0] * 30}), root)
+    new = numbered(100, 6).map_batches(lambda b: {"id": b["id"] + 50, "x": b["id"] * 0.0})
+    merged = lepton.write(new, root, **BY)
+
+    assert merged.version == 2
+    assert ids(root) == list(range(150))
+    assert merged.where("x = 0").count_rows() == 101
+    assert unchecked_files(merged.load()) == ()
+    assert all(f.rows is not None for f in merged.files())
+
+    lepton.write(
+        numbered(120, 4).map_batches(lambda b: {"id": b["id"]}), root, mode="delete", key="id"
+    )
+    assert ids(root) == list(range(120, 150))
+
+    put = numbered(20, 3).map_batches(lambda b: {"id": b["id"] + 1000, "x": b["id"] * 1.0})
+    table = lepton.write(put, root, mode="replace_where", where="id >= 140")
+    assert sorted(table.to_arrow()["id"].to_pylist()) == [*range(120, 140), *range(1000, 1020)]
+    assert [c.operation for c in table.history()[:3]] == ["REPLACE", "DELETE", "MERGE"]
+
+
+MERGES: list[tuple[Any, dict[str, Any], str]] = [
+    (lambda b: {"id": b["id"] // 2, "x": b["id"] * 1.0}, BY, "more than once"),
+    (lambda b: {"id": -b["id"], "x": b["id"] * 1.0}, BY, "constraint positive"),
+    (doubled, {"mode": "replace_where", "where": "id > 3"}, "do not match where"),
+    (lambda b: {"id": b["no such"]}, {"mode": "delete", "key": "id"}, "Dataset failed"),
+]
+
+
+@pytest.mark.parametrize(("make", "how", "told"), MERGES, ids=["twice", "rule", "where", "program"])
+def test_a_dataset_that_does_not_fit_changes_nothing(
+    tmp_path: Path, make: Any, how: dict[str, Any], told: str
+) -> None:
+    root = tmp_path / "t"
+    lepton.write(pa.table({"id": [1], "x": [0.5]}), root)
+    DeltaTable(root).alter.add_constraint({"positive": "id >= 0"})
+    before = parquet(root)
+    with pytest.raises(LakeError, match=rf"(?s)t'@1; nothing was committed: .*{told}"):
+        lepton.write(numbered(12, 3).map_batches(make), root, **how)
+
+    assert parquet(root) == before
+    assert ids(root) == [1]
+
+
+def test_a_merge_whose_task_dies_counts_once_and_leaves_no_file(tmp_path: Path) -> None:
+    root, died = tmp_path / "t", tmp_path / "died"
+    lepton.write(numbered(50, 2), root)
+
+    def make(batch: dict[str, Any]) -> dict[str, Any]:
+        if 40 in batch["id"] and not died.exists():
+            died.touch()
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    table = lepton.write(numbered(80, 4).map_batches(make), root, mode="merge", key="id")
+    live = {f.path for v in range(table.version + 1) for f in lepton.table(root, version=v).files()}
+
+    assert died.exists()
+    assert ids(root) == list(range(80))
+    assert parquet(root) == live

@@ -26,6 +26,7 @@ from lepton.preprocess import Preparation
 from lepton.serving import App
 from lepton.serving.inputs import MAX_BYTES
 from lepton.serving.tables import MEDIA_TYPE
+from lepton.telemetry import Carrier, spans_of
 from lepton.training import load_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -168,6 +169,42 @@ def test_only_who_has_a_token_is_answered(
         assert refused.status_code == 401
         assert refused.headers["www-authenticate"].startswith("Bearer")
         assert token not in repr(mine)
+    finally:
+        app.close()
+
+
+def counting_loop(worker: Any) -> None:
+    """After token t comes t + 1, round and round."""
+    net = torch.nn.Embedding(7, 7)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(7).roll(1, 1) * 10)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=1e-9))
+    for batch in worker.batches():
+        scores = net(batch["t"])
+        worker.step(torch.nn.functional.cross_entropy(scores[:, -1], batch["y"], reduction="sum"))
+
+
+def test_tokens_come_one_by_one_until_the_client_leaves(service: Service) -> None:
+    home = str(service.home)
+    tokens = np.random.default_rng(0).integers(0, 7, (40, 4))
+    rows = pa.table({"t": list(tokens), "y": (tokens[:, -1] + 1) % 7})
+    table = lepton.write(rows, service.home / "tokens")
+    run = lepton.train(counting_loop, table.stream(batch_size=20), name="count", home=home)
+    app = lepton.promote(lepton.register(run, "count", home=home), home=home)
+    trace = "ab" * 16
+    try:
+        assert list(app.generate([1, 2], max_tokens=6)) == [3, 4, 5, 6, 0, 1]
+        carrier = Carrier(f"00-{trace}-{'cd' * 8}-01", f"{home}/traces")
+        endless = app.generate([1], max_tokens=4096, trace=carrier)
+        assert [next(endless) for _ in range(3)] == [2, 3, 4]
+        endless.close()  # leaves
+        end = time.monotonic() + 60
+        while not (spans := spans_of(f"{home}/traces", trace)) and time.monotonic() < end:
+            time.sleep(0.1)
+        (span,) = spans
+        assert span.attributes["http.response.status_code"] in (200, 499)  # it may be that quick
+        with pytest.raises(ServingError, match="gives no sequences"):
+            next(service.app.generate([1]))
     finally:
         app.close()
 
