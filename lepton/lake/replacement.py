@@ -7,7 +7,7 @@ table, whatever other commits come meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Target:
 
     version: Version
     rules: Rules
-    options: Mapping[str, str] | None
+    options: Mapping[str, str] | None = field(repr=False)
     job: str
 
     def view(self) -> Snapshot:
