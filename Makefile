@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 S3 := $(VENV)/s3/bin/moto_server
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 
-.PHONY: demo test check bench clean chromium
+.PHONY: demo test check bench clean chromium prometheus phoenix
 
 demo: $(STAMP)                    ## the whole loop on real data
 	$(BIN)/lepton demo $(ARGS)
 
-test: $(STAMP)-dev chromium $(S3) ## every test
+test: $(STAMP)-dev chromium prometheus $(S3) ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)-dev               ## format, lint, types, layers, unit tests
@@ -29,6 +29,15 @@ clean:                            ## forget the environment and what the demo wr
 chromium:                         # the report's test opens it in a real browser
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) \
 	  || echo "install chromium: a test opens the demo's report in it" >&2
+
+phoenix: $(VENV)/bin/python       ## a receiver of traces with a user interface: 850 MB, a test sends it the demo
+	$(PYTHON) -m venv $(VENV)/phoenix
+	$(VENV)/phoenix/bin/pip install -q arize-phoenix
+
+prometheus:                       # tests load the alert rules into a real one
+	@command -v prometheus >/dev/null || (apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends prometheus) \
+	  || echo "install prometheus: tests load the alert rules into it" >&2
 
 $(S3): $(VENV)/bin/python         # an S3 server of its own environment, for tests/cluster/test_s3.py
 	$(PYTHON) -m venv $(VENV)/s3

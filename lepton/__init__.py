@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from lepton.training import Run as Run
     from lepton.training import Validation as Validation
     from lepton.training import Worker as Worker
+    from lepton.training import cross_validate as cross_validate
     from lepton.training import evaluate as evaluate
     from lepton.training import register as register
     from lepton.training import train as train
+    from lepton.training.planner import plan as plan
+    from lepton.training.ray_tuner import tune as tune
 
 __version__ = "0.1.0"
 
@@ -43,13 +46,16 @@ _HOMES = {
     "Stream": "lepton.stream",
     "Validation": "lepton.training",
     "Worker": "lepton.training",
+    "cross_validate": "lepton.training",
     "evaluate": "lepton.training",
     "feedback": "lepton.monitoring",
+    "plan": "lepton.training.planner",
     "promote": "lepton.promotion",
     "register": "lepton.training",
     "rollback": "lepton.promotion",
     "table": "lepton.lake",
     "train": "lepton.training",
+    "tune": "lepton.training.ray_tuner",
     "write": "lepton.lake",
 }
 

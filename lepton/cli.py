@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from lepton.errors import LeptonError
+from lepton.pipeline.keeping import add_changes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", help="of the run")
     _home(train)
 
+    _plans(add)
     _moves(add)
     serve = add("serve", _serve, "serve a model's champion until interrupted")
     serve.add_argument("model")
@@ -89,6 +91,21 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--deep", action="store_true", help="really start a local Ray")
     _home(doctor)
     return parser
+
+
+def _plans(add: Any) -> None:
+    plan = add("plan", _plan, "predict time and cost of a run, by its workers, from other runs")
+    plan.add_argument("runs", nargs="+", metavar="RUN", help="several tell how it scales")
+    plan.add_argument("--workers", type=_workers, default=(1, 8), metavar="N or MIN-MAX")
+    rows = plan.add_mutually_exclusive_group()
+    rows.add_argument("--rows", type=int, help="to train on, over all epochs")
+    rows.add_argument("--table", help="uri of the table to train on; see --epochs")
+    plan.add_argument("--epochs", type=int, default=1, help="over the table")
+    plan.add_argument("--deadline", metavar="SPAN", help="such as 2h, 1h30m or 45s")
+    plan.add_argument("--price", type=float, help="of a worker (its GPU) for an hour")
+    plan.add_argument("--for", dest="write_to", metavar="RUN", help="that says how far off it was")
+    _json(plan)
+    _home(plan)
 
 
 def _moves(add: Any) -> None:
@@ -130,10 +147,12 @@ def _upkeep(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParse
 def _views(add: Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]) -> None:
     """Commands that look at what there is."""
     for name, about in (
-        ("models", "list model versions, their roles and where they are from"),
+        ("models", "list model versions, their roles and where they are from; say more of one"),
         ("runs", "list training runs and how they went"),
     ):
         command = add(name, _view(name), about)
+        if name == "models":
+            add_changes(command)
         _json(command)
         _home(command)
     trace = add("trace", _view("trace"), "print a trace as a tree, from the span files")
@@ -214,6 +233,14 @@ def _train(arguments: argparse.Namespace, console: Console) -> None:
         loop, stream, name=arguments.name, workers=arguments.workers, home=arguments.home
     )
     console.print(f"run {run.name}: {run.steps} steps, checkpoint {run.checkpoint.uri}")
+
+
+def _plan(arguments: argparse.Namespace, console: Console) -> int:
+    from lepton.training import outcomes
+
+    if arguments.rows is None and arguments.table is None:
+        return outcomes.show(arguments.runs, arguments.home, console)
+    return outcomes.predict(arguments, console)
 
 
 def _function(path: str, name: str) -> Any:

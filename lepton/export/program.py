@@ -7,12 +7,15 @@ call of training: an argument whose name is a column, or that is a batch's tenso
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import threading
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from lepton.errors import CheckpointError
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _LOADING = threading.Lock()  # torch.export.load keeps its state in a global
+_LOADED: WeakValueDictionary[bytes, Program] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +66,7 @@ class Program:
 
     def __init__(self, module: Any, signature: Signature) -> None:
         self._module = module
+        self._shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
         self.signature = signature
 
     def __call__(self, columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -83,12 +88,26 @@ class Program:
         Raises:
             CheckpointError: names or shapes differ.
         """
-        try:
-            self._module.load_state_dict(dict(state))
-        except RuntimeError as e:
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        if shapes != self._shapes:
+            wrong = sorted(
+                name
+                for name in shapes.keys() | self._shapes.keys()
+                if shapes.get(name) != self._shapes.get(name)
+            )
             raise CheckpointError(
-                f"the weights do not fit the program; is the checkpoint of another model? {e}"
-            ) from e
+                f"the weights do not fit the program; is the checkpoint of another model? {wrong} "
+                "are missing, unknown or of another shape"
+            )
+        own = self._module.state_dict()
+        copies = {name: t.to(own[name].dtype, copy=True) for name, t in state.items()}
+        self._module.load_state_dict(copies, strict=False, assign=True)
+
+    def twin(self, signature: Signature) -> Program:
+        """Return a program of the same graph; other weights put into it leave this one alone."""
+        found = Program(copy.copy(self._module), signature)
+        found._shapes = self._shapes  # a copied module counts constants as weights
+        return found
 
 
 def _fitting(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
@@ -157,7 +176,7 @@ def export_net(
         raise CheckpointError(
             f"torch.export cannot express the net: {type(e).__name__}: {e}"
         ) from e
-    outputs = {"output": found} if isinstance(found, torch.Tensor) else _named(found)
+    outputs = named_outputs(found)
     return Signature(
         inputs=tuple(_spec(n, t) for n, t in zip(inputs, example, strict=True)),
         outputs=tuple(_spec(n, t) for n, t in outputs.items()),
@@ -165,7 +184,10 @@ def export_net(
     )
 
 
-def _named(found: Sequence[Any]) -> dict[str, Any]:
+def named_outputs(found: Any) -> dict[str, Any]:
+    """Return what a net gave, by the names of a signature's outputs."""
+    if hasattr(found, "data_ptr"):
+        return {"output": found}
     return {f"output_{i}": value for i, value in enumerate(found)}
 
 
@@ -176,17 +198,42 @@ def _spec(name: str, tensor: Any) -> TensorSpec:
 
 
 def load_program(path: Path, signature: Signature) -> Program:
-    """Load a saved program; its weights are to be replaced by a checkpoint's."""
+    """Load a saved program; its weights are to be replaced by a checkpoint's.
+
+    Reading a graph takes tens of milliseconds in which Python does nothing else, so that requests
+    would wait for a new version. If a program in memory has the same graph, it is shared, and so is
+    whatever other weights do not replace.
+    """
+    with _LOADING:
+        try:
+            graph = _graph_of(path)
+            alike = _LOADED.get(graph)
+            program = alike.twin(signature) if alike else Program(_load(path), signature)
+        except Exception as e:
+            raise CheckpointError(f"cannot load the program at {path}: {e}") from e
+        _LOADED[graph] = program
+    return program
+
+
+def _load(path: Path) -> Any:
     import torch
     from torch.fx.graph import CodeGen
 
-    try:
-        with _LOADING:
-            module: Any = torch.export.load(path).module(check_guards=False)
-    except Exception as e:
-        raise CheckpointError(f"cannot load the program at {path}: {e}") from e
+    module: Any = torch.export.load(path).module(check_guards=False)
     # Checks that a call repeats and that cost more than a small net itself; ours is _fitting().
-    module._forward_pre_hooks.clear()  # pyright: ignore[reportPrivateUsage] - torch has no other way
+    module._forward_pre_hooks.clear()  # torch has no other way
     module.graph.set_codegen(CodeGen())  # arguments and outputs as flat tuples
     module.recompile()
-    return Program(module, signature)
+    return module
+
+
+def _graph_of(path: Path) -> bytes:
+    """Hash everything in a saved program but the weights: its graph and its constants."""
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(path) as archive:
+        for entry in sorted(archive.infolist(), key=lambda i: i.filename):
+            name = entry.filename.partition("/")[2]
+            if not name.startswith(("data/weights/weight_", "data/sample_inputs/", ".data/")):
+                digest.update(f"{name} {entry.file_size} ".encode())
+                digest.update(archive.read(entry))
+    return digest.digest()

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lepton import telemetry
 from lepton.errors import LakeError
 from lepton.lake import Snapshot, home_of, table
 from lepton.monitoring.drift import disagreement, drift
@@ -71,7 +72,11 @@ def differences(
     keys = [_places(t) for t in (one, other)]
     both = [k for k in keys[0] if k in keys[1]]
     paired = [v[[at[k] for k in both]] for v, at in zip(values, keys, strict=True)]
-    return drift(*values), disagreement(*paired)
+    apart = drift(*values), disagreement(*paired)
+    labels = {"lepton.model": model, "lepton.version": versions[0]}
+    for name, value in zip(("lepton.drift", "lepton.disagreement"), apart, strict=True):
+        telemetry.measure(name, value, labels)
+    return apart
 
 
 def _places(rows: pa.Table) -> dict[Any, int]:

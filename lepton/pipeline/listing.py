@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lepton.errors import LeptonError
+from lepton.errors import LeptonError, RegistryError
 from lepton.lake import home_of
 from lepton.pipeline.origin import sources_of
 from lepton.registry import ModelState, Registry
@@ -31,10 +31,22 @@ def runs(home: str | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def models(home: str | None = None) -> list[dict[str, Any]]:
-    """Return a row for each version of each model."""
+def models(
+    home: str | None = None, model: str | None = None, at: datetime | None = None
+) -> list[dict[str, Any]]:
+    """Return a row for each version of each model, or of one; as it was at a time.
+
+    Raises:
+        RegistryError: there is no such model.
+        ValueError: the time has no time zone.
+    """
     registry = Registry(f"{home_of(home)}/registry")
-    return [row for model in registry.models() for row in _versions(registry.state(model))]
+    there = registry.models()
+    if model is not None and model not in there:
+        raise RegistryError(f"no model {model!r} in {registry.uri}; it has: {there}")
+    chosen = there if model is None else [model]
+    states = [registry.state(m) if at is None else registry.at(m, at) for m in chosen]
+    return [row for state in states for row in _versions(state)]
 
 
 def _run(run: Run, body: dict[str, Any]) -> dict[str, Any]:
@@ -80,6 +92,10 @@ def _versions(state: ModelState) -> list[dict[str, Any]]:
                 "aliases": sorted(a for a, n in state.aliases.items() if n == number),
                 "share": pointer.share if pointer.trial == number else None,
                 "metrics": dict(entry.metrics),
+                "measured": {table: dict(found) for table, found in entry.measured.items()},
+                "tags": dict(entry.tags),
+                "note": entry.note,
+                "protected": entry.protected,
                 "run": lineage.get("run"),
                 "step": lineage.get("step"),
                 "checkpoint": entry.checkpoint,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from rich.text import Text
 
 from lepton.errors import LeptonError
 from lepton.pipeline import listing
+from lepton.pipeline.keeping import change_version
 from lepton.pipeline.spantable import add_spans
 from lepton.pipeline.tracing import Found, find_trace
 from lepton.report.lanes import speed
@@ -110,11 +113,14 @@ def runs(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def models(arguments: argparse.Namespace, console: Console) -> None:
-    """Print the model versions of a home."""
-    rows = listing.models(arguments.home)
+    """Print the model versions of a home, after changing what was to be changed of one."""
+    if arguments.changes:
+        change_version(arguments)
+    at = datetime.fromisoformat(arguments.at) if arguments.at else None
+    rows = listing.models(arguments.home, arguments.model, at)
     if arguments.json:
         return _say(console, json.dumps(rows, indent=1))
-    shown = Table("model", "version", "role", "metrics", "run", "table", "created")
+    shown = Table("model", "version", "role", "metrics", "run", "table", "created", "said of it")
     for row in rows:
         share = "" if row["share"] is None else f" {row['share']:.0%}"
         _add(
@@ -126,8 +132,18 @@ def models(arguments: argparse.Namespace, console: Console) -> None:
             f"{row['run']} step {row['step']}",
             "\n".join(t.rpartition("/")[2] for t in row["tables"]),
             _minute(row["created"]),
+            "\n".join(_said(row)),
         )
     return _show(shown, console)
+
+
+def _said(row: Mapping[str, Any]) -> list[str]:
+    tags = [f"{name}={value}" for name, value in row["tags"].items()]
+    return [
+        *(["protected"] if row["protected"] else []),
+        *tags,
+        *([row["note"]] if row["note"] else []),
+    ]
 
 
 def _add(table: Table, *cells: str) -> None:

@@ -1,6 +1,19 @@
 """Promotion: gates decide, canaries prove, one commit moves the traffic."""
 
 from lepton.promotion.canary import CanaryRule
+from lepton.promotion.conditions import Candidate, beats, not_worse, rows_hold
+from lepton.promotion.gates import GateResult
 from lepton.promotion.promote import alias, pause, promote, rollback
 
-__all__ = ["CanaryRule", "alias", "pause", "promote", "rollback"]
+__all__ = [
+    "CanaryRule",
+    "Candidate",
+    "GateResult",
+    "alias",
+    "beats",
+    "not_worse",
+    "pause",
+    "promote",
+    "rollback",
+    "rows_hold",
+]

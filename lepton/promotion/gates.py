@@ -67,6 +67,15 @@ class Gate:
         """Metrics of the candidate that it names."""
         return _names(self.tree)
 
+    @property
+    def champions(self) -> frozenset[str]:
+        """Metrics of the champion that it names, also by ``champion`` alone."""
+        named = {_champion_metric(n) for n in ast.walk(self.tree) if isinstance(n, ast.Attribute)}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Compare) and _champion_alone(node):
+                named |= _names(node)
+        return frozenset(n for n in named if n)
+
     def check(
         self, metrics: Mapping[str, float], champion: Mapping[str, float] | None = None
     ) -> GateResult:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lepton import checkpoints, telemetry
-from lepton.errors import CheckpointError, GateError, RegistryError, ServingError
+from lepton.errors import CheckpointError, RegistryError, ServingError
 from lepton.lake import home_of
 from lepton.promotion.canary import CanaryRule
-from lepton.promotion.gates import Gate, GateResult, check_all, parse
+from lepton.promotion.judging import GateLike, gates_of, judge
 from lepton.promotion.trial import Move, Trial, take_up
 from lepton.registry import ModelState, ModelVersion, Registry
-from lepton.serving import App, start
+from lepton.serving import App, Service, start
 from lepton.serving.app import attach
 from lepton.telemetry import Carrier
 
@@ -29,13 +29,14 @@ def promote(
     version: int | None = None,
     *,
     to: Literal["champion"] = "champion",
-    gate: str | Sequence[str] = (),
+    gate: GateLike | Sequence[GateLike] = (),
     shadow: float | None = None,
     canary: float | None = None,
     by: str = "",
     rule: CanaryRule | None = None,
     replicas: int | tuple[int, int] = 1,
     port: int | None = None,
+    service: Service | None = None,
     home: str | os.PathLike[str] | None = None,
     trace: Carrier | None = None,
     on_change: Callable[[str], None] | None = None,
@@ -50,7 +51,10 @@ def promote(
         version: the version number, with a name; default the newest.
         to: ``champion``; names of your own are moved by :func:`alias`.
         gate: one or more conditions on its metrics, such as ``"accuracy >= 0.9662"`` or
-            ``"accuracy >= champion - 0.002"``. All must hold.
+            ``"accuracy >= champion - 0.002"``. ``p50_ms``, ``p99_ms`` (of one row) and ``size_mb``
+            are measured where they are named. Or functions of a
+            :class:`lepton.promotion.Candidate`, your own or ``beats(table, label=...)``,
+            ``not_worse(...)`` and ``rows_hold(...)``. All must hold.
         shadow: share of requests, in (0, 1], that it is asked beside the champion, without
             answering, before anything else; None (or no champion yet) leaves that out.
         canary: share of requests, in (0, 1), that it gets beside the champion before it takes
@@ -61,6 +65,7 @@ def promote(
             :class:`lepton.promotion.canary.CanaryRule`.
         replicas: (fewest, most), when the application is not running yet.
         port: for HTTP, when Serve is not running yet.
+        service: more settings of the application, when it is not running yet.
         home: where the registry is.
         trace: the span to run under.
         on_change: told of each change of traffic in a few words.
@@ -81,7 +86,7 @@ def promote(
         raise ValueError(
             f"to={to!r} must be 'champion'; move a name of your own by lepton.promotion.alias()"
         )
-    gates = [parse(g) for g in ([gate] if isinstance(gate, str) else gate)]
+    gates = gates_of(gate)
     root = home_of(home)
     registry = Registry(f"{root}/registry")
     chosen = _chosen(registry, model, version)
@@ -91,16 +96,18 @@ def promote(
     with telemetry.span("lepton.promote", parent, attributes=attributes, links=links) as span:
         state = registry.state(chosen.model)
         with telemetry.span("lepton.gate", span.carrier, attributes=attributes) as gating:
-            results = _pass_gates(gates, chosen, _champion(registry, state))
+            results = judge(gates, chosen, _champion(registry, state))
             gating.set(lepton_gate=[r.expression for r in results])
         _verify(chosen)
+        how: dict[str, Any] = {"replicas": replicas, "port": port, "service": service}
+        how |= {"trace": span.carrier}
         move = Move(registry, chosen, results, span.carrier, root, on_change or _nobody)
         if state.pointer.champion is None:
             state = move.to_champion(state)
-            app = start(chosen.model, root, replicas=replicas, port=port, trace=span.carrier)
+            app = start(chosen.model, root, **how)
             app.wait_for(state.pointer.seq)
             return app
-        app = start(chosen.model, root, replicas=replicas, port=port, trace=span.carrier)
+        app = start(chosen.model, root, **how)
         if state.pointer.champion != chosen.version:
             for kind, share in (("shadow", shadow), ("canary", canary)):
                 done = kind == "shadow" and state.pointer.canary == chosen.version
@@ -116,7 +123,7 @@ def alias(
     name: str,
     version: int | None = None,
     *,
-    gate: str | Sequence[str] = (),
+    gate: GateLike | Sequence[GateLike] = (),
     home: str | os.PathLike[str] | None = None,
 ) -> ModelVersion:
     """Let a name of your own, such as ``challenger``, mean a version; no traffic moves.
@@ -133,12 +140,12 @@ def alias(
         GateError: a condition does not parse, names a missing metric, or does not hold.
         RegistryError: there is no such version.
     """
-    gates = [parse(g) for g in ([gate] if isinstance(gate, str) else gate)]
+    gates = gates_of(gate)
     registry = Registry(f"{home_of(home)}/registry")
     chosen = _chosen(registry, model, version)
     state = registry.state(chosen.model)
-    _pass_gates(gates, chosen, _champion(registry, state))
-    registry.alias(chosen.model, name, chosen.version)
+    results = judge(gates, chosen, _champion(registry, state))
+    registry.alias(chosen.model, name, chosen.version, gate=results)
     return chosen
 
 
@@ -200,20 +207,6 @@ def _chosen(registry: Registry, model: ModelVersion | str, version: int | None) 
 def _champion(registry: Registry, state: ModelState) -> ModelVersion | None:
     number = state.pointer.champion
     return None if number is None else registry.version(state.model, number)
-
-
-def _pass_gates(
-    gates: Sequence[Gate], chosen: ModelVersion, champion: ModelVersion | None
-) -> list[GateResult]:
-    results = check_all(gates, chosen.metrics, champion.metrics if champion else None)
-    failed = [r for r in results if not r.passed]
-    if failed:
-        details = "; ".join(d for r in failed for d in r.details)
-        raise GateError(
-            f"{chosen.model} version {chosen.version} did not pass its gate: {details}. Nothing "
-            "has changed; train it further, or change the gate"
-        )
-    return results
 
 
 def _verify(chosen: ModelVersion) -> None:

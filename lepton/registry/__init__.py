@@ -1,6 +1,6 @@
 """Model versions and who is champion: an event log in one Delta table, no server."""
 
 from lepton.registry.events import Event, ModelState, ModelVersion, Pointer
-from lepton.registry.log import Registry
+from lepton.registry.moves import Registry
 
 __all__ = ["Event", "ModelState", "ModelVersion", "Pointer", "Registry"]

@@ -2,7 +2,9 @@
 
 Invariant: after any prefix of a model's events there is at most one champion, and an event that
 would break this is refused before it is committed. Events of a model are numbered 1, 2, 3, …
-without gaps; the number of the newest one is what compare-and-set compares.
+without gaps; the number of the newest one is what compare-and-set compares. A version's number is
+never given again, and what was registered of it never changes; what people say about it (tags, a
+note, protection, later measurements) does.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ KINDS = (
     "aborted",
     "rolled_back",
     "aliased",
+    "described",
+    "measured",
+    "deleted",
 )
 ROLES = ("champion", "previous", "canary", "shadow")
 
@@ -44,6 +49,9 @@ class ModelVersion:
         parent: the version that was champion when this one was registered.
         size: bytes of the checkpoint.
         created: UTC. actor: who. trace_id: under which trace.
+        tags, note: what people say about it; they may change.
+        protected: it cannot be deleted.
+        measured: ``uri@version`` of the rows judged to the metrics on them.
     """
 
     model: str
@@ -59,6 +67,11 @@ class ModelVersion:
     created: datetime
     actor: str = ""
     trace_id: str = ""
+    note: str = ""
+    protected: bool = False
+    measured: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict[str, Mapping[str, float]]
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +111,10 @@ class Event:
         kind: one of :data:`KINDS`.
         version: the version it is about; None for ``aborted`` and ``rolled_back``.
         share: of requests, for ``canary`` and ``shadow``.
-        details: ``by`` and ``rule`` for a trial, ``alias`` for ``aliased``.
-        reason: why, for ``aborted`` and ``rolled_back``.
+        details: ``by`` and ``rule`` for a trial, ``alias`` for ``aliased`` (which takes it away
+            without a version); ``tags`` (null takes one away), ``note`` and ``protected``, each
+            only if it changes, for ``described``; ``table`` and ``metrics`` for ``measured``.
+        reason: why, for ``aborted``, ``rolled_back`` and ``deleted``.
         gate: results of the gates that were checked.
         registered: the version, for ``registered``.
         id: random, so that a writer knows its own event again.
@@ -122,12 +137,13 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelState:
-    """A model after some events."""
+    """A model after some events; ``last`` is the highest version number ever given."""
 
     model: str
     pointer: Pointer = field(default_factory=Pointer)
     aliases: Mapping[str, int] = field(default_factory=dict[str, int])
     versions: Mapping[int, ModelVersion] = field(default_factory=dict[int, ModelVersion])
+    last: int = 0
 
 
 def state_of(model: str, events: Iterable[Event]) -> ModelState:
@@ -150,14 +166,12 @@ def apply(state: ModelState, event: Event) -> ModelState:
             f"event {event.seq} of model {event.model!r} does not follow event {pointer.seq} of "
             f"model {state.model!r}"
         )
-    if event.kind == "registered":
-        return _registered(state, event)
-    if event.kind == "aliased":
-        return _aliased(state, event)
     if event.kind not in KINDS:
         raise RegistryError(
             f"event {event.seq} of {state.model!r} is of unknown kind {event.kind!r}"
         )
+    if event.kind in _FOLDS:
+        return replace(_FOLDS[event.kind](state, event), pointer=replace(pointer, seq=event.seq))
     return replace(state, pointer=replace(_moved(state, event), seq=event.seq))
 
 
@@ -184,18 +198,67 @@ def _moved(state: ModelState, event: Event) -> Pointer:
 def _aliased(state: ModelState, event: Event) -> ModelState:
     alias = str(event.details.get("alias", ""))
     check_alias(alias)
+    if event.version is None:
+        if alias not in state.aliases:
+            raise RegistryError(
+                f"model {state.model!r} has no alias {alias!r}; it has: {sorted(state.aliases)}"
+            )
+        return replace(state, aliases={a: n for a, n in state.aliases.items() if a != alias})
     _known(state, event.version)
-    aliases = {**state.aliases, alias: int(event.version or 0)}
-    return replace(state, aliases=aliases, pointer=replace(state.pointer, seq=event.seq))
+    return replace(state, aliases={**state.aliases, alias: event.version})
 
 
 def _registered(state: ModelState, event: Event) -> ModelState:
     entry = event.registered
-    following = max(state.versions, default=0) + 1
-    if entry is None or (entry.model, entry.version) != (state.model, following):
+    if entry is None or (entry.model, entry.version) != (state.model, state.last + 1):
         raise RegistryError(f"event {event.seq} of {state.model!r} registers no next version")
-    versions = {**state.versions, entry.version: entry}
-    return replace(state, versions=versions, pointer=replace(state.pointer, seq=event.seq))
+    return replace(state, versions={**state.versions, entry.version: entry}, last=entry.version)
+
+
+def _described(state: ModelState, event: Event) -> ModelState:
+    entry = _known(state, event.version)
+    told = event.details
+    changed = {**entry.tags, **told.get("tags", {})}
+    entry = replace(
+        entry,
+        tags={name: value for name, value in changed.items() if value is not None},
+        note=told.get("note", entry.note),
+        protected=told.get("protected", entry.protected),
+    )
+    return replace(state, versions={**state.versions, entry.version: entry})
+
+
+def _measured(state: ModelState, event: Event) -> ModelState:
+    entry = _known(state, event.version)
+    table = str(event.details.get("table", ""))
+    former = {at: found for at, found in entry.measured.items() if at != table}
+    measured = {**former, table: dict(event.details.get("metrics", {}))}  # the newest comes last
+    entry = replace(entry, measured=measured)
+    return replace(state, versions={**state.versions, entry.version: entry})
+
+
+def _deleted(state: ModelState, event: Event) -> ModelState:
+    entry = _known(state, event.version)
+    named = f"version {entry.version} of {state.model!r}"
+    if entry.protected:
+        raise RegistryError(f"{named} is protected: take the protection away first")
+    roles = [role for role in ROLES if getattr(state.pointer, role) == entry.version]
+    aliases = sorted(alias for alias, n in state.aliases.items() if n == entry.version)
+    if roles or aliases:
+        raise RegistryError(
+            f"{named} is {' and '.join([*roles, *aliases])}: let another version be that first"
+        )
+    left = {number: v for number, v in state.versions.items() if number != entry.version}
+    return replace(state, versions=left)
+
+
+_FOLDS = {
+    "registered": _registered,
+    "aliased": _aliased,
+    "described": _described,
+    "measured": _measured,
+    "deleted": _deleted,
+}
 
 
 def _trial(state: ModelState, event: Event) -> Pointer:
@@ -220,11 +283,12 @@ def _trial(state: ModelState, event: Event) -> Pointer:
     return replace(base, canary=event.version, by=str(event.details.get("by", "")))
 
 
-def _known(state: ModelState, version: int | None) -> None:
-    if version not in state.versions:
+def _known(state: ModelState, version: int | None) -> ModelVersion:
+    if version is None or version not in state.versions:
         raise RegistryError(
             f"model {state.model!r} has no version {version}; it has: {sorted(state.versions)}"
         )
+    return state.versions[version]
 
 
 def check_name(model: str) -> None:
@@ -256,3 +320,19 @@ def check_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         if not number or not math.isfinite(value):
             raise ValueError(f"metric {name!r} must be a finite number, not {value!r}")
     return {name: float(value) for name, value in metrics.items()}
+
+
+def check_tags(tags: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return tags as they are.
+
+    Raises:
+        ValueError: a name is empty, or a value is no string of at most 1,000 characters.
+    """
+    for name, value in tags.items():
+        wrong = value is not None and not (isinstance(value, str) and len(value) <= 1000)
+        if not name or wrong:
+            raise ValueError(
+                f"tag {name!r} must have a name and a text of at most 1000 characters, not "
+                f"{value!r}"
+            )
+    return dict(tags)

@@ -15,8 +15,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
@@ -36,8 +35,6 @@ from lepton.registry.events import (
     ModelState,
     ModelVersion,
     apply,
-    check_alias,
-    check_metrics,
     check_name,
     state_of,
 )
@@ -46,8 +43,8 @@ from lepton.registry.rows import SCHEMA, event_of, row_of
 RETRIES = 50
 
 
-class Registry:
-    """Model versions and pointers, kept in the Delta table at ``uri`` (made when first written).
+class EventLog:
+    """Every model's events and states, in the Delta table at ``uri`` (made when first written).
 
     Safe to use from several threads; cheap to poll: only commits that are new are read.
     """
@@ -117,141 +114,6 @@ class Registry:
             raise ValueError(f"time {time} has no time zone: say datetime(..., tzinfo=UTC)")
         return state_of(model, takewhile(lambda e: e.time <= time, self.history(model)))
 
-    # -- writing --------------------------------------------------------------------------------
-
-    def register(
-        self,
-        model: str,
-        *,
-        checkpoint: str,
-        manifest_sha256: str,
-        metrics: Mapping[str, float] | None = None,
-        trace_id: str = "",
-        **described: Any,
-    ) -> ModelVersion:
-        """Record the next version of a model, whatever number that is by then.
-
-        Args:
-            model: its name.
-            checkpoint: uri of the checkpoint's manifest.
-            manifest_sha256: hash of that manifest.
-            metrics: finite figures to gate on.
-            trace_id: the trace under which it is registered.
-            described: lineage, signature, size and tags of :class:`ModelVersion`; JSON only.
-
-        Raises:
-            ValueError: no name for a model, or a metric that is not finite.
-            RegistryError: the table cannot be read or written.
-        """
-        check_name(model)
-        figures = check_metrics(metrics or {})
-        for _ in range(RETRIES):
-            with self._lock:
-                state = self.state(model)
-                entry = _following(
-                    state,
-                    checkpoint=checkpoint,
-                    manifest_sha256=manifest_sha256,
-                    metrics=figures,
-                    trace_id=trace_id,
-                    **described,
-                )
-                if self._commit(state, "registered", version=entry.version, registered=entry):
-                    return entry
-        raise ConflictError(f"could not register a version of {model!r}: too many writers at once")
-
-    def start_canary(
-        self,
-        model: str,
-        version: int,
-        share: float,
-        *,
-        expect: int | None,
-        gate: Sequence[Any] = (),
-        by: str = "",
-        rule: Mapping[str, Any] | None = None,
-        trace_id: str = "",
-    ) -> ModelState:
-        """Give a version a share of requests beside the champion.
-
-        Args:
-            model: its name.
-            version: the canary's number.
-            share: of requests, in (0, 1].
-            expect: the pointer's ``seq`` that the caller saw; None acts on the newest.
-            gate: results of the gates that it passed.
-            by: header whose value decides who gets the canary; empty decides by chance.
-            rule: what it has to show, kept for whoever carries on.
-            trace_id: the trace under which this happens.
-
-        Raises:
-            ConflictError: the model has moved on since ``expect``.
-            RegistryError: not possible in this state; another version may be on trial.
-        """
-        details = {"by": by.lower(), "rule": dict(rule or {})}
-        fields = {"version": version, "share": share, "gate": _plain(gate), "details": details}
-        return self._move(model, expect, "canary", trace_id=trace_id, **fields)
-
-    def start_shadow(
-        self,
-        model: str,
-        version: int,
-        share: float,
-        *,
-        expect: int | None,
-        gate: Sequence[Any] = (),
-        rule: Mapping[str, Any] | None = None,
-        trace_id: str = "",
-    ) -> ModelState:
-        """Have a version asked a share of the requests too; arguments as :meth:`start_canary`."""
-        details = {"rule": dict(rule or {})}
-        fields = {"version": version, "share": share, "gate": _plain(gate), "details": details}
-        return self._move(model, expect, "shadow", trace_id=trace_id, **fields)
-
-    def pause(self, model: str, *, expect: int | None, reason: str = "") -> ModelState:
-        """Take the trial's share away for a while; starting the trial again ends the pause."""
-        return self._move(model, expect, "paused", reason=reason)
-
-    def alias(
-        self, model: str, alias: str, version: int, *, expect: int | None = None, trace_id: str = ""
-    ) -> ModelState:
-        """Let a name of one's own mean a version, such as ``challenger``; it can be moved again.
-
-        Raises:
-            ValueError: no name for an alias.
-            ConflictError, RegistryError: as :meth:`start_canary`.
-        """
-        check_alias(alias)
-        details = {"alias": alias}
-        return self._move(
-            model, expect, "aliased", version=version, details=details, trace_id=trace_id
-        )
-
-    def promote(
-        self,
-        model: str,
-        version: int,
-        *,
-        expect: int | None,
-        gate: Sequence[Any] = (),
-        trace_id: str = "",
-    ) -> ModelState:
-        """Make a version the champion; raises as :meth:`start_canary`."""
-        fields = {"version": version, "gate": _plain(gate), "trace_id": trace_id}
-        return self._move(model, expect, "promoted", **fields)
-
-    def abort_canary(
-        self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
-    ) -> ModelState:
-        """End the trial of a canary or a shadow; raises as :meth:`start_canary`."""
-        return self._move(model, expect, "aborted", reason=reason, trace_id=trace_id)
-
-    def rollback(
-        self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
-    ) -> ModelState:
-        """Make the former champion the champion; raises as :meth:`start_canary`."""
-        return self._move(model, expect, "rolled_back", reason=reason, trace_id=trace_id)
-
     def _move(self, model: str, expect: int | None, kind: str, **fields: Any) -> ModelState:
         for _ in range(RETRIES):
             with self._lock:
@@ -273,9 +135,9 @@ class Registry:
             model=state.model,
             seq=state.pointer.seq + 1,
             # clocks of machines differ; a model's time never runs backwards
-            time=max([_now(), *(e.time for e in former[-1:])]),
+            time=max([now(), *(e.time for e in former[-1:])]),
             kind=kind,
-            actor=_actor(),
+            actor=actor(),
             id=secrets.token_hex(8),
             **fields,
         )
@@ -355,25 +217,11 @@ class Registry:
             return pq.ParquetFile(source).read().to_pylist()
 
 
-def _following(state: ModelState, **fields: Any) -> ModelVersion:
-    return ModelVersion(
-        model=state.model,
-        version=max(state.versions, default=0) + 1,
-        parent=state.pointer.champion,
-        created=_now(),
-        actor=_actor(),
-        **fields,
-    )
-
-
-def _plain(gate: Sequence[Any]) -> tuple[dict[str, Any], ...]:
-    results: list[dict[str, Any]] = [g if isinstance(g, dict) else asdict(g) for g in gate]
-    return tuple(results)
-
-
-def _now() -> datetime:
+def now() -> datetime:
+    """Return the time, in UTC."""
     return datetime.now(UTC)
 
 
-def _actor() -> str:
+def actor() -> str:
+    """Return who does this: user@host."""
     return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lepton.errors import RegistryError
 from lepton.lake.home import home_of
-from lepton.registry.log import Registry
+from lepton.registry.moves import Registry
 
 
 def needed_versions(

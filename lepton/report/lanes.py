@@ -16,7 +16,9 @@ from lepton.report.timeline import apart, duration
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1040, 190, 14, 26, 24
 ROW, GAP, CURVE = 14, 10, 110
-MOST_NAME = 32
+MOST_NAME, KEPT_END = 29, 20
+_KINDS = {"lepton.read": "read", "lepton.checkpoint": "saved", "lepton.request": "asked"}
+"""Spans of a colour of their own."""
 MOST_ROWS = 6
 """A process with more rows of overlapping spans has the rest drawn over the last."""
 
@@ -29,6 +31,7 @@ class Lane:
     """A process, with its spans by row."""
 
     name: str
+    process: str
     rows: tuple[tuple[Span, ...], ...]
 
 
@@ -51,7 +54,7 @@ def lanes_of(spans: Sequence[Span]) -> list[Lane]:
     for process, own in found.items():
         ranks = sorted({str(s.attributes["lepton.rank"]) for s in own if _ranked(s)})
         name = f"{process}, rank {', '.join(ranks)}" if ranks else process
-        lanes.append(Lane(name=name, rows=tuple(_rows(own))))
+        lanes.append(Lane(name=name, process=process, rows=tuple(_rows(own))))
     return lanes
 
 
@@ -115,10 +118,12 @@ def lanes(
     if not shown:
         return "<p>No spans were recorded.</p>"
     axis = _axis(shown, window)
+    lost = [(s, process) for s, process in killed(spans) if window is None or _within(s, window)]
     parts: list[str] = []
     y = TOP
     for lane in lanes_of(shown):
         parts.append(_lane(lane, y, axis))
+        parts += [_cross(s, y, axis) for s, process in lost if lane.process == process]
         y += len(lane.rows) * ROW + GAP
     for name, points in (curves or {}).items():
         parts.append(_curve(name, points, y, axis))
@@ -157,11 +162,53 @@ def _lane(lane: Lane, top: int, axis: _Axis) -> str:
         for i, row in enumerate(lane.rows)
         for span in apart(row, axis.total / WIDTH / 2)
     )
-    name = lane.name if len(lane.name) <= MOST_NAME else f"{lane.name[: MOST_NAME - 1]}…"
     return (
-        f'<g class="lane"><text class="who" x="0" y="{top + ROW - 4}">{escape(name)}'
+        f'<g class="lane"><text class="who" x="0" y="{top + ROW - 4}">{escape(_short(lane.name))}'
         f"<title>{escape(lane.name)}</title></text>"
         f'<line class="grid" x1="0" x2="{WIDTH}" y1="{top - GAP / 2}" y2="{top - GAP / 2}"/>{bars}</g>'
+    )
+
+
+def _short(name: str) -> str:
+    """Shorten a name in the middle: its end, a process id and rank, tells processes apart."""
+    if len(name) <= MOST_NAME:
+        return name
+    return f"{name[: MOST_NAME - KEPT_END - 1]}…{name[-KEPT_END:]}"
+
+
+def killed(spans: Sequence[Span]) -> list[tuple[Span, str]]:
+    """Return who was lost in a failure: a worker with no step after it, where others have some.
+
+    Returns:
+        The last window of steps of each such process, and the process.
+    """
+    last: dict[str, Span] = {}
+    for span in sorted((s for s in spans if s.name == "lepton.steps"), key=lambda s: s.end_ns):
+        last[span.process] = span
+    found: list[tuple[Span, str]] = []
+    newest = max((s.end_ns for s in last.values()), default=0)
+    failures = [s for s in spans if s.name == "lepton.train.failure"]
+    for process, span in last.items():
+        began = [f for f in failures if span.start_ns <= f.end_ns and span.end_ns <= f.end_ns]
+        first = min(began, key=lambda f: f.end_ns, default=None)
+        if first is not None and newest > first.end_ns and _near(span, first, spans):
+            found.append((span, process))
+    return found
+
+
+def _near(span: Span, failure: Span, spans: Sequence[Span]) -> bool:
+    """Whether no other stop lies between a worker's last steps and a failure."""
+    between = range(span.end_ns, failure.start_ns)
+    return not any(s.name in STOPS and s is not failure and s.start_ns in between for s in spans)
+
+
+def _cross(span: Span, top: float, axis: _Axis) -> str:
+    """Mark where a process was killed."""
+    x, y = axis.x(span.end_ns) + 7, top + ROW / 2 - 1
+    told = f"{span.process} was lost here"
+    return (
+        f'<path class="killed" d="M{x - 4:.1f} {y - 4:.1f} l8 8 m0 -8 l-8 8">'
+        f"<title>{escape(told)}</title></path>"
     )
 
 
@@ -175,7 +222,7 @@ def _bar(span: Span, top: float, axis: _Axis) -> str:
         if width > 7 * len(label) + 6
         else ""
     )
-    kind = "span" if span.status == "ok" else "span failed"
+    kind = f"span {_KINDS.get(span.name, '')}".rstrip() if span.status == "ok" else "span failed"
     return (
         f'<rect class="{kind}" x="{axis.x(span.start_ns):.1f}" y="{top:.1f}" width="{width:.1f}" '
         f'height="{ROW - 2}" rx="2"><title>{escape(chr(10).join(facts))}</title></rect>{shown}'

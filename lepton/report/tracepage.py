@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from lepton.report.lanes import Points, lanes
+from lepton.report.lanes import Points, killed, lanes
 from lepton.report.model import Span
 from lepton.report.page import STYLE
 from lepton.report.perfetto import STOPS
@@ -20,11 +20,15 @@ _STYLE = """
 main{max-width:1180px}
 .lanes .who{fill:var(--soft);font-size:11px}
 .lanes .span{fill:var(--blue);opacity:.75}.lanes .span.failed{fill:var(--red);opacity:1}
+.lanes .span.read{fill:var(--teal)}.lanes .span.saved{fill:var(--plum)}
+.lanes .killed{stroke:var(--red);stroke-width:2.5;fill:none}
+@media (min-width:721px){.row,.axis{grid-template-columns:250px 1fr 230px}.took{white-space:nowrap}}
 .lanes .in{fill:#fff;font-size:10px;pointer-events:none}
 .stop rect{fill:var(--red);opacity:.22}.stop path{fill:var(--red)}
 .stop.change rect,.stop.change path{fill:var(--amber)}
 .key{color:var(--soft);font-size:13px;margin:8px 0 0}
 .key b{color:var(--red)}.key i{color:var(--amber);font-style:normal}
+.key u{text-decoration:none;color:var(--teal)}.key s{text-decoration:none;color:var(--plum)}
 .facts{border-collapse:collapse;font-size:13px;width:100%}
 .facts th,.facts td{text-align:left;padding:3px 12px 3px 0;border-top:1px solid var(--rule);
 overflow-wrap:anywhere;vertical-align:top;font-weight:400}
@@ -107,12 +111,17 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _key(spans: Sequence[Span]) -> str:
-    if not any(s.name in STOPS for s in spans):
-        return ""
-    return (
-        '<p class="key"><b>▼</b> a worker was lost &nbsp; <i>▼</i> workers came or left; no step '
-        "was made within the band</p>"
-    )
+    names = {s.name for s in spans}
+    parts: list[str] = []
+    if not names.isdisjoint(STOPS):
+        parts += [
+            "<b>▼</b> a worker was lost",
+            "<i>▼</i> workers came or left; no step was made within the band",
+        ]
+    parts += ["<b>✕</b> the process that was lost"] if killed(spans) else []
+    parts += ["<u>■</u> reads"] if "lepton.read" in names else []
+    parts += ["<s>■</s> checkpoints"] if "lepton.checkpoint" in names else []
+    return f'<p class="key">{" &nbsp; ".join(parts)}</p>' if parts else ""
 
 
 def _stops(spans: Sequence[Span]) -> str:

@@ -4,156 +4,59 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import socket
-import time
-import uuid
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import httpx
 import ray
 from ray import serve
-from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
 from ray.serve.exceptions import RayServeException
 
 from lepton import cluster
-from lepton.cluster import bounds_of
 from lepton.errors import ServingError
-from lepton.serving import tables
-from lepton.serving.asking import table_of
-from lepton.serving.following import FOLLOW_S
-from lepton.serving.replica import Replica
+from lepton.serving.access import VARIABLE, grants_in
+from lepton.serving.client import App
+from lepton.serving.service import Service, replicas_of, service_of
+from lepton.serving.shared import JOINT, SharedReplica, models_of
 from lepton.telemetry import Carrier
 
 PORT = 8000
-REPLICA_CPUS = 0.5
+PREFIX = "lepton-"
+"""Of the names of applications: the rest is the models, joined."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
-WAIT_S = 120.0
-SETTLE_S = 2 * FOLLOW_S
-
-
-@dataclass(frozen=True)
-class App:
-    """A running application.
-
-    Attributes:
-        model: its name.
-        url: where it answers, without a trailing slash; the Open Inference Protocol is below it.
-    """
-
-    model: str
-    url: str
-
-    @property
-    def infer_url(self) -> str:
-        """Where inference requests are posted."""
-        return f"{self.url}/v2/models/{self.model}/infer"
-
-    def predict(self, rows: Any, *, trace: Carrier | None = None) -> dict[str, Any]:
-        """Ask over HTTP and return outputs by name, NumPy arrays of shape (rows, …).
-
-        Args:
-            rows: raw rows: an Arrow table, a pandas frame, or a mapping of names to arrays or
-                tensors; columns the model does not take are left out.
-            trace: the span that asks.
-
-        Raises:
-            ServingError: the rows are not what the model takes; or no answer, or an error
-                instead of one.
-        """
-        headers = dict(trace.headers) if trace else {}
-        headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
-        headers |= {"x-request-id": uuid.uuid4().hex}
-        try:
-            described = httpx.get(f"{self.url}/v2/models/{self.model}", timeout=30).json()
-            body = tables.stream_of_rows(table_of(rows, described["inputs"]))
-            reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=60)
-        except (httpx.HTTPError, ValueError, KeyError) as e:
-            raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
-        if reply.status_code != 200:
-            raise ServingError(f"{self.infer_url} answered {reply.status_code}: {reply.text[:500]}")
-        return tables.outputs_of_stream(reply.content)
-
-    def flush(self) -> None:
-        """Have every replica commit its inference log and write its spans now.
-
-        Raises:
-            ServingError: the application is not running, or the lake did not take the log (the
-                replicas keep it and try again).
-        """
-        if not all(self._broadcast("flush")):
-            raise ServingError(
-                f"the inference log of {self.model!r} could not be committed; the replicas' log "
-                "says why, and they try again"
-            )
-
-    def replicas(self) -> list[dict[str, Any]]:
-        """Return what each running replica serves, after it looked at the registry.
-
-        Raises:
-            ServingError: the application is not running.
-        """
-        return self._broadcast("follow")
-
-    def _broadcast(self, method: str) -> list[Any]:
-        """Call a method of every replica."""
-        try:
-            handle = serve.get_app_handle(_app_name(self.model))
-            with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
-                asked = thread.submit(lambda: handle.broadcast(method).results(timeout_s=WAIT_S))
-                return list(asked.result())
-        except (RayServeException, TimeoutError, RayError) as e:
-            raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
-
-    def wait_for(self, seq: int, timeout_s: float = WAIT_S) -> None:
-        """Wait until every replica serves the pointer of event ``seq`` or a later one.
-
-        Raises:
-            ServingError: a replica could not load a version, or time ran out.
-        """
-        began = time.monotonic()
-        end = began + timeout_s
-        while True:
-            found = self.replicas()
-            errors = [r["error"] for r in found if r["error"]]
-            if errors:
-                raise ServingError(f"a replica of {self.model!r} refused the version: {errors[0]}")
-            if found and all(r["seq"] >= seq for r in found):
-                left = began + SETTLE_S - time.monotonic()
-                if left <= 0:
-                    return
-                time.sleep(left)  # a replica just starting is not asked yet, but follows by itself
-            if time.monotonic() > end:
-                raise ServingError(f"replicas of {self.model!r} are behind event {seq}: {found}")
-
-    def close(self) -> None:
-        """Stop the application; what its replicas have logged is committed first."""
-        serve.delete(_app_name(self.model))
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
     """Build the application; also for ``serve run`` and Serve's configuration files.
 
     Args:
-        args: ``model`` and ``home``; ``replicas`` as (fewest, most) or a number.
+        args: ``model`` (a name, or several) and ``home``; ``replicas`` as (fewest, most) or a
+            number; ``service`` as a :class:`lepton.serving.service.Service` or its fields.
     """
-    fewest, most = bounds_of("replicas", args.get("replicas", 1))
+    service = service_of(args.get("service"))
+    if service.access is None:
+        service = replace(service, access=grants_in(os.environ))
+    if service.grpc_port == 0:
+        service = replace(service, grpc_port=cluster.free_ports(1)[0])
+    fewest, most = replicas_of(args.get("replicas", 1), service)
     scaling = AutoscalingConfig(
         min_replicas=fewest,
         max_replicas=most,
-        initial_replicas=fewest,
-        target_ongoing_requests=4,
-        upscale_delay_s=1,
-        downscale_delay_s=30,
+        initial_replicas=max(1, fewest),  # the first one proves that the champion can be loaded
+        target_ongoing_requests=service.ongoing,
+        upscale_delay_s=service.grow_after_s,
+        downscale_delay_s=service.shrink_after_s,
+        downscale_to_zero_delay_s=service.sleep_after_s,
         metrics_interval_s=0.5,
         look_back_period_s=1,
-        policy=AutoscalingPolicy(policy_function="lepton.serving.scaling:replicas_for"),
+        policy=AutoscalingPolicy(policy_function=service.policy),
     )
-    ingress: Any = serve.ingress()(Replica)
+    ingress: Any = serve.ingress()(SharedReplica)
     deployment: Any = serve.deployment(
         ingress,
         name="replica",
@@ -161,11 +64,12 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         max_ongoing_requests=MOST_ONGOING,
         max_queued_requests=MOST_ONGOING,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-        ray_actor_options={"num_cpus": REPLICA_CPUS},
+        ray_actor_options=service.actor_options,
         graceful_shutdown_timeout_s=10,
         logging_config=QUIET,
     )
-    return deployment.bind(args["model"], args["home"], args.get("trace"))
+    models = models_of(args["model"])
+    return deployment.bind(models, args["home"], args.get("trace"), service)
 
 
 def start(
@@ -174,6 +78,7 @@ def start(
     *,
     replicas: int | tuple[int, int] = 1,
     port: int | None = None,
+    service: Service | None = None,
     trace: Carrier | None = None,
 ) -> App:
     """Start a model's application, or return it where it runs already.
@@ -183,28 +88,67 @@ def start(
     Args:
         model: the registered name.
         home: where the registry is.
-        replicas: (fewest, most), or a number.
+        replicas: (fewest, most), or a number; with 0 the last one goes when nobody asks.
         port: for HTTP, when Serve is not running yet; default 8000, or a free one if it is taken.
+        service: more settings of an application that is not running yet.
         trace: the span whose directory keeps the replicas' spans.
 
     Raises:
         ServingError: it did not come up; the message says why.
     """
-    bounds_of("replicas", replicas)
+    return serve_all([model], home, replicas=replicas, port=port, service=service, trace=trace)[
+        model
+    ]
+
+
+def serve_all(
+    models: Sequence[str],
+    home: str,
+    *,
+    replicas: int | tuple[int, int] = 1,
+    port: int | None = None,
+    service: Service | None = None,
+    trace: Carrier | None = None,
+) -> dict[str, App]:
+    """Start one application for several models, or return it where it runs already.
+
+    Every replica has all of them: for many small models that are seldom asked, as each takes
+    memory but no process. They are promoted each by itself, and scale together. Arguments and
+    errors as for :func:`start`; each model needs a champion.
+
+    Raises:
+        ServingError: one of them is served by another application, too.
+    """
+    replicas_of(replicas, service)
+    together = models_of(models)
     cluster.connect()
     _start_serve(port)
-    name = _app_name(model)
-    running = serve.status().applications.get(name)
-    if running is None or running.status != "RUNNING":
-        args = {"model": model, "home": home, "replicas": replicas, "trace": trace}
-        try:
-            serve.run(build(args), name=name, route_prefix=f"/{model}")
-        except RuntimeError as e:
-            details = serve.status().applications.get(name)
-            why = "; ".join(d.message for d in details.deployments.values()) if details else ""
-            serve.delete(name)
-            raise ServingError(f"the application of {model!r} did not start: {why or e}") from e
-    return App(model, f"{_base_url()}/{model}")
+    name = f"{PREFIX}{JOINT.join(together)}"
+    running = serve.status().applications
+    for model in together:
+        other = _application_of(model)
+        if other is not None and other != name:
+            if len(together) == 1:
+                return {model: _app(model, other)}
+            raise ServingError(
+                f"model {model!r} is served by application {other!r} already: close that one first"
+            )
+    if name not in running or running[name].status != "RUNNING":
+        args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
+        args |= {"service": service or Service()}
+        _refuse_strangers(service or Service(), JOINT.join(together))
+        _run(name, args)
+    return {model: _app(model, name) for model in together}
+
+
+def _run(name: str, args: Mapping[str, Any]) -> None:
+    try:
+        serve.run(build(args), name=name, route_prefix=f"/{name.removeprefix(PREFIX)}")
+    except RuntimeError as e:
+        details = serve.status().applications.get(name)
+        why = "; ".join(d.message for d in details.deployments.values()) if details else ""
+        serve.delete(name)
+        raise ServingError(f"application {name!r} did not start: {why or e}") from e
 
 
 def attach(model: str) -> App:
@@ -214,10 +158,37 @@ def attach(model: str) -> App:
         ServingError: it is not running.
     """
     cluster.connect()
-    running = serve.status().applications.get(_app_name(model))
-    if running is None:
+    name = _application_of(model)
+    if name is None:
         raise ServingError(f"model {model!r} is not being served here: promote a version first")
-    return App(model, f"{_base_url()}/{model}")
+    return _app(model, name)
+
+
+def _application_of(model: str) -> str | None:
+    """The application that has a model, by its name."""
+    return next(
+        (
+            name
+            for name in serve.status().applications
+            if name.startswith(PREFIX) and model in name.removeprefix(PREFIX).split(JOINT)
+        ),
+        None,
+    )
+
+
+def _app(model: str, name: str) -> App:
+    url = f"{_base_url()}/{name.removeprefix(PREFIX)}"
+    return App(model, url, os.environ.get("LEPTON_SERVE_TOKEN", ""), name)
+
+
+def _refuse_strangers(service: Service, model: str) -> None:
+    """Nothing is served to other machines by mistake."""
+    host = _client().http_config.host or "127.0.0.1"
+    if service.access is None and VARIABLE not in os.environ and host not in LOOPBACK:
+        raise ServingError(
+            f"Serve listens on {host}, which other machines can reach, and model {model!r} has no "
+            f"tokens: set {VARIABLE}, or say Service(access=()) to let everybody ask"
+        )
 
 
 def leave() -> None:
@@ -225,10 +196,6 @@ def leave() -> None:
     client = _client() if ray.is_initialized() else None
     if client is not None:
         client.shutdown_cached_handles()
-
-
-def _app_name(model: str) -> str:
-    return f"lepton-{model}"
 
 
 def _start_serve(port: int | None) -> None:
@@ -266,4 +233,4 @@ def _is_free(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) != 0
 
 
-__all__ = ["App", "attach", "build", "leave", "start"]
+__all__ = ["App", "attach", "build", "leave", "serve_all", "start"]

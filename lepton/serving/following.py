@@ -1,8 +1,9 @@
 """Following the registry's pointer: which versions are in memory, and who answers.
 
-Invariant: a version answers only after its files matched their hashes and it answered a row; one
-that cannot be loaded changes nothing for requests. Weights come and go by swapping one reference;
-the former champion stays resident, so going back is as quick.
+Invariant: a version answers only after its files matched their hashes, and its answers those that
+the checkpoint recorded in training; one that cannot be loaded changes nothing for requests.
+Weights come and go by swapping one reference; the former champion stays resident, so going back is
+as quick.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from lepton import checkpoints, telemetry
 from lepton.errors import LeptonError
+from lepton.export.recorded import compare
 from lepton.export.restore import Predictor
 from lepton.registry import Pointer, Registry
 from lepton.serving.arrays import Arrays, can_read
@@ -95,6 +97,7 @@ class Follower:
         self.error = ""
         self._failed_seq = 0
         self.now = self._load(self._registry.state(model).pointer)
+        self.rollbacks = self._rollbacks()
         self._following, self._stop = threading.Lock(), threading.Event()
         threading.Thread(target=self._keep_following, daemon=True).start()
 
@@ -128,6 +131,7 @@ class Follower:
                 try:
                     self.now = self._load(pointer)
                     self.error = ""
+                    self.rollbacks = self._rollbacks()
                 except LeptonError as e:
                     self._failed_seq, self.error = pointer.seq, str(e)
                     log.warning(
@@ -149,6 +153,11 @@ class Follower:
         self.resident = {v: r for v, r in self.resident.items() if v in keep}
         return Serving(champion, canary, shadow, pointer.share, pointer.by, pointer.seq)
 
+    def _rollbacks(self) -> int:
+        """How often a version of this model was taken back, on trial or as champion."""
+        kinds = [event.kind for event in self._registry.history(self._model)]
+        return kinds.count("aborted") + kinds.count("rolled_back")
+
     def _version(self, number: int) -> Resident:
         if number not in self.resident:
             began = time.time_ns()
@@ -169,6 +178,7 @@ class Follower:
                 f"{self._model} version {number}: its manifest has changed"
             )
         predictor = Predictor(manifest)
+        compare(predictor.program, manifest)
         types = manifest.lineage.get("types", {})
         filled = predictor.filled
         inputs = tuple(

@@ -9,12 +9,14 @@ which to come again.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from lepton import telemetry
 from lepton.serving.answers import Answer, AnswerLog
 from lepton.serving.arrays import Arrays, arrays_in
 from lepton.serving.batching import Batcher, Overloaded
-from lepton.serving.figures import measured
+from lepton.serving.figures import Figures
 from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import LENGTH, inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
@@ -71,8 +73,11 @@ class _Outcome:
 class Replica:
     """One replica of one model's application."""
 
-    def __init__(self, model: str, home: str, trace: Carrier | None = None) -> None:
-        _one_thread()
+    def __init__(
+        self, model: str, home: str, trace: Carrier | None = None, threads: int = 1
+    ) -> None:
+        begin = partial(_compute_in, threads)
+        begin()
         telemetry.name_process(f"replica {model}")
         telemetry.scrape_by(ray_metrics)
         self._model = model
@@ -81,8 +86,8 @@ class Replica:
         self._directory = carrier.directory
         self._follower = Follower(model, home, carrier)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
-        self._spans = Spool(self._directory)
-        self._batcher = Batcher(_one_thread)
+        self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
+        self._batcher = Batcher(begin)
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
         self._answered_at_once = 0
@@ -91,8 +96,14 @@ class Replica:
         depth = lambda: self._batcher.waiting_rows  # noqa: E731
         self._ends = [
             telemetry.watch("lepton.serving.queue_depth", depth, labels),
+            telemetry.watch("lepton.serving.alive", time.time, labels),
+            telemetry.watch(
+                "lepton.serving.rollbacks", lambda: float(self._follower.rollbacks), labels
+            ),
+            telemetry.watch_gpus(),
             telemetry.keep_logs(carrier, lambda: labels),
         ]
+        gc.freeze()  # a look through all that is loaded by now would stop requests for long
 
     def __serve_build_asgi_app__(self) -> Any:
         base = f"/v2/models/{self._model}"
@@ -111,7 +122,7 @@ class Replica:
             exception_handlers={HTTPException: self.missed, BadRequest: self.refused},
         )
 
-        self._ends.append(open_lane(f"/{self._model}{base}/infer", self._at_once))
+        self._ends.append(open_lane(f"/{self._model}{base}/infer", self.at_once))
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             """The path that matters is found at once: routing and its layers cost more than it."""
@@ -243,8 +254,7 @@ class Replica:
         await self._answer(request, came, plain=plain)
         given = came.inquiry.identity if came.inquiry else ""
         identity = given or f"{random.getrandbits(128):032x}"
-        came_with = request.headers
-        span = self._record(came_with.get("traceparent"), came_with.get("baggage"), came)
+        span = self._record(request.scope["headers"], came)
         if came.failure is not None:
             told: dict[str, Any] = {"exc_info": came.failure, "extra": {"carrier": span}}
             log.error("replica of %s failed a request", self._model, **told)
@@ -339,7 +349,7 @@ class Replica:
             given_bytes=came.inquiry.size if came.inquiry else 0,
         )
 
-    def _at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
+    def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
         """Answer a request for the champion that needs no second look, or leave it to others.
 
         It is the same as :meth:`infer` would have done.
@@ -363,7 +373,7 @@ class Replica:
             return None
         came = _Outcome(version, "champion", began_ns, inquiry=inquiry, outputs=outputs)
         identity = inquiry.identity or f"{random.getrandbits(128):032x}"
-        span = self._record(_text(headers, b"traceparent"), _text(headers, b"baggage"), came)
+        span = self._record(headers.items(), came)
         self._answers.add(self._row(came, identity, span))
         self._answered_at_once += 1
         content, length = reply_of(self._model, version.version, identity, outputs, inquiry)
@@ -383,9 +393,9 @@ class Replica:
             told.append((LENGTH.encode(), str(length).encode()))
         return told, content
 
-    def _record(self, traceparent: str | None, baggage: str | None, came: _Outcome) -> Carrier:
+    def _record(self, headers: Iterable[tuple[bytes, bytes]], came: _Outcome) -> Carrier:
         """Leave the request's span and figures; return its carrier."""
-        came_with = {k: v for k, v in request.scope["headers"] if k in _TRACED}
+        came_with = {name: value for name, value in headers if name in _TRACED}
         trace, baggage = (came_with.get(k, b"").decode("latin-1") for k in _TRACED)
         parent = carrier_of(trace, self._directory, baggage=baggage)
         rows = len(came.inquiry.rows) if came.inquiry else 0
@@ -412,6 +422,7 @@ class Replica:
             self._draining = True
             for end in self._ends:
                 end()
+            telemetry.measure("lepton.serving.alive", 0, {"lepton.model": self._model})
             self._follower.close()
             self._batcher.close()
             self._answers.close()
@@ -419,16 +430,14 @@ class Replica:
         telemetry.flush()
 
 
-def _one_thread() -> None:
-    """Have torch compute in this thread alone: more would only wait for each other."""
+def _compute_in(threads: int) -> None:
+    """Have torch compute in so many threads; more than its cores would wait for each other."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
-def _text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
-    value = headers.get(name)
-    return None if value is None else value.decode("latin-1")
+_TRACED = (b"traceparent", b"baggage")
 
 
 def _datatype(dtype: str) -> str:

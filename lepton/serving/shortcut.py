@@ -9,12 +9,15 @@ All others, and all of them where there is no replica (in Serve's own proxies), 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.middleware import Middleware
 
 from lepton.serving.inputs import MAX_BYTES
+
+log = logging.getLogger("lepton")
 
 Reply = tuple[list[tuple[bytes, bytes]], bytes]
 Lane = Callable[[dict[bytes, bytes], bytes], Reply | None]
@@ -48,7 +51,12 @@ class Shortcut:
             return
         came: list[Any] = []
         body = await _body(receive, came)
-        reply = lane(dict(scope["headers"]), body) if body is not None else None
+        reply: Reply | None = None
+        if body is not None:
+            try:
+                reply = lane(dict(scope["headers"]), body)
+            except Exception:
+                log.exception("a request could not be answered at once; it takes the other way")
         if reply is None:
             await self._app(scope, _again(came, receive), send)
             return

@@ -63,6 +63,11 @@ class Rows:
     count: int
     identities: Callable[[int, int], Ints]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the columns in memory."""
+        return sum(column.values.nbytes for column in self.columns.values())
+
     def delivered(self, low: int, high: int) -> tuple[int, int]:
         """Return which delivered rows stand for planned rows [low, high)."""
         if self.at is None:
@@ -133,6 +138,9 @@ class Reader:
             ) from e
         if self.source.carrier is not None:
             _trace(self.source.carrier, began, unit)
+        if telemetry.measuring():
+            telemetry.measure("lepton.read.rows", rows.count)
+            telemetry.measure("lepton.read.size", rows.size)
         return rows
 
     def _by_table(self, order: Order, unit: Unit) -> Rows:

@@ -14,6 +14,7 @@ nothing waits for a collector (``delivery``). Names are in ``conventions`` (span
 
 from lepton.telemetry.context import Carrier, carrier_of, name_process
 from lepton.telemetry.delivery import flush
+from lepton.telemetry.gpus import watch_gpus
 from lepton.telemetry.logs import keep_logs
 from lepton.telemetry.losses import Loss, losses_of, lost_spans
 from lepton.telemetry.metrics import measure, measure_all, measuring, scrape_by, watch
@@ -46,4 +47,5 @@ __all__ = [
     "span",
     "spans_of",
     "watch",
+    "watch_gpus",
 ]

@@ -61,6 +61,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "lepton.step_s.p99": "99th percentile of steps, seconds",
     "lepton.steps": "number of steps",
     "lepton.steps_replayed": "steps made again",
+    "lepton.study": "name of several runs that belong together",
     "lepton.table": "URI and version of a table, uri@version",
     "lepton.table_version": "version of a table",
     "lepton.variant": "champion, canary or pinned",
@@ -101,6 +102,10 @@ SPANS: Mapping[str, Convention] = {
             "lepton.spans_lost",
         ),
     ),
+    "lepton.cross_validate": Convention(
+        "driver", "A call of cross_validate().", ("lepton.study", "lepton.table")
+    ),
+    "lepton.tune": Convention("driver", "A call of tune().", ("lepton.study", "lepton.table")),
     "lepton.plan": Convention(
         "driver", "Working out the order of rows.", ("lepton.rows", "lepton.steps")
     ),

@@ -92,7 +92,17 @@ INSTRUMENTS: dict[str, Instrument] = {
             "lepton.train.steps_replayed",
             "counter",
             "{step}",
-            "Steps made again because all workers were lost, told by rank 0.",
+            "Lost steps: made again because all workers were lost, told by rank 0.",
+        ),
+        Instrument(
+            "lepton.train.goodput",
+            "gauge",
+            "1",
+            "Share of rank 0's time in which no loss or resize kept it from making steps.",
+        ),
+        Instrument("lepton.read.rows", "counter", "{row}", "Rows of the table a process read."),
+        Instrument(
+            "lepton.read.size", "counter", "By", "Bytes of the rows a process read, in memory."
         ),
         Instrument(
             "lepton.train.failures",
@@ -143,6 +153,45 @@ INSTRUMENTS: dict[str, Instrument] = {
             "Requests a replica has begun and not answered.",
             _MODEL,
         ),
+        Instrument(
+            "lepton.serving.alive",
+            "gauge",
+            "s",
+            "Unix time at which a replica last told of itself; 0 once it was stopped.",
+            _MODEL,
+        ),
+        Instrument(
+            "lepton.serving.share",
+            "gauge",
+            "1",
+            "Share of a replica's requests that a version answered, of some seconds.",
+            ("lepton.model", "lepton.version", "lepton.variant"),
+        ),
+        Instrument(
+            "lepton.serving.rollbacks",
+            "gauge",
+            "{rollback}",
+            "How often a version of the model was taken back, on trial or as champion.",
+            _MODEL,
+        ),
+        Instrument(
+            "lepton.drift",
+            "gauge",
+            "1",
+            "How far the answers of a version on trial are apart from the champion's.",
+            ("lepton.model", "lepton.version"),
+        ),
+        Instrument(
+            "lepton.disagreement",
+            "gauge",
+            "1",
+            "Share of rows that a shadow answers otherwise than the champion.",
+            ("lepton.model", "lepton.version"),
+        ),
+        Instrument(
+            "hw.gpu.utilization", "gauge", "1", "Use of a GPU, 0 to 1, if pynvml is.", ("hw.id",)
+        ),
+        Instrument("hw.gpu.memory.usage", "gauge", "By", "Memory of a GPU in use.", ("hw.id",)),
         Instrument(
             "lepton.model.load.duration",
             "histogram",

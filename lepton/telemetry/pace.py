@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from lepton.telemetry.context import Carrier, encoder_of
 from lepton.telemetry.delivery import look_after_ends, prepare
+from lepton.telemetry.gpus import watch_gpus
 from lepton.telemetry.metrics import measure, measure_all, measuring
 from lepton.telemetry.rounds import rounds
 from lepton.telemetry.spans import Growing
@@ -76,6 +77,7 @@ class Pace:
         prepare()
         encoder_of(os.getpid())  # which cannot be made any more where a process ends
         self._leave = rounds.join(self.tell)
+        self._leave_gpus = watch_gpus()
         look_after_ends()
 
     def tell(self, last: bool) -> None:
@@ -96,6 +98,7 @@ class Pace:
     def close(self) -> None:
         """Tell of what is left, and stop."""
         self._leave()
+        self._leave_gpus()
         self.tell(True)
 
     def _under_way(self) -> Growing:

@@ -7,6 +7,7 @@ steps that are made again.
 from __future__ import annotations
 
 import os
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,12 @@ class Board:
             return
         writer: Any = import_module("tensorboardX").SummaryWriter  # which has no types
         self._last_ns = 0
-        self._writer = writer(self._folder, purge_step=step + 1, flush_secs=FLUSH_S)
+        self._writer = writer(
+            self._folder,
+            purge_step=step + 1,
+            flush_secs=FLUSH_S,
+            filename_suffix=f".{time.time_ns()}",  # two files of one second have one name otherwise
+        )
 
     def close(self) -> None:
         """End the file."""

@@ -66,6 +66,8 @@ class Journal:
         )
         self._broken = _Broken()
         self._pace: telemetry.Pace | None = None
+        self._began_ns, self._paused_ns = time.time_ns(), 0
+        self._unwatch = telemetry.watch("lepton.train.goodput", self._goodput)
         self._asked_ns = self._got_ns = self._rows = self._all_rows = 0
         self._board = Board(plan.tensorboard)
 
@@ -103,6 +105,7 @@ class Journal:
         if self._pace is not None:
             self._pace.close()
         self._pace = None
+        self._unwatch()
         self._board.close()
         self._forget_logs()
 
@@ -155,12 +158,13 @@ class Journal:
         try:
             yield
         except OSError as e:
-            whole = checkpoints.all_of(Path(self._plan.folder) / "checkpoints")
+            whole = checkpoints.all_of(self._plan.kept_in, self._plan.options)
             raise TrainingError(unwritable(self._plan.folder, step, e, whole)) from e
 
     def _mended(self, step: int, now: int) -> None:
         """Tell of the pause that a step has ended."""
         broken, self._broken = self._broken, _Broken()
+        self._paused_ns += max(0, now - max(broken.since_ns, self._began_ns))
         if self._group.rank == 0:
             if broken.lost:
                 telemetry.measure("lepton.train.failures", 1, {"error.type": "WorkerLost"})
@@ -190,6 +194,15 @@ class Journal:
                     "lepton.world_size": self._group.world_size,
                 },
             )
+
+    def _goodput(self) -> float | None:
+        """Share of this worker's time in which no loss or resize kept it from steps; by rank 0."""
+        if self._group.rank:
+            return None
+        now = time.time_ns()
+        since = self._broken.since_ns
+        paused = self._paused_ns + (now - max(since, self._began_ns) if since else 0)
+        return min(1.0, max(0.0, 1 - paused / max(1, now - self._began_ns)))
 
     def interrupted(self, *, lost: bool) -> None:
         """Begin a pause: a peer was lost, or the workers come together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lepton.stream import Shard
@@ -32,6 +32,8 @@ class Plan:
         lanes: of the stream.
         keep: newest checkpoints that stay; None: all.
         exact: sum gradients lane by lane, so that the world size does not change a bit.
+        checkpoints: where checkpoints go: a folder, or a URL of an object store.
+        options: how that object store is reached.
         steps: planned over all epochs.
         validation: what the run is judged by on the way, or None.
         stop: when it ends before its last step, or None.
@@ -49,7 +51,14 @@ class Plan:
     lanes: int = 1
     keep: int | None = None
     exact: bool = False
+    checkpoints: str = ""
+    options: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     steps: int = 0
     validation: Settled | None = None
     stop: EarlyStopping | None = None
     tensorboard: str | None = None
+
+    @property
+    def kept_in(self) -> str:
+        """Where checkpoints go: by default below the run's folder."""
+        return self.checkpoints or f"{self.folder}/checkpoints"

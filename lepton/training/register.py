@@ -11,6 +11,7 @@ from lepton.errors import CheckpointError
 from lepton.lake import home_of
 from lepton.registry import ModelVersion, Registry
 from lepton.telemetry import Carrier
+from lepton.training.evaluation import Evaluation
 from lepton.training.run import Run
 
 
@@ -18,7 +19,7 @@ def register(
     run: Run,
     name: str,
     *,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float] | Evaluation | None = None,
     checkpoint: Manifest | None = None,
     tags: Mapping[str, str] | None = None,
     home: str | os.PathLike[str] | None = None,
@@ -29,14 +30,15 @@ def register(
     Args:
         run: the run that made it.
         name: the model's name.
-        metrics: figures to gate on, such as an evaluation's.
+        metrics: figures to gate on; an evaluation says which rows they were measured on, too.
         checkpoint: which of the run's; default the newest.
         tags: free text pairs.
         home: where the registry is.
         trace: the span to run under; default the run's.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, of another run, or cannot be served.
+        CheckpointError: the checkpoint is damaged, of another run, or cannot be served; or the
+            evaluation is of another one.
         RegistryError: the registry cannot be written.
     """
     manifest = checkpoint or run.checkpoint
@@ -45,10 +47,17 @@ def register(
             f"checkpoint {manifest.uri} is of run {manifest.lineage.get('run')!r}, not of "
             f"{run.name!r}: register it with its own run"
         )
+    if isinstance(metrics, Evaluation) and metrics.checkpoint != manifest.uri:
+        raise CheckpointError(
+            f"the evaluation on {metrics.table} is of checkpoint {metrics.checkpoint}, not of "
+            f"{manifest.uri}: evaluate that one, or register the other"
+        )
     checkpoints.verify(manifest)
     if manifest.signature is None:
         raise CheckpointError(f"checkpoint {manifest.uri} cannot serve: {manifest.program_error}")
     root = home_of(home)
+    judged = isinstance(metrics, Evaluation)
+    figures = metrics.metrics if judged else metrics or {}
     parent = trace or Carrier(run.traceparent, f"{root}/traces")
     described = {"lepton.model": name, "lepton.checkpoint": manifest.uri}
     with telemetry.span("lepton.register", parent, attributes=described) as span:
@@ -62,7 +71,8 @@ def register(
                 "step": manifest.step,
                 "traceparent": manifest.traceparent,
             },
-            metrics={**manifest.metrics, **(metrics or {})},
+            metrics={**manifest.metrics, **figures},
+            measured={metrics.table: figures} if judged else {},
             signature=dict(manifest.signature),
             size=manifest.size,
             tags=dict(tags or {}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lepton import checkpoints
@@ -43,7 +43,11 @@ def superfluous(
 
 
 def thin_out(
-    folder: Path, newest: int, home: Path, stop: EarlyStopping | None = None
+    folder: str,
+    newest: int,
+    home: Path,
+    stop: EarlyStopping | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> list[Manifest]:
     """Remove a run's superfluous checkpoints; return them.
 
@@ -52,7 +56,7 @@ def thin_out(
     The manifest goes first: a checkpoint is whole or invisible while it goes, too. The registry is
     only asked when something is about to go; what it names by then stays.
     """
-    kept = checkpoints.all_of(folder)
+    kept = checkpoints.all_of(folder, options)
     best = best_of(kept, stop.metric, stop.mode) if stop else None
     staying = frozenset({best.uri} if best else ())
     if not superfluous(kept, newest, staying):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,17 +86,21 @@ class Run:
         folder: where its step logs and checkpoints are.
         trace_id: the trace it belongs to.
         traceparent: its own span, for links.
+        kept_in: where its checkpoints are: below the folder, or on an object store.
+        options: how that object store is reached.
     """
 
     name: str
     folder: str
     trace_id: str = ""
     traceparent: str = ""
+    kept_in: str = ""
+    options: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
 
     @property
     def checkpoints(self) -> list[Manifest]:
         """All committed checkpoints, by step."""
-        return checkpoints.all_of(Path(self.folder) / "checkpoints")
+        return checkpoints.all_of(self.where, self.options)
 
     @property
     def checkpoint(self) -> Manifest:
@@ -105,10 +109,15 @@ class Run:
         Raises:
             TrainingError: there is none.
         """
-        newest = checkpoints.latest(Path(self.folder) / "checkpoints")
+        newest = checkpoints.latest(self.where, self.options, thorough=False)
         if newest is None:
             raise TrainingError(f"run {self.name!r} has no checkpoint yet: train it first")
         return newest
+
+    @property
+    def where(self) -> str:
+        """The folder or URL of its checkpoints."""
+        return self.kept_in or f"{self.folder}/checkpoints"
 
     @property
     def best(self) -> Manifest:
@@ -284,8 +293,15 @@ def run_folder(name: str, home: str | None = None) -> Path:
     return Path(home_of(home)) / "runs" / name
 
 
-def load_run(name: str, home: str | None = None) -> Run:
+def load_run(
+    name: str, home: str | None = None, storage_options: Mapping[str, str] | None = None
+) -> Run:
     """Open a run by its name.
+
+    Args:
+        name: of the run.
+        home: where runs are kept.
+        storage_options: how to reach checkpoints on an object store; default the environment's.
 
     Raises:
         TrainingError: no such run; the message names those that exist.
@@ -301,4 +317,6 @@ def load_run(name: str, home: str | None = None) -> Run:
         folder=str(folder),
         trace_id=body["trace_id"],
         traceparent=body["traceparent"],
+        kept_in=body.get("checkpoints", ""),
+        options=dict(storage_options or {}),
     )

@@ -15,12 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lepton import checkpoints, telemetry
+from lepton import telemetry
+from lepton.checkpoints import latest
 from lepton.cluster import bounds_of
 from lepton.errors import StreamError, TrainingError
 from lepton.stream import Mixture, Stream
 from lepton.telemetry import Carrier
 from lepton.training.board import folder_of
+from lepton.training.planner import outcome_of
 from lepton.training.progress import watch
 from lepton.training.run import Run, load_run, run_folder
 from lepton.training.stopping import EarlyStopping
@@ -45,6 +47,8 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
     home: str | None = None,
     checkpoint_every: int = 100,
     keep: int | None = None,
+    checkpoints: str | None = None,
+    storage_options: Mapping[str, str] | None = None,
     max_failures: int = 3,
     hang_timeout_s: float = 15.0,
     start_timeout_s: float | None = None,
@@ -72,6 +76,11 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
         checkpoint_every: steps between checkpoints.
         keep: how many of the newest checkpoints stay on disk; default all. The one with the lowest
             loss, and those that registered models were made of, always do.
+        checkpoints: a URL such as ``s3://bucket/prefix`` under which checkpoints are kept, each
+            run's in a folder of its name (needs ``lepton[s3]``); default the run's folder in the
+            home, where the step log stays either way.
+        storage_options: credentials and endpoints of that storage, as tables take them; they win
+            over the environment, which is all that others who read the checkpoints go by.
         max_failures: how many workers may be lost in a row, that is without ``checkpoint_every``
             steps made in between, before the run gives up.
         hang_timeout_s: silence after which a worker counts as hung and is replaced, seconds. Only
@@ -115,8 +124,11 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
     judged = _settled(validate, stop, stream)
     board = folder_of(tensorboard, folder)
     _refuse_other(folder, name, stream)
+    kept_in = _kept_in(folder, name, checkpoints)
     if _is_done(folder, stream, stop):
-        return load_run(name, home)
+        run = load_run(name, home, storage_options)
+        if latest(run.where, storage_options, thorough=False) is not None:
+            return run
     attributes = {"lepton.run": name, "lepton.table": str(stream.snapshot)}
     parent = parent.with_baggage(attributes)
     with telemetry.span("lepton.train", parent, attributes=attributes) as span:
@@ -124,8 +136,9 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
         plan = replace(plan, lanes=stream.lane_count, keep=keep, exact=exact)
+        plan = replace(plan, checkpoints=kept_in, options=dict(storage_options or {}))
         plan = replace(plan, steps=stream.steps, validation=judged, stop=stop, tensorboard=board)
-        _write_run(folder, name, stream, span.carrier, stop)
+        _write_run(folder, name, stream, span.carrier, stop, kept_in)
         stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:
             with watch(folder, stream.steps, stream.batch_size, show=progress):
@@ -145,10 +158,12 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
                 hang_s=hang_timeout_s,
                 start_timeout_s=start_timeout_s,
             )
-        run = load_run(name, home)
+        run = load_run(name, home, storage_options)
         span.set(lepton_steps=run.steps, lepton_steps_replayed=run.replayed)
         if parent.directory and (lost := telemetry.lost_spans(parent.directory, span.carrier)):
             span.set(lepton_spans_lost=lost)
+    if progress and (outcome := outcome_of(run)) is not None:
+        sys.stderr.write(f"run {name} {outcome}\n")
     return run
 
 
@@ -163,6 +178,26 @@ def _refuse_other(folder: Path, name: str, stream: Stream | Mixture) -> None:
             "seed, batch size or lanes differ): resume it with the same stream, or choose another "
             "name"
         )
+
+
+def _kept_in(folder: Path, name: str, chosen: str | None) -> str:
+    """Where the run's checkpoints go: where those of its former lives are, if it had any."""
+    before = folder / "run.json"
+    known = json.loads(before.read_text()).get("checkpoints", "") if before.is_file() else None
+    if chosen is None:
+        return known or ""
+    if "://" not in chosen:
+        raise ValueError(
+            f"checkpoints={chosen!r} must be a URL such as s3://bucket/prefix; on a file system "
+            "they are in the run's folder: set home="
+        )
+    wanted = f"{chosen.rstrip('/')}/{name}"
+    if known is not None and known != wanted:
+        raise TrainingError(
+            f"run {name!r} has its checkpoints in {known or folder / 'checkpoints'}, not in "
+            f"{wanted}: leave checkpoints= as it was, or choose another name"
+        )
+    return wanted
 
 
 def _settled(
@@ -180,7 +215,7 @@ def _settled(
 
 def _is_done(folder: Path, stream: Stream | Mixture, stop: EarlyStopping | None) -> bool:
     path = folder / "done.json"
-    if not path.is_file() or checkpoints.latest(folder / "checkpoints") is None:
+    if not path.is_file():
         return False
     done = json.loads(path.read_text())
     begun = json.loads((folder / "run.json").read_text())
@@ -265,6 +300,7 @@ def _write_run(
     stream: Stream | Mixture,
     carrier: Carrier,
     stop: EarlyStopping | None = None,
+    kept_in: str = "",
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     body = {
@@ -275,6 +311,7 @@ def _write_run(
         "order": stream.identity,
         "epochs": stream.epochs,
         "steps": stream.steps,
+        "checkpoints": kept_in,
         "trace_id": carrier.trace_id,
         "traceparent": carrier.traceparent,
         "time": time.time(),

@@ -5,6 +5,7 @@ Nothing is asked of the person: the first forward call of training shows it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from lepton.errors import CheckpointError
 from lepton.export import Signature, export_net
 from lepton.export.program import inputs_of
+from lepton.export.recorded import Twin, example_of
 
 
 @dataclass
@@ -32,12 +34,16 @@ class Watcher:
 
     Args:
         batch: returns the batch under way, empty when there is none.
+
+    Attributes:
+        twin: answers some rows of the first batch with any weights, once the net is exported.
     """
 
     def __init__(self, batch: Callable[[], Mapping[str, Any]]) -> None:
         self._batch = batch
         self._seen: dict[str, _Seen] = {}
         self._exported: tuple[Signature | None, str | None] | None = None
+        self.twin: Twin | None = None
 
     def watch(self, name: str, net: torch.nn.Module) -> None:
         """Begin to watch a net."""
@@ -48,10 +54,14 @@ class Watcher:
             if batch and args and not seen.called:
                 seen.called = True
                 seen.inputs = inputs_of(net, args, batch)
-                seen.args = tuple(a.detach()[:1].cpu() for a in args if hasattr(a, "detach"))
+                seen.args = example_of([a for a in args if hasattr(a, "detach")])
                 handle.remove()
 
         handle = net.register_forward_pre_hook(look)
+
+    def stand_in(self, name: str, net: torch.nn.Module) -> None:
+        """Have a net exported in place of the one that is trained, which cannot be."""
+        self._seen[name].net = net
 
     def feed(self) -> tuple[str, list[tuple[str, str]]] | None:
         """Return the one net that columns go through, and these with their data types."""
@@ -82,6 +92,8 @@ class Watcher:
                 "(reshape inside forward), with forward's arguments named like columns"
             )
         try:
-            return export_net(seen.net, name, seen.inputs, seen.args, path), None
+            signature = export_net(seen.net, name, seen.inputs, seen.args, path)
         except CheckpointError as e:
             return None, str(e)
+        self.twin = Twin(copy.deepcopy(seen.net).to("cpu").eval(), signature, seen.args)
+        return signature, None

@@ -26,7 +26,7 @@ def loop(worker: Any) -> None:
         worker.step(functional.cross_entropy(scores, batch["y"], reduction="sum"))
 
 
-def main(home: str) -> dict[str, Any]:
+def main(home: str, checkpoints: str | None = None) -> dict[str, Any]:
     """Train by one name, from wherever it stands."""
     try:
         table = lepton.table(f"{home}/t")
@@ -36,6 +36,7 @@ def main(home: str) -> dict[str, Any]:
         table = lepton.write(rows, f"{home}/t")
     stream = table.stream(batch_size=20, epochs=3, lanes=4, engine="worker")
     options: dict[str, Any] = {"home": home, "audit": True, "progress": False}
+    options["checkpoints"] = checkpoints
     run = lepton.train(loop, stream, name="r", workers=2, checkpoint_every=20, **options)
     found = run.consumption(stream)
     starts = [a.step for a, _ in run.attempts]
@@ -43,4 +44,4 @@ def main(home: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(sys.argv[1])) + "\n")
+    sys.stdout.write(json.dumps(main(*sys.argv[1:])) + "\n")

@@ -1,4 +1,4 @@
-"""The loop with a worker killed in it, telemetry asked for; run by test_telemetry.py.
+"""The loop with a worker and a replica killed in it, telemetry asked for; run by test_telemetry.py.
 
 Prints a JSON line: what the run's own log says of it, how often was asked, and what Prometheus
 would have scraped from Ray's endpoint.
@@ -7,8 +7,11 @@ would have scraped from Ray's endpoint.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +60,9 @@ def main(home: str) -> dict[str, Any]:
             table.select(["x"]).head(2), [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
         )
         trace = span.carrier.traceparent
-        for _ in range(ASKED):
-            _ask(app.infer_url, body, trace)
+        replicas = [_ask(app.infer_url, body, trace) for _ in range(ASKED)]
+        os.kill(replicas[-1], signal.SIGKILL)
+        replicas += [_ask(app.infer_url, body, trace) for _ in range(ASKED)]
         for _ in range(UNSAMPLED):
             _ask(app.infer_url, body, f"00-{'ab' * 16}-{'cd' * 8}-00")
         scraped = _scrape()
@@ -69,15 +73,24 @@ def main(home: str) -> dict[str, Any]:
         "rows": sum(run.history()["rows"].to_pylist()),
         "table": str(table),
         "scraped": scraped,
+        "replicas": replicas,
+        "version": version.version,
     }
     cluster.disconnect()
     telemetry.flush(30_000)
     return told
 
 
-def _ask(url: str, body: bytes, traceparent: str) -> None:
-    reply = httpx.post(url, content=body, headers={"traceparent": traceparent}, timeout=30)
-    assert reply.status_code == 200, reply.text
+def _ask(url: str, body: bytes, traceparent: str) -> int:
+    """Ask until there is an answer; return the process that gave it."""
+    end = time.monotonic() + 120
+    while True:
+        with suppress(httpx.TransportError):
+            reply = httpx.post(url, content=body, headers={"traceparent": traceparent}, timeout=30)
+            if reply.status_code == 200:
+                return int(reply.headers["x-lepton-replica"])
+        assert time.monotonic() < end, "no answer"
+        time.sleep(0.2)
 
 
 def _scrape() -> list[str]:

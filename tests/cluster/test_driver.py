@@ -8,12 +8,22 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from lepton.training.progress import newest_step
 
 
-def test_the_same_script_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["here", "s3"])
+def test_the_same_script_goes_on_after_its_driver_was_killed(
+    tmp_path: Path, where: str, request: pytest.FixtureRequest
+) -> None:
     script = [sys.executable, str(Path(__file__).with_name("driver.py")), str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    if where == "s3":
+        pytest.importorskip("obstore")
+        environment |= request.getfixturevalue("options")
+        script.append("s3://lake/driver")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     driver = subprocess.Popen(script, **quiet, start_new_session=True)
     end = time.monotonic() + 90
@@ -35,3 +45,4 @@ def test_the_same_script_goes_on_after_its_driver_was_killed(tmp_path: Path) -> 
     assert found["starts"][-1] >= 40
     assert found["starts"][-1] % 20 == 0
     assert found["replayed"] < 300
+    assert (tmp_path / "runs/r/checkpoints").exists() == (where == "here")

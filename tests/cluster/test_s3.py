@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,57 +22,21 @@ from deltalake import DeltaTable
 import lepton
 from benchmarks.lake_writers import Crowd, kill_at_random
 from lepton.cli import main
-from lepton.errors import LakeError
+from lepton.errors import ConflictError, LakeError
 from lepton.lake import Snapshot
 from lepton.lake.files import write_files
 from lepton.lake.maintenance import vacuum
 from lepton.lake.source import Place, Rows
+from lepton.registry import Registry
 from lepton.stream import Cursor, Digest
 
-PYTHON = Path(__file__).parents[2] / ".venv" / "s3" / "bin" / "python"
-SERVER = Path(__file__).parents[2] / "benchmarks" / "lake_s3.py"
-
 PROXY = Path(__file__).parents[2] / "benchmarks" / "lake_proxy.py"
-
 VECTORS = Path(__file__).parents[1] / "data/delta-tables/dv-partitioned-with-checkpoint/table"
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
-    pytest.mark.skipif(not PYTHON.exists(), reason="no S3 server: run the tests by make test"),
+    pytest.mark.usefixtures("endpoint"),
 ]
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
-    server = subprocess.Popen([str(PYTHON), str(SERVER), str(port)], stdout=log, stderr=log)
-    try:
-        for _ in range(300):
-            try:
-                httpx.put(f"{url}/lake", timeout=5).raise_for_status()
-                break
-            except httpx.TransportError:
-                assert server.poll() is None
-                time.sleep(0.1)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture(scope="module")
-def options(endpoint: str) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "open-sesame",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }
 
 
 @pytest.fixture
@@ -319,3 +284,29 @@ def test_killed_writers_on_s3_lose_no_commit_and_repeat_none(options: dict[str, 
         steps = kill_at_random(crowd, 3, random.Random(5), 0.5)
         crowd.finish({n: steps[n] + 2 for n in writers})
         crowd.steps()
+
+
+@pytest.mark.parametrize("where", ["registry", "busy-registry", "lost-registry"])
+def test_a_registry_on_s3_has_one_winner_per_step(options: dict[str, str], where: str) -> None:
+    uri = f"s3://lake/{where}"
+    first = Registry(uri, options)
+    for _ in range(4):
+        first.register("m", checkpoint="c", manifest_sha256="s")
+    seq = first.state("m").pointer.seq
+
+    def rival(version: int) -> int | None:
+        mine = Registry(uri, options)
+        assert mine.version("m", version).version == version
+        try:
+            return mine.promote("m", version, expect=seq).pointer.champion
+        except ConflictError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        won = [w for w in pool.map(rival, (1, 2, 3, 4)) if w is not None]
+    first.describe("m", 1, note="kept", protected=True)
+    read = Registry(uri, options)
+
+    assert [read.version("m", "champion").version] == won
+    assert [e.seq for e in read.history("m")] == [1, 2, 3, 4, 5, 6]
+    assert read.version("m", 1).note == "kept"

@@ -18,16 +18,18 @@ import pyarrow as pa
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 
 import lepton
 import lepton.promotion
+from lepton import checkpoints
 from lepton.errors import CheckpointError, ConflictError, GateError, ServingError
 from lepton.lake import Snapshot
 from lepton.monitoring import count_answers
 from lepton.preprocess import Preparation
 from lepton.promotion import CanaryRule
 from lepton.registry import Registry
-from lepton.serving import score
+from lepton.serving import Service, score, serve_all
 from lepton.serving.protocol import request_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -79,7 +81,6 @@ def test_answers_are_those_of_the_checkpoint_and_are_logged(world: World) -> Non
     before = count_answers("m", world.home)
     served = world.app.predict(rows)["output"]
 
-    from lepton import checkpoints
     from lepton.export.restore import Predictor
 
     manifest = checkpoints.load(world.versions[0].checkpoint)
@@ -129,8 +130,6 @@ def test_a_canary_takes_over_under_load_and_no_request_fails(world: World) -> No
 
 def test_a_broken_checkpoint_harms_no_request(world: World) -> None:
     broken = world.versions[2]
-    from lepton import checkpoints
-
     manifest = checkpoints.load(broken.checkpoint)
     state = manifest.path(checkpoints.STATE)
     whole = state.read_bytes()
@@ -150,6 +149,38 @@ def test_a_broken_checkpoint_harms_no_request(world: World) -> None:
 
     assert load.failed == []
     assert set(load.versions) == {str(before.champion)}
+
+
+def test_a_version_that_answers_otherwise_than_in_training_never_answers(world: World) -> None:
+    good = checkpoints.load(world.versions[1].checkpoint)
+    state = checkpoints.restore(good)
+    state["net"]["weight"] = -state["net"]["weight"]
+    wrong = checkpoints.write(
+        Path(world.home) / "wrong",
+        checkpoints.flatten(state),
+        step=good.step,
+        cursor=good.cursor,
+        program=good.path(checkpoints.PROGRAM),
+        answers=load_file(good.path(checkpoints.ANSWERS)),
+        lineage=good.lineage,
+        preparation=good.preparation,
+        signature=good.signature,
+    )
+    about = {"lineage": dict(good.lineage), "signature": dict(good.signature or {})}
+    entry = world.registry.register(
+        "m", checkpoint=wrong.uri, manifest_sha256=wrong.sha256, **about
+    )
+    before = world.registry.state("m").pointer
+    with Load(world) as load:
+        with pytest.raises(ServingError, match="answers otherwise than it did in training"):
+            lepton.promote(entry, home=world.home)
+        load.more(20)
+    after = world.registry.state("m").pointer
+
+    assert load.failed == []
+    assert set(load.versions) == {str(before.champion)}
+    assert after.champion == before.champion
+    assert "answers otherwise" in world.registry.history("m")[-1].reason
 
 
 def test_a_failing_canary_is_rolled_back_by_itself(world: World) -> None:
@@ -282,7 +313,6 @@ def test_after_a_flush_the_log_has_every_answer(world: World) -> None:
 
 
 def test_a_whole_table_is_answered_by_the_same_code(world: World, tmp_path: Path) -> None:
-    from lepton import checkpoints
     from lepton.export.restore import Predictor
 
     rows = world.table.where("y = 1")
@@ -419,6 +449,55 @@ def test_a_killed_replicas_requests_are_sent_to_another(world: World) -> None:
     assert [f for load in loads for f in load.failed] == []
     assert sum(load.cut for load in loads) <= 2 * len(loads)
     app.close()
+
+
+def test_the_last_replica_sleeps_and_the_next_request_wakes_one(world: World) -> None:
+    run = lepton.train(loop, world.table.stream(batch_size=50), name="sleepy", home=world.home)
+    first = lepton.register(run, "sleepy", home=world.home)
+    how: dict[str, Any] = {"replicas": (0, 1), "service": Service(sleep_after_s=0.5)}
+    app = lepton.promote(first, home=world.home, **how)
+    wait_until(lambda: not app.replicas())
+    woken = post(app, request(world))
+    wait_until(lambda: not app.replicas())
+    second = lepton.register(run, "sleepy", home=world.home)
+    app = lepton.promote(second, home=world.home)  # a replica has to prove that it can load it
+    after = post(app, request(world))
+    app.close()
+
+    assert (woken.status_code, woken.headers["x-lepton-version"]) == (200, "1")
+    assert (after.status_code, after.headers["x-lepton-version"]) == (200, "2")
+
+
+def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: World) -> None:
+    rows = world.table.head(3)
+    for seed, name in enumerate(("left", "right", "left", "right")):
+        stream = world.table.stream(batch_size=50, seed=seed)
+        run = lepton.train(loop, stream, name=f"{name}{seed}", home=world.home)
+        lepton.register(run, name, home=world.home)
+    for name in ("left", "right"):
+        world.registry.promote(name, 1, expect=None)
+    apps = serve_all(["left", "right"], world.home)
+    try:
+        before = {name: app.predict(rows)["output"] for name, app in apps.items()}
+        pids = {r["pid"] for app in apps.values() for r in app.replicas()}
+        right = lepton.promote("right", 2, home=world.home)
+        after = {name: app.predict(rows)["output"] for name, app in apps.items()}
+        versions = {
+            n: post(app, request(world)).headers["x-lepton-version"] for n, app in apps.items()
+        }
+        with pytest.raises(ServingError, match=r"is served by application 'lepton-left\+right'"):
+            serve_all(["left", "m"], world.home)
+        for app in apps.values():
+            app.flush()
+    finally:
+        apps["left"].close()
+
+    assert len(pids) == 1
+    assert right == apps["right"]
+    assert versions == {"left": "1", "right": "2"}
+    assert np.array_equal(before["left"], after["left"])
+    assert not np.array_equal(before["right"], after["right"])
+    assert count_answers("left", world.home) == count_answers("right", world.home) == 3
 
 
 def _answering(loads: list[Load]) -> set[str]:

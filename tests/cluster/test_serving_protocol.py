@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import queue
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ import ray
 import torch
 
 import lepton
-from lepton import checkpoints, ingress
+from lepton import checkpoints, ingress, serving
+from lepton.errors import ServingError
 from lepton.export.restore import Predictor
 from lepton.preprocess import Preparation
 from lepton.serving import App
 from lepton.serving.inputs import MAX_BYTES
 from lepton.serving.tables import MEDIA_TYPE
+from lepton.telemetry import Carrier, spans_of
+from lepton.training import load_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MODEL = "spoken"
@@ -42,6 +47,7 @@ class Service:
     """A served model, rows for it, and what its checkpoint answers to them."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         x = np.random.default_rng(0).normal(5, 2, (100, 3)).astype("float32")
         rows = pa.table({"x": list(x), "y": (x.sum(1) > 15).astype("int64")})
         table = lepton.write(rows, home / "t")
@@ -49,7 +55,9 @@ class Service:
         stream = table.stream(batch_size=50, seed=0, transform=prepare)
         run = lepton.train(loop, stream, name="r", home=str(home))
         version = lepton.register(run, MODEL, home=str(home))
-        self.app: App = lepton.promote(version, home=str(home))
+        self.app: App = lepton.promote(
+            version, home=str(home), service=serving.Service(grpc_port=0)
+        )
         self.x = x[:7]
         predictor = Predictor(checkpoints.load(version.checkpoint))
         self.scores = predictor(rows.select(["x"]).slice(0, 7))["output"].numpy()
@@ -114,6 +122,93 @@ def test_tritonclient_finds_server_model_and_versions(service: Service) -> None:
     client.close()
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_tritonclient_gets_the_checkpoints_answers_by_grpc(
+    service: Service, asynchronous: bool
+) -> None:
+    triton = pytest.importorskip("tritonclient.grpc")
+    client = triton.InferenceServerClient(service.app.grpc_address)
+    sent = triton.InferInput("x", list(service.x.shape), "FP32")
+    sent.set_data_from_numpy(service.x)
+    assert client.is_model_ready(MODEL)
+    if asynchronous:
+        came: Any = queue.Queue()
+        client.async_infer(MODEL, [sent], lambda result, error: came.put((result, error)))
+        found, error = came.get(timeout=60)
+        assert error is None
+    else:
+        found = client.infer(MODEL, [sent], request_id="me")
+        assert found.get_response().id == "me"
+
+    assert np.array_equal(found.as_numpy("output"), service.scores)
+    sent = triton.InferInput("x", [1, 2], "FP32")
+    sent.set_data_from_numpy(service.x[:1, :2])
+    with pytest.raises(triton.InferenceServerException, match=r"shape \[1, 2\]") as raised:
+        client.infer(MODEL, [sent])
+    assert raised.value.status() == "StatusCode.INVALID_ARGUMENT"
+    client.close()
+
+
+def test_only_who_has_a_token_is_answered(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "a-long-and-random-one"
+    run = load_run("r", str(service.home))
+    version = lepton.register(run, "guarded", home=service.home)
+    monkeypatch.setenv("LEPTON_SERVE_TOKENS", f"me={token}")
+    app = lepton.promote(version, home=str(service.home))
+    try:
+        rows = {"x": service.x}
+        for wrong in ("", "another-long-and-random-one"):
+            with pytest.raises(ServingError, match="a bearer token is needed"):
+                replace(app, token=wrong).predict(rows)
+        mine = replace(app, token=token)
+        assert np.array_equal(mine.predict(rows)["output"], service.scores)
+        until_past_serve(app.infer_url, service.body(), {"authorization": f"Bearer {token}"})
+        refused = httpx.post(app.infer_url, content=service.body())
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"].startswith("Bearer")
+        assert token not in repr(mine)
+    finally:
+        app.close()
+
+
+def counting_loop(worker: Any) -> None:
+    """After token t comes t + 1, round and round."""
+    net = torch.nn.Embedding(7, 7)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(7).roll(1, 1) * 10)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=1e-9))
+    for batch in worker.batches():
+        scores = net(batch["t"])
+        worker.step(torch.nn.functional.cross_entropy(scores[:, -1], batch["y"], reduction="sum"))
+
+
+def test_tokens_come_one_by_one_until_the_client_leaves(service: Service) -> None:
+    home = str(service.home)
+    tokens = np.random.default_rng(0).integers(0, 7, (40, 4))
+    rows = pa.table({"t": list(tokens), "y": (tokens[:, -1] + 1) % 7})
+    table = lepton.write(rows, service.home / "tokens")
+    run = lepton.train(counting_loop, table.stream(batch_size=20), name="count", home=home)
+    app = lepton.promote(lepton.register(run, "count", home=home), home=home)
+    trace = "ab" * 16
+    try:
+        assert list(app.generate([1, 2], max_tokens=6)) == [3, 4, 5, 6, 0, 1]
+        carrier = Carrier(f"00-{trace}-{'cd' * 8}-01", f"{home}/traces")
+        endless = app.generate([1], max_tokens=4096, trace=carrier)
+        assert [next(endless) for _ in range(3)] == [2, 3, 4]
+        endless.close()  # leaves
+        end = time.monotonic() + 60
+        while not (spans := spans_of(f"{home}/traces", trace)) and time.monotonic() < end:
+            time.sleep(0.1)
+        (span,) = spans
+        assert span.attributes["http.response.status_code"] in (200, 499)  # it may be that quick
+        with pytest.raises(ServingError, match="gives no sequences"):
+            next(service.app.generate([1]))
+    finally:
+        app.close()
+
+
 def test_arrow_streams_in_and_out(service: Service) -> None:
     table = pa.table({"x": list(service.x)})
     sink = pa.BufferOutputStream()
@@ -159,14 +254,19 @@ def test_problems_have_details(service: Service) -> None:
 
 
 def test_quick_requests_go_past_serve(service: Service) -> None:
-    if not ray.get(haproxy_is_on.remote()):
-        pytest.skip("this Ray has no HAProxy")
-    end = time.monotonic() + 60
-    while service.post(service.body()).headers["x-request-id"] != "a":  # Serve would make one up
-        assert time.monotonic() < end, "no request was answered at once"
+    until_past_serve(service.app.infer_url, service.body(), {})
     refused = service.post(b"{}")
     assert refused.status_code == 400
     assert refused.headers["content-type"] == "application/problem+json"
+
+
+def until_past_serve(url: str, body: bytes, headers: dict[str, str]) -> None:
+    """Ask until a request is answered at once: Serve would make up a request id."""
+    if not ray.get(haproxy_is_on.remote()):
+        return
+    end = time.monotonic() + 60
+    while httpx.post(url, content=body, headers=headers).headers["x-request-id"] != "a":
+        assert time.monotonic() < end, "no request was answered at once"
 
 
 @ray.remote(num_cpus=0)

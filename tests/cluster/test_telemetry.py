@@ -1,4 +1,4 @@
-"""Telemetry of the whole loop, a worker killed in it: one trace, exact figures, and logs."""
+"""Telemetry of the whole loop, a worker and a replica killed: one trace, exact figures, logs."""
 
 import json
 import os
@@ -14,10 +14,19 @@ from typing import Any
 
 import pytest
 
-from lepton.telemetry import spans_of
+from lepton.telemetry import losses_of, spans_of
 from lepton.telemetry.conventions import strays
 from tests.cluster.telemetry_driver import ASKED, SCRAPED, UNSAMPLED
 from tests.unit.collector import Collector, attributes_of
+
+OF_TRAINING = (
+    "lepton.plan",
+    "lepton.read",
+    "lepton.steps",
+    "lepton.train.epoch",
+    "lepton.train.failure",
+    "lepton.checkpoint",
+)
 
 
 @dataclass
@@ -65,13 +74,62 @@ def test_one_trace_without_orphans_that_keeps_to_the_conventions(told: Told) -> 
     assert [k for s in sent.values() for k in strays(s.name, attributes_of(s))] == []
     assert set(sent) <= ids
     lost = [s for s in kept if s.span_id not in sent]
-    assert {s.name for s in lost} <= {
-        "lepton.read",
-        "lepton.steps",
-    }  # the killed worker's last 200 ms
+    # the killed worker's and the killed replica's last 200 ms
+    assert {s.name for s in lost} <= {"lepton.read", "lepton.steps", "lepton.request"}
+
+
+def test_every_span_is_where_it_belongs(told: Told) -> None:
+    kept = spans_of(str(told.home / "traces"))
+    ids = {s.span_id: s for s in kept}
+    parents = {(s.name, ids[s.parent_id].name if s.parent_id else "") for s in kept}
+    assert parents == {
+        ("lepton.demo", ""),
+        ("lepton.train", "lepton.demo"),
+        *((name, "lepton.train") for name in OF_TRAINING),
+        *((name, "lepton.demo") for name in ("lepton.evaluate", "lepton.register")),
+        ("lepton.promote", "lepton.demo"),
+        ("lepton.gate", "lepton.promote"),
+        ("lepton.model.load", "lepton.promote"),
+        ("lepton.request", "lepton.demo"),
+    }
+
+
+def test_links_join_the_versions_to_what_trained_them(told: Told) -> None:
+    kept = spans_of(str(told.home / "traces"))
+    last = max(
+        (s for s in kept if s.name == "lepton.checkpoint"),
+        key=lambda s: s.attributes["lepton.step"],
+    )
+    for span in kept:
+        if span.name == "lepton.request":
+            assert span.links == [f"{last.trace_id}:{last.span_id}"]
+            named = span.attributes["lepton.checkpoint.trace"]
+            assert named.split("-")[1:3] == [last.trace_id, last.span_id]
+            assert span.attributes["lepton.version"] == told.run["version"]
+
+
+def test_every_span_is_counted_though_processes_were_killed(told: Told) -> None:
+    folder = str(told.home / "traces")
+    kept = spans_of(folder)
+    lost = {k.process: k.lost for k in losses_of(folder) if k.lost}
     counts = Counter(s.name for s in kept)
-    assert counts["lepton.train.failure"] == 1
-    assert counts["lepton.request"] == ASKED  # and none for the unsampled ones
+    killed, *others = dict.fromkeys(told.run["replicas"])
+    replicas = {n: process for process in {s.process for s in kept} for n in [_pid(process)]}
+
+    assert len(others) == 1
+    assert counts["lepton.train.failure"] == counts["lepton.train"] == counts["lepton.gate"] == 1
+    assert counts["lepton.model.load"] == 2  # by the killed replica and by the next
+    assert counts["lepton.checkpoint"] == told.run["steps"] // 50
+    asked = Counter(_pid(s.process) for s in kept if s.name == "lepton.request")
+    assert asked[others[0]] == ASKED  # and none for the unsampled ones
+    assert asked[killed] + lost.get(replicas[killed], 0) == ASKED
+    ours = {process for process in lost if _pid(process) != killed}
+    assert all(lost[process] == 1 for process in ours)  # the killed worker's window, at the most
+    assert len(ours) <= 1
+
+
+def _pid(process: str) -> int:
+    return int(process.rpartition("(")[2].rstrip(")"))
 
 
 def test_every_step_is_in_a_window(told: Told) -> None:
@@ -93,6 +151,7 @@ def test_metrics_add_up_to_the_runs_own_log(told: Told) -> None:
 
     assert newest["lepton.train.steps"] == told.run["steps"]
     assert newest["lepton.train.failures"] == 1
+    # the killed replica's went with it
     assert newest["http.server.request.duration"] == ASKED + UNSAMPLED
     assert 0 < newest["lepton.train.rows"] < told.run["rows"]  # the killed worker's went with it
     examples = {

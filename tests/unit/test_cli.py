@@ -1,5 +1,7 @@
 """The command line over a small home; usage errors and failures have their exit codes."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import lepton
 from lepton.cli import main
+from lepton.errors import CheckpointError
 from lepton.training import load_run
 
 LOOP = """
@@ -82,3 +85,46 @@ def test_looks_after_a_table(home: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert words in told
     assert main(["optimize", own, "--zorder", "y", *where]) == 1
     assert lepton.table(own, version=2).count_rows() == 3
+
+
+def test_says_more_of_a_version_and_deletes_one(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("kept", "other"):
+        lepton.register(load_run("mine", str(home)), name, home=home)
+    where = ["--home", str(home)]
+
+    def models(*arguments: str) -> str:
+        status = main(["models", *arguments, *where])
+        told = capsys.readouterr()
+        assert status == (1 if told.err else 0)
+        return " ".join((told.out + told.err).split())
+
+    told = models("kept", "1", "--tag", "area=a=b", "--tag", "x=y", "--note", "[b]", "--protect")
+    for words in ("protected", "area=a=b", "x=y", "[b]", "kept"):
+        assert words in told
+    assert "other" not in told
+    assert "is protected: take" in models("kept", "1", "--delete")
+    then = datetime.now(UTC).isoformat()
+    told = models("kept", "1", "--unprotect", "--tag", "x=")
+    assert "protected" not in told
+    assert "x=y" not in told
+    assert "protected" in models("kept", "--at", then)
+    assert "kept" not in models("kept", "1", "--delete")
+    assert "has no version 1" in models("kept", "1", "--delete")
+    assert "no model 'nobody'" in models("nobody")
+    assert "name the model and the version" in models("kept", "--protect")
+    assert "do not go together" in models("kept", "1", "--protect", "--unprotect")
+    assert "goes with no other" in models("kept", "1", "--delete", "--protect")
+    assert "must be NAME=TEXT" in models("kept", "1", "--tag", "x")
+
+
+def test_an_evaluation_says_what_its_figures_were_measured_on(home: Path) -> None:
+    run = load_run("mine", str(home))
+    table = lepton.table(home / "lake")
+    judged = lepton.evaluate(run, table, label="y", home=str(home))
+    entry = lepton.register(run, "judged", metrics=judged, home=home)
+    assert entry.measured == {str(table): judged.metrics}
+    assert entry.metrics["f1"] == judged.metrics["f1"]
+    with pytest.raises(CheckpointError, match="evaluate that one"):
+        lepton.register(run, "judged", metrics=replace(judged, checkpoint="c"), home=home)

@@ -321,7 +321,8 @@ def test_collector_with_a_typo_is_noticed():
 
 
 def scrape_problems(config: dict[str, Any]) -> list[str]:
-    problems = [f"unknown: {key}" for key in set(config) - {"global", "scrape_configs"}]
+    known = {"global", "rule_files", "scrape_configs"}
+    problems = [f"unknown: {key}" for key in set(config) - known]
     for value in config["global"].values():
         if not re.fullmatch(r"[0-9]+(ms|s|m|h)", value):
             problems.append(f"not a duration: {value}")

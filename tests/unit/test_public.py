@@ -22,13 +22,16 @@ NAMES = [
     "Validation",
     "Worker",
     "__version__",
+    "cross_validate",
     "evaluate",
     "feedback",
+    "plan",
     "promote",
     "register",
     "rollback",
     "table",
     "train",
+    "tune",
     "write",
 ]
 

@@ -134,6 +134,66 @@ def test_refuses_what_is_not_possible(state, illegal, message):
         apply(state, illegal)
 
 
+def described(seq, version, **details):
+    return event(seq, "described", version=version, details=details)
+
+
+def test_what_is_said_of_a_version_changes_and_what_it_is_does_not():
+    said = apply(LIVE, described(4, 2, tags={"owner": "a", "area": "x"}, note="first"))
+    said = apply(said, described(5, 2, tags={"owner": None, "stage": "b"}, protected=True))
+    entry = said.versions[2]
+    assert entry.tags == {"area": "x", "stage": "b"}
+    assert (entry.note, entry.protected) == ("first", True)
+    unsaid = replace(entry, tags={}, note="", protected=False)
+    assert unsaid == LIVE.versions[2]
+    assert said.pointer == replace(LIVE.pointer, seq=5)
+
+
+def test_a_number_is_never_given_again():
+    gone = apply(LIVE, event(4, "deleted", version=2))
+    assert sorted(gone.versions) == [1]
+    with pytest.raises(RegistryError, match="registers no next version"):
+        apply(gone, registered(5, 2))
+    assert sorted(apply(gone, registered(5, 3)).versions) == [1, 3]
+
+
+def test_measurements_are_kept_by_snapshot_the_newest_last():
+    state = LIVE
+    for seq, (table, f1) in enumerate([("t@1", 0.1), ("t@2", 0.2), ("t@1", 0.3)], start=4):
+        told = {"table": table, "metrics": {"f1": f1}}
+        state = apply(state, event(seq, "measured", version=2, details=told))
+    assert list(state.versions[2].measured.items()) == [("t@2", {"f1": 0.2}), ("t@1", {"f1": 0.3})]
+    assert state.versions[2].metrics == {}
+
+
+NAMED = apply(TRIED, event(6, "aliased", version=3, details={"alias": "best"}))
+GUARDED = apply(NAMED, described(7, 3, protected=True))
+
+
+@pytest.mark.parametrize(
+    ("state", "version", "message"),
+    [
+        (GUARDED, 1, "version 1 of 'm' is champion: let another"),
+        (GUARDED, 2, "version 2 of 'm' is shadow"),
+        (NAMED, 3, "version 3 of 'm' is best"),
+        (GUARDED, 3, "version 3 of 'm' is protected: take"),
+        (GUARDED, 9, "no version 9"),
+        (GUARDED, None, "no version None"),
+    ],
+)
+def test_what_is_needed_is_not_deleted(state, version, message):
+    with pytest.raises(RegistryError, match=message):
+        apply(state, event(state.pointer.seq + 1, "deleted", version=version))
+
+
+def test_an_alias_goes_when_it_is_taken_away():
+    bare = apply(NAMED, event(7, "aliased", details={"alias": "best"}))
+    assert bare.aliases == {}
+    assert sorted(apply(bare, event(8, "deleted", version=3)).versions) == [1, 2]
+    with pytest.raises(RegistryError, match=r"no alias 'best'; it has: \[\]"):
+        apply(bare, event(8, "aliased", details={"alias": "best"}))
+
+
 # -- the log ------------------------------------------------------------------------------------
 
 
@@ -315,7 +375,7 @@ def test_a_commit_that_fails_after_it_was_made_counts_once(registry, monkeypatch
 
 def test_time_never_runs_backwards(registry, monkeypatch):
     put(registry)
-    monkeypatch.setattr(log, "_now", lambda: START)
+    monkeypatch.setattr(log, "now", lambda: START)
     registry.promote("m", 1, expect=1)
     one, two = registry.history("m")
     assert one.time == two.time
@@ -402,3 +462,44 @@ def test_an_alias_means_a_version_until_it_is_moved(registry):
             registry.alias("m", wrong, 1)
     with pytest.raises(RegistryError, match="champion, previous, canary, shadow, challenger"):
         read.version("m", "newest")
+
+
+def test_versions_are_described_measured_and_deleted(registry):
+    for _ in range(3):
+        put(registry, tags={"area": "x"})
+    registry.promote("m", 1, expect=None)
+    registry.describe("m", 2, tags={"owner": "me", "area": None}, note="slow", protected=True)
+    registry.measure("m", 2, "lake/t@3", {"f1": 0.5})
+    registry.delete("m", 3, reason="a mistake")
+    read = Registry(registry.uri)
+    entry = read.version("m", 2)
+
+    assert (entry.tags, entry.note, entry.protected) == ({"owner": "me"}, "slow", True)
+    assert entry.measured == {"lake/t@3": {"f1": 0.5}}
+    assert read.history("m")[-1].reason == "a mistake"
+    with pytest.raises(RegistryError, match=r"no version 3; it has: \[1, 2\]"):
+        read.version("m", 3)
+    assert put(registry).version == 4
+    with pytest.raises(RegistryError, match="protected"):
+        registry.delete("m", 2)
+    registry.describe("m", 2, protected=False)
+    before = read.history("m")[-1].time
+    registry.delete("m", 2)
+    assert sorted(read.state("m").versions) == [1, 4]
+    assert sorted(read.at("m", before).versions) == [1, 2, 4]
+
+
+def test_wrong_descriptions_are_refused_before_anything_is_written(registry):
+    put(registry)
+    for tags in ({"": "x"}, {"a": 1}, {"a": "x" * 1001}):
+        with pytest.raises(ValueError, match="must have a name and a text"):
+            registry.describe("m", 1, tags=tags)
+        with pytest.raises(ValueError, match="must have a name and a text"):
+            put(registry, tags=tags)
+    with pytest.raises(ValueError, match="nothing to change of 'm'"):
+        registry.describe("m", 1)
+    with pytest.raises(ValueError, match="must be an address with a version"):
+        registry.measure("m", 1, "lake/t", {"f1": 0.5})
+    with pytest.raises(ValueError, match="metric 'f1' must be a finite"):
+        registry.measure("m", 1, "lake/t@1", {"f1": float("nan")})
+    assert DeltaTable(registry.uri).version() == 1

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepton.report import Span
-from lepton.report.lanes import MOST_ROWS, lanes, lanes_of, speed
+from lepton.report.lanes import MOST_NAME, MOST_ROWS, killed, lanes, lanes_of, speed
 from lepton.report.timeline import apart
 from lepton.report.tracepage import TracePage, render_trace
 from tests.unit.test_report import Balance
@@ -136,3 +136,46 @@ def test_speed_counts_every_row_but_the_first_step() -> None:
     assert {round(v, 6) for _, v in found} == {50.0}
     assert found[-1][0] <= times[-1]
     assert speed([SECOND], [50]) == []
+
+
+def workers(*, resized: bool = False) -> list[Span]:
+    """Two workers; the second makes no step after the failure at 10 s."""
+    other = [span(6, 8, 8.5, "lepton.train.resize")] if resized else []
+    return [
+        span(1, 0, 30, "lepton.train", process="driver"),
+        *(span(10 + n, n * 5, n * 5 + 5, "lepton.steps", process="a (1)") for n in range(6)),
+        span(20, 0, 5, "lepton.steps", process="b (2)"),
+        span(21, 5, 7 if resized else 9.9, "lepton.steps", process="b (2)"),
+        span(5, 10, 12, "lepton.train.failure", status="error"),
+        *other,
+    ]
+
+
+def test_the_process_that_was_lost_is_marked() -> None:
+    spans = workers()
+    html = page(spans=spans)
+
+    assert [(s.span_id, process) for s, process in killed(spans)] == [("21", "b (2)")]
+    assert html.count('class="killed"') == html.count("b (2) was lost here") == 1
+    assert "the process that was lost" in html
+
+
+def test_a_process_that_left_or_ended_with_all_was_not_lost() -> None:
+    assert killed(workers(resized=True)) == []
+    assert killed([s for s in workers() if s.process != "a (1)"]) == []
+    assert killed([s for s in workers() if s.name != "lepton.train.failure"]) == []
+    assert killed([]) == []
+
+
+def test_long_names_keep_what_tells_processes_apart() -> None:
+    names = [f"RayTrainWorker.with_a_long_name_{n} ({n})" for n in (1000, 1001)]
+    spans = [
+        span(n, 0, 1, process=name, attributes={"lepton.rank": n}) for n, name in enumerate(names)
+    ]
+    html = lanes(spans)
+
+    for n, name in enumerate(names):
+        assert f"({1000 + n}), rank {n}<title>{name}, rank {n}</title>" in html
+    assert all(
+        len(shown.split("<")[0]) <= MOST_NAME + 1 for shown in html.split('">')[1:] if "…" in shown
+    )

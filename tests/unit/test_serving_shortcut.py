@@ -64,6 +64,8 @@ def ask(port: int, pieces: list[bytes], path: str = "/quick") -> tuple[bytes, by
 def lane(headers: dict[bytes, bytes], body: bytes) -> Any:
     if body.startswith(b"slow"):
         return None
+    if body.startswith(b"broken"):
+        raise RuntimeError("oh")
     return [(b"content-length", str(len(body)).encode()), (b"x-host", headers[b"host"])], body
 
 
@@ -85,6 +87,7 @@ def test_what_it_leaves_goes_on_whole(port: int) -> None:
     _, body = ask(port, [b"slow", b"c" * 100_000])
     assert json.loads(body) == {"path": "/quick", "bytes": 100_004}
     assert json.loads(ask(port, [b"abc"], "/other")[1]) == {"path": "/other", "bytes": 3}
+    assert json.loads(ask(port, [b"broken"])[1]) == {"path": "/quick", "bytes": 6}
 
 
 def test_a_body_too_large_goes_on_whole(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

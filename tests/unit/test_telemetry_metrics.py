@@ -19,16 +19,26 @@ from tests.unit.collector import Collector, attributes_of
 
 TABLE = """
 http.server.request.duration histogram s
+hw.gpu.memory.usage gauge By
+hw.gpu.utilization gauge 1
 lepton.answers.dropped counter {answer}
 lepton.answers.waiting gauge {answer}
 lepton.checkpoint.age gauge s
 lepton.checkpoint.duration histogram s
 lepton.checkpoint.size counter By
+lepton.disagreement gauge 1
+lepton.drift gauge 1
 lepton.model.load.duration histogram s
+lepton.read.rows counter {row}
+lepton.read.size counter By
+lepton.serving.alive gauge s
 lepton.serving.batch_size histogram {row}
 lepton.serving.queue_depth gauge {request}
+lepton.serving.rollbacks gauge {rollback}
+lepton.serving.share gauge 1
 lepton.telemetry.dropped counter {item}
 lepton.train.failures counter {failure}
+lepton.train.goodput gauge 1
 lepton.train.input_wait counter s
 lepton.train.recovery.duration histogram s
 lepton.train.rows counter {row}

@@ -1,0 +1,50 @@
+"""A replica as it is deployed: guarded where that is asked for, and continuing sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lepton.serving.access import Access, guarded
+from lepton.serving.generation import Generation
+from lepton.serving.replica import Replica
+from lepton.serving.service import Service
+from lepton.serving.shortcut import Reply
+from lepton.telemetry import Carrier
+
+
+class DeployedReplica(Replica):
+    """One replica of one model.
+
+    Args:
+        model, home, trace: of the replica.
+        service: the application's settings.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        home: str,
+        trace: Carrier | None = None,
+        service: Service | None = None,
+    ) -> None:
+        settings = service or Service()
+        self._access = Access(settings.access, model) if settings.access else None
+        Replica.__init__(self, model, home, trace, settings.threads)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        generation = Generation(
+            self._model,
+            self._chosen,
+            batcher=self._batcher,
+            answers=self._answers,
+            spans=self._spans,
+            directory=self._directory,
+        )
+        app = generation.before(Replica.__serve_build_asgi_app__(self))
+        return guarded(app, self._access) if self._access else app
+
+    def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
+        """As any replica, to those who may ask; others are refused where it is told why."""
+        if self._access and self._access.refusal(headers.get(b"authorization")):
+            return None
+        return Replica.at_once(self, headers, body)

@@ -1,0 +1,209 @@
+"""The Open Inference Protocol over gRPC, inside a replica.
+
+Each call is asked of the replica's own ASGI application, in its event loop, without a network in
+between. All replicas of a node listen on one port: the kernel gives each new connection to one of
+them, so that clients that stay connected stay with a replica. (Serve's gRPC proxy was not taken:
+it is in Python, HAProxy does not replace it, and it wants to be told the application's name.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc  # pyright: ignore[reportMissingTypeStubs]
+import orjson
+
+from lepton.errors import ServingError
+from lepton.serving.grpc_messages import MESSAGES, SERVICE, answer_of, body_of
+from lepton.serving.inputs import MAX_BYTES, BadRequest
+
+LENGTH = "inference-header-content-length"
+GRACE_S = 10.0
+CODES: Mapping[int, Any] = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+TOLD = ("traceparent", "baggage", "x-lepton-version", "x-lepton-replica", "retry-after")
+"""Headers of an answer that a gRPC client gets as initial metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the application answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Listener:
+    """A gRPC server before an ASGI application.
+
+    Args:
+        app: answers ``/v2/...`` over HTTP.
+        model: the name of the one model it has.
+    """
+
+    def __init__(self, app: Any, model: str) -> None:
+        self._app = app
+        self._model = model
+        self._server: Any = None
+
+    async def listen(self, address: str) -> None:
+        """Begin to answer at host:port, beside other processes that do.
+
+        Raises:
+            ServingError: the port is taken by something else.
+        """
+        calls: Mapping[str, Callable[[Any, Any], Any]] = {
+            "ServerLive": self._live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._infer,
+        }
+        make: Any = grpc.unary_unary_rpc_method_handler
+        handlers = {
+            name: make(
+                call,
+                request_deserializer=MESSAGES[f"{name}Request"].FromString,
+                response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
+            )
+            for name, call in calls.items()
+        }
+        options = [
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", MAX_BYTES + 2**20),
+            ("grpc.max_send_message_length", -1),
+        ]
+        server: Any = grpc.aio.server(options=options)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        try:
+            server.add_insecure_port(address)
+            await server.start()
+        except RuntimeError as e:
+            raise ServingError(
+                f"model {self._model!r} cannot be served by gRPC at {address}: {e}; name another "
+                "grpc_port"
+            ) from e
+        self._server = server
+
+    async def close(self) -> None:
+        """Take no more calls; those under way get :data:`GRACE_S` to end."""
+        if self._server is not None:
+            await self._server.stop(GRACE_S)
+
+    async def _live(self, _: Any, context: Any) -> Any:
+        reply = await self._get("/v2/health/live", context)
+        return MESSAGES["ServerLiveResponse"](live=reply.status == 200)
+
+    async def _server_ready(self, _: Any, context: Any) -> Any:
+        reply = await self._get("/v2/health/ready", context)
+        return MESSAGES["ServerReadyResponse"](ready=reply.status == 200)
+
+    async def _model_ready(self, request: Any, context: Any) -> Any:
+        path = _path(request.name, request.version)
+        reply = await self._get(f"{path}/ready", context)
+        if reply.status not in (200, 404):
+            await _refuse(context, reply)
+        return MESSAGES["ModelReadyResponse"](ready=reply.status == 200)
+
+    async def _server_metadata(self, _: Any, context: Any) -> Any:
+        told = await self._known("/v2", context)
+        return MESSAGES["ServerMetadataResponse"](**told)
+
+    async def _model_metadata(self, request: Any, context: Any) -> Any:
+        told = await self._known(_path(request.name, request.version), context)
+        return MESSAGES["ModelMetadataResponse"](**told)
+
+    async def _infer(self, request: Any, context: Any) -> Any:
+        try:
+            body, length = body_of(request, context.time_remaining())
+        except BadRequest as e:
+            await context.abort(CODES[400], str(e))
+            raise AssertionError from e  # abort() always raises
+        headers = {LENGTH: str(length), "content-length": str(len(body))}
+        path = _path(request.model_name, request.model_version)
+        reply = await self._ask("POST", f"{path}/infer", context, headers, body)
+        told = [(name, reply.headers[name]) for name in TOLD if name in reply.headers]
+        await context.send_initial_metadata(told)
+        if reply.status != 200:
+            await _refuse(context, reply)
+        return answer_of(reply.body, int(reply.headers[LENGTH]))
+
+    async def _known(self, path: str, context: Any) -> Any:
+        reply = await self._get(path, context)
+        if reply.status != 200:
+            await _refuse(context, reply)
+        return orjson.loads(reply.body)
+
+    async def _get(self, path: str, context: Any) -> Reply:
+        return await self._ask("GET", path, context, {}, b"")
+
+    async def _ask(
+        self, method: str, path: str, context: Any, headers: Mapping[str, str], body: bytes
+    ) -> Reply:
+        given = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+        asked = {**given, **headers}
+        return await ask(self._app, method, path, asked, body)
+
+
+async def ask(
+    app: Any, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
+) -> Reply:
+    """Ask an ASGI application in this event loop."""
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "2",
+        "method": method,
+        "scheme": "grpc",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(k.lower().encode("latin-1"), _latin(v)) for k, v in headers.items()],
+        "client": None,
+        "server": None,
+    }
+    unread = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if unread:
+            return unread.pop()
+        return await asyncio.get_running_loop().create_future()  # until the call is cancelled
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    start = sent[0]
+    told = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in start["headers"]}
+    return Reply(start["status"], told, b"".join(m.get("body", b"") for m in sent[1:]))
+
+
+def _latin(value: str) -> bytes:
+    return value.encode("latin-1", "replace")
+
+
+def _path(model: str, version: str) -> str:
+    return f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
+
+
+async def _refuse(context: Any, reply: Reply) -> None:
+    """End the call with the status that says what HTTP's said."""
+    try:
+        detail = str(orjson.loads(reply.body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = f"HTTP status {reply.status}"
+    await context.abort(CODES.get(reply.status, grpc.StatusCode.INTERNAL), detail)

@@ -1,0 +1,101 @@
+"""How a model's application is run: what is decided when it is started, and not by promotion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from lepton.serving.access import Grant
+
+POLICY = "lepton.serving.scaling:replicas_for"
+REPLICA_CPUS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """Settings of an application that is started.
+
+    Attributes:
+        grpc_port: where it speaks the Open Inference Protocol over gRPC, too: a port, the same on
+            every node, or 0 for a free one; None leaves gRPC out.
+        access: who may ask, from :func:`lepton.serving.access.grant`; empty for everybody. None
+            takes the tokens of ``LEPTON_SERVE_TOKENS`` (``name=token,name=token``); where that is
+            not set, everybody may ask over loopback, and nothing is served to other machines.
+        policy: how many replicas: a policy function of Ray Serve, or where it is imported from,
+            ``module:function``; the default is :func:`lepton.serving.scaling.replicas_for`.
+        ongoing: requests under way that a replica should have.
+        grow_after_s, shrink_after_s: seconds that more, or fewer, replicas must be wanted.
+        sleep_after_s: seconds without a request after which the last replica goes, where
+            ``replicas=(0, most)`` allows that; the next request starts one and waits for it.
+        resources: what Ray keeps for each replica: ``CPU`` (a net computes in as many threads as
+            that has whole ones), ``GPU`` (may be a fraction, such as 0.25), ``memory`` in bytes,
+            or resources of the cluster's own. Nets compute on the CPU whatever it says.
+    """
+
+    grpc_port: int | None = None
+    access: tuple[Grant, ...] | None = None
+    policy: str | Callable[..., Any] = POLICY
+    ongoing: float = 4.0
+    grow_after_s: float = 0.5
+    shrink_after_s: float = 30.0
+    sleep_after_s: float = 60.0
+    resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": REPLICA_CPUS})
+
+    def __post_init__(self) -> None:
+        if self.grpc_port is not None and not 0 <= self.grpc_port < 2**16:
+            raise ValueError(f"grpc_port={self.grpc_port!r} must be a port, 0 or None")
+        times = (self.grow_after_s, self.shrink_after_s, self.sleep_after_s)
+        if not all(0 <= t < math.inf for t in times) or not 0 < self.ongoing < math.inf:
+            raise ValueError(
+                f"grow_after_s, shrink_after_s and sleep_after_s must be at least 0 and ongoing "
+                f"above 0, not {times} and {self.ongoing!r}"
+            )
+        wrong = {n: v for n, v in self.resources.items() if not 0 <= v < math.inf}
+        if wrong:
+            raise ValueError(f"resources {wrong} must be numbers of at least 0")
+        if self.access is not None:
+            given = cast("list[Any]", list(self.access))  # of a configuration file: mappings
+            grants = tuple(g if isinstance(g, Grant) else Grant(**g) for g in given)
+            object.__setattr__(self, "access", grants)
+
+    @property
+    def threads(self) -> int:
+        """In how many threads a net computes: as many as it has whole cores, at least one."""
+        return max(1, int(self.actor_options["num_cpus"]))
+
+    @property
+    def actor_options(self) -> dict[str, Any]:
+        """What Ray is told to keep for a replica."""
+        named = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+        known = {named[n]: v for n, v in self.resources.items() if n in named}
+        own = {n: v for n, v in self.resources.items() if n not in named}
+        return {"num_cpus": REPLICA_CPUS, **known, **({"resources": own} if own else {})}
+
+
+def replicas_of(given: int | tuple[int, int], service: Service | None = None) -> tuple[int, int]:
+    """Return (fewest, most) for a number or a pair; the fewest may be 0.
+
+    Raises:
+        ValueError: it is neither, or not 0 <= fewest <= most with 1 <= most; or gRPC is spoken,
+            which only replicas listen to, so that a call could not start the first one.
+    """
+    pair: tuple[Any, ...] = (given, given) if isinstance(given, int) else tuple(given)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
+    if len(pair) != 2 or not whole or not 0 <= pair[0] <= pair[1] or pair[1] < 1:
+        raise ValueError(
+            f"replicas={given!r} must be a number of at least 1, or (fewest, most) with "
+            "0 <= fewest <= most"
+        )
+    if pair[0] == 0 and service is not None and service.grpc_port is not None:
+        raise ValueError(
+            "with grpc_port one replica has to stay, as gRPC calls start none: "
+            f"say replicas=(1, {pair[1]})"
+        )
+    return pair[0], pair[1]
+
+
+def service_of(given: Service | Mapping[str, Any] | None) -> Service:
+    """Return settings that came as an object, as a configuration file's mapping, or not at all."""
+    return given if isinstance(given, Service) else Service(**(given or {}))

@@ -1,0 +1,79 @@
+"""Programs of one graph share its code in memory, and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lepton.errors import CheckpointError
+from lepton.export.program import Program, export_net, load_program
+
+
+class Net(torch.nn.Module):
+    def __init__(self, seed: int, shift: float, *, persistent: bool) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = torch.nn.Linear(3, 2)
+        self.register_buffer("shift", torch.tensor(shift), persistent=persistent)
+        self.scale = torch.full((2,), shift)  # a constant of the graph
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.scale + self.shift
+
+
+def program_of(net: Net, path: Path) -> Program:
+    signature = export_net(net, "net", ["x"], [torch.zeros(4, 3)], path)
+    program = load_program(path, signature)
+    program.load_weights(net.state_dict())
+    return program
+
+
+def answers(program: Program, x: torch.Tensor) -> Any:
+    return program({"x": x})["output"]
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_each_keeps_its_own_weights_and_constants(
+    tmp_path: Path, persistent: bool, shift: float
+) -> None:
+    x = torch.randn(4, 3)
+    nets = [Net(0, 1.0, persistent=persistent), Net(1, shift, persistent=persistent)]
+    with torch.inference_mode():
+        wanted = [net(x) for net in nets]
+    programs = [program_of(net, tmp_path / f"{i}.pt2") for i, net in enumerate(nets)]
+
+    for program, answer in zip(programs, wanted, strict=True):
+        assert torch.allclose(answers(program, x), answer)
+    programs[1].load_weights(nets[1].state_dict() | {"layer.bias": torch.full((2,), 9.0)})
+    assert torch.allclose(answers(programs[0], x), wanted[0])
+
+
+def test_weights_are_copied_in(tmp_path: Path) -> None:
+    net = Net(0, 1.0, persistent=True)
+    program = program_of(net, tmp_path / "p.pt2")
+    x = torch.randn(4, 3)
+    before = answers(program, x)
+    with torch.no_grad():
+        net.layer.weight.zero_()
+    assert torch.equal(answers(program, x), before)
+
+
+def test_other_weights_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    net = Net(0, 1.0, persistent=True)
+    program = program_of(net, tmp_path / "p.pt2")
+    x = torch.randn(4, 3)
+    before = answers(program, x)
+    for wrong in ({"layer.weight": torch.zeros(5, 3)}, {"other": torch.zeros(1)}):
+        with pytest.raises(CheckpointError, match="do not fit"):
+            program.load_weights(net.state_dict() | wrong)
+    assert torch.equal(answers(program, x), before)
+
+
+def test_a_file_that_is_no_program(tmp_path: Path) -> None:
+    net = Net(0, 1.0, persistent=True)
+    signature = export_net(net, "net", ["x"], [torch.zeros(4, 3)], tmp_path / "p.pt2")
+    (tmp_path / "p.pt2").write_bytes((tmp_path / "p.pt2").read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"cannot load the program at .*p\.pt2"):
+        load_program(tmp_path / "p.pt2", signature)

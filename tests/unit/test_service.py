@@ -1,0 +1,67 @@
+"""Settings of an application: checked before anything starts, and passed on as Ray wants them."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any
+
+import pytest
+
+from lepton.serving import Service
+from lepton.serving.service import POLICY, replicas_of, service_of
+
+
+@pytest.mark.parametrize(
+    ("given", "pair"), [(1, (1, 1)), (3, (3, 3)), ((0, 4), (0, 4)), ([1, 2], (1, 2))]
+)
+def test_replicas_are_a_number_or_bounds(given: Any, pair: tuple[int, int]) -> None:
+    assert replicas_of(given, Service()) == pair
+
+
+@pytest.mark.parametrize("given", [0, -1, True, (2, 1), (0, 0), (-1, 1), (1, 2, 3), (1.0, 2)])
+def test_other_replicas_are_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="must be a number of at least 1, or"):
+        replicas_of(given)
+
+
+def test_who_speaks_grpc_does_not_sleep() -> None:
+    with pytest.raises(ValueError, match=r"say replicas=\(1, 4\)"):
+        replicas_of((0, 4), Service(grpc_port=0))
+
+
+@pytest.mark.parametrize(
+    ("resources", "options"),
+    [
+        ({}, {"num_cpus": 0.5}),
+        ({"CPU": 2}, {"num_cpus": 2}),
+        ({"GPU": 0.25}, {"num_cpus": 0.5, "num_gpus": 0.25}),
+        (
+            {"CPU": 1, "memory": 1e9, "edge": 1},
+            {"num_cpus": 1, "memory": 1e9, "resources": {"edge": 1}},
+        ),
+    ],
+)
+def test_resources_are_told_to_ray(resources: Any, options: Any) -> None:
+    assert Service(resources=resources).actor_options == options
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"grow_after_s": -1}, "must be at least 0"),
+        ({"sleep_after_s": math.inf}, "must be at least 0"),
+        ({"ongoing": 0}, "ongoing"),
+        ({"ongoing": math.nan}, "ongoing"),
+        ({"resources": {"GPU": -1}}, "must be numbers of at least 0"),
+        ({"grpc_port": 2**16}, "must be a port"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Service(**wrong)
+
+
+def test_settings_travel() -> None:
+    service = service_of({"policy": POLICY, "ongoing": 2, "resources": {"CPU": 1}})
+    assert pickle.loads(pickle.dumps(service)) == service

@@ -1,0 +1,125 @@
+"""Figures of requests, reads, trials and GPUs: what is measured, and by which labels."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import lepton
+from lepton.serving.figures import Figures
+from lepton.telemetry import Carrier, Ended, Spool, metrics, watch_gpus
+from lepton.telemetry.rounds import rounds
+
+
+class Kept:
+    """Keeps what is measured."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, float, dict[str, Any]]] = []
+
+    def take(self, what: Any, value: float, labels: Any, trace: str) -> None:
+        self.told.append((what.name, value, dict(labels)))
+
+    def take_all(self, what: Any, values: Any, labels: Any, traces: Any) -> None:
+        self.told += [(what.name, value, dict(labels)) for value in values]
+
+    def of(self, name: str) -> list[tuple[float, dict[str, Any]]]:
+        return [(value, labels) for told, value, labels in self.told if told == name]
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    found = Kept()
+    metrics._state.__init__()
+    metrics._state.sinks = [found]
+    yield found
+    metrics._state.__init__()
+
+
+def _request(version: int, *, variant: str = "champion", error: str = "", kind: str = "server"):
+    about = {
+        "http.request.method": "POST",
+        "http.response.status_code": 500 if error else 200,
+        "lepton.model": "m",
+        "lepton.version": version,
+        "lepton.variant": variant,
+        "lepton.rows": version,
+    }
+    ids = ("ab" * 16, "cd" * 8, "")
+    return Ended("lepton.request", *ids, (0, 10**9), kind, error, (), about)
+
+
+def test_requests_are_measured_by_answer_version_and_variant(kept: Kept) -> None:
+    figures = Figures(shares_s=0)
+    asked = [_request(1) for _ in range(6)] + [_request(2, variant="canary")]
+    figures.take([*asked, _request(1, error="OSError"), _request(2, kind="internal")])
+    figures.take([])
+    figures.take([_request(1)])
+
+    took = kept.of("http.server.request.duration")
+    assert {value for value, _ in took} == {1.0}
+    counts = Counter((k["lepton.version"], k.get("error.type")) for _, k in took)
+    assert counts == {(1, None): 7, (2, None): 1, (1, "OSError"): 1}
+    assert Counter(v for v, _ in kept.of("lepton.serving.batch_size")) == {1: 8, 2: 1}
+    shares = [(k["lepton.version"], v) for v, k in kept.of("lepton.serving.share")]
+    assert shares == [(1, 7 / 8), (2, 1 / 8), (1, 1.0), (2, 0.0)]
+
+
+def test_unsampled_requests_are_measured_too(kept: Kept, tmp_path: Path) -> None:
+    told: list[Ended] = []
+    spool = Spool(str(tmp_path), told.extend)
+    for flag in ("00", "01"):
+        spool.add("lepton.request", Carrier(f"00-{'ab' * 16}-{'cd' * 8}-{flag}"), 1)
+    spool.close()
+
+    assert sorted(span.sampled for span in told) == [False, True]
+    assert {span.traceparent[-2:] for span in told} == {"00", "01"}
+
+
+def test_reads_are_measured_in_rows_and_bytes(kept: Kept, tmp_path: Path) -> None:
+    rows = pa.table({"x": np.arange(100, dtype="float32"), "y": np.arange(100, dtype="int64")})
+    stream = lepton.write(rows, tmp_path / "t").stream(batch_size=10)
+    shard = stream.shard(0, 1)
+    assert sum(len(b["x"]) for b in shard.iter_torch_batches(batch_size=10)) == 100
+
+    assert sum(value for value, _ in kept.of("lepton.read.rows")) == 100
+    assert sum(value for value, _ in kept.of("lepton.read.size")) == 100 * (4 + 8)
+
+
+@pytest.mark.parametrize(
+    ("visible", "wanted"), [(None, ["0", "1"]), ("1", ["1"]), ("GPU-7", ["GPU-7"]), ("", [])]
+)
+def test_a_process_tells_of_its_own_gpus(
+    kept: Kept, visible: str | None, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    nvml = SimpleNamespace(  # in the place of a driver, which this machine may not have
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda n: n,
+        nvmlDeviceGetHandleByUUID=lambda name: name,
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=40),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=2**30),
+    )
+    leave = watch_gpus(nvml)
+    rounds.make()
+    leave()
+    told = len(kept.told)
+    rounds.make()
+
+    assert kept.of("hw.gpu.utilization")[: len(wanted)] == [(0.4, {"hw.id": n}) for n in wanted]
+    assert {v for v, _ in kept.of("hw.gpu.memory.usage")} == ({2**30} if wanted else set())
+    assert len(kept.told) == told
+
+
+def test_without_gpus_nothing_is_told(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    watch_gpus()()
+
+    assert kept.told == []
