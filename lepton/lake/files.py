@@ -88,6 +88,8 @@ def _partitions(
         if len(rows):
             yield {}, rows
         return
+    if len(columns) == rows.num_columns:
+        raise LakeError("every column is a partition column, so files would have no rows")
     keys: Any = rows.select(list(columns)).append_column(
         "\0at", pa.array(range(len(rows)), pa.int64())
     )

@@ -24,7 +24,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from lepton.errors import LakeError
 from lepton.lake.descriptors import descriptors
-from lepton.lake.fields import Field, fields_of
+from lepton.lake.fields import POSITION, Field, fields_of
 from lepton.lake.history import explain_damage, first_line, refuse_gaps
 from lepton.lake.moments import version_at
 from lepton.lake.storage import again, opened_table
@@ -41,10 +41,6 @@ READER_FEATURES = frozenset(
         "vacuumProtocolCheck",
     }
 )
-
-
-POSITION = "__position__"
-"""Name of the int64 column that carries each row's stored position, where it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)

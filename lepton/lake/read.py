@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from lepton.errors import LakeError
 from lepton.lake.checksums import page_checked, verifies_pages
 from lepton.lake.deletions import deleted_of, mask_of
-from lepton.lake.fields import Field, convert, has_ids, locate, nulls
+from lepton.lake.fields import POSITION, Field, convert, has_ids, locate, nulls
 from lepton.lake.groups import may_match
-from lepton.lake.log import POSITION, DataFile, Version
+from lepton.lake.log import DataFile, Version
 from lepton.lake.paths import located, path_of
 from lepton.lake.storage import store_of
 

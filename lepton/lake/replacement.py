@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from lepton.lake.fields import POSITION
 from lepton.lake.files import Written, write_files
-from lepton.lake.log import POSITION, DataFile, Version
+from lepton.lake.log import DataFile, Version
 from lepton.lake.rows import align, comparable
 from lepton.lake.rules import Rules
 from lepton.lake.snapshot import Snapshot

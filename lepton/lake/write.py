@@ -286,6 +286,8 @@ def _new_rules(given: pa.Schema, path: str, partition_by: Sequence[str] | None) 
         raise LakeError(f"new table {path!r}: no column {unknown} to partition by")
     try:
         kept = storable(given)
+        if parts and set(parts) == set(given.names):
+            raise LakeError("every column is a partition column, so files would have no rows")
     except LakeError as e:
         raise LakeError(f"cannot make table {path!r}; nothing was written: {e}") from e
     fields = fields_of(Schema.from_arrow(kept).to_json(), "none")
