@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ from lepton.lake.files import Written
 from lepton.lake.history import OPERATION, actions_of, first_line
 from lepton.lake.log import DataFile
 from lepton.lake.rules import Rules, rules_of
+from lepton.lake.spelling import plain
 from lepton.lake.storage import TRIES, opened_table, passes, store_of, table_or_none
 
 _MARK = "leptonCommit"
@@ -47,7 +47,7 @@ def removable(file: DataFile) -> bool:
 
     It names no deletion vector in what it removes, and spells odd paths in its own way.
     """
-    return file.vector is None and re.fullmatch(r"[\w.=-][\w./=-]*", file.path, re.A) is not None
+    return file.vector is None and plain(file.path)
 
 
 def commit_changes(

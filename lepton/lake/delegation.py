@@ -35,6 +35,7 @@ from lepton.lake.read import OpenFile
 from lepton.lake.replacement import Target
 from lepton.lake.rows import align
 from lepton.lake.rules import Rules, rules_of
+from lepton.lake.spelling import refuse_respelled
 from lepton.lake.storage import opened_table
 
 _TRIES = 5
@@ -56,7 +57,9 @@ def delegate(
 
     Raises:
         WriteConflict: other commits came first each time, or changed the table's rules.
+        LakeError: deltalake could not remove a file; nothing was written.
     """
+    refuse_respelled(opened, rules.what)
     mark = uuid.uuid4().hex
     properties = properties_of(txn, mark)
     since, newest = opened.version(), opened

@@ -35,6 +35,7 @@ from lepton.lake.orphans import (
 from lepton.lake.predicate import near_names
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
+from lepton.lake.spelling import refuse_respelled
 from lepton.telemetry import Carrier
 
 TARGET_BYTES = 100 << 20
@@ -111,6 +112,7 @@ def optimize(
             opened = _opened(pinned)
             rules = _rules(opened, pinned)
             if zorder or rules is None or not all(removable_file(f) for g in bins for f in g):
+                refuse_respelled(opened, str(pinned))
                 _delegate(opened, zorder or (), partition or {}, target_bytes)
                 reseal(pinned.uri, pinned.version, dict(pinned.options))
             elif bins:
@@ -253,7 +255,9 @@ def restore(
             change = _diff(before, wanted.load())
             return _told(span, replace(change, version=pinned.version, dry_run=dry_run))
         with _explained(f"restore version {version} of", pinned):
-            _opened(pinned).restore(version)
+            opened = _opened(pinned)
+            refuse_respelled(opened, str(pinned))
+            opened.restore(version)
         return _told(span, _diff(before, _newest(pinned)))
 
 
@@ -281,6 +285,8 @@ def _explained(what: str, pinned: Snapshot) -> Generator[None]:
     try:
         yield
     except CommitFailedError as e:
+        if "nsupported" in str(e):  # deltalake's way to say that it lacks a feature
+            raise LakeError(f"cannot {what} table {pinned}: {first_line(e)}") from e
         raise LakeError(
             f"cannot {what} table {pinned}: another writer changed it meanwhile; nothing was "
             f"committed, so try again: {first_line(e)}"

@@ -34,6 +34,7 @@ from lepton.lake.rows import check_names
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
 from lepton.lake.source import Place, Rows, gathered
+from lepton.lake.spelling import refuse_respelled
 from lepton.lake.storage import opened_table, table_or_none
 
 Mode = Literal["append", "overwrite", "merge", "delete", "replace_where"]
@@ -158,6 +159,8 @@ def _write(data: Any, asked: _Asked) -> None:
     try:
         if rules.append_only and asked.mode != "append":
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
+        if opened is not None and asked.mode == "overwrite":
+            refuse_respelled(opened, rules.what)
         grown = _grown(rows, rules, asked)
         if opened is not None and asked.mode in _OPERATIONS:
             _rewrite(opened, rules, rows, asked)
