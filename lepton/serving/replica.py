@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +38,11 @@ from lepton.serving.protocol import Inquiry, reply_of
 from lepton.serving.scaling import ANSWERED, BUSY, Busy
 from lepton.serving.shares import gets_it
 from lepton.serving.shortcut import Reply, open_lane
-from lepton.telemetry import Carrier, Spool, carrier_of
+from lepton.telemetry import Carrier, Common, Spool, carrier_of
 
 PATIENCE_S = 60.0
+MOST_COMMON = 1000
+"""Kinds of answers whose spans' common part is kept."""
 MOST_MIRRORED = 64
 SLOW_S = 1.0
 """From when on a request is slow: its span is recorded though its trace is not sampled."""
@@ -82,6 +84,7 @@ class Replica:
         self._follower = Follower(model, home, carrier)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
         self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
+        self._commons: dict[tuple[object, ...], Common] = {}
         self._batcher = Batcher(_one_thread)
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
@@ -248,7 +251,7 @@ class Replica:
         await self._answer(request, came, plain=plain)
         given = came.inquiry.identity if came.inquiry else ""
         identity = given or f"{random.getrandbits(128):032x}"
-        span = self._record(request.scope["headers"], came)
+        span = self._record(dict(request.scope["headers"]), came)
         if came.failure is not None:
             told: dict[str, Any] = {"exc_info": came.failure, "extra": {"carrier": span}}
             log.error("replica of %s failed a request", self._model, **told)
@@ -336,7 +339,7 @@ class Replica:
             version=came.version.version,
             variant=came.variant,
             status=came.status,
-            trace_id=span.trace_id,
+            trace_id=span.traceparent[3:35],
             latency_ms=(time.time_ns() - came.began_ns) / 1e6,
             rows=came.inquiry.rows if came.inquiry and came.status == 200 else None,
             outputs=came.outputs,
@@ -367,7 +370,7 @@ class Replica:
             return None
         came = _Outcome(version, "champion", began_ns, inquiry=inquiry, outputs=outputs)
         identity = inquiry.identity or f"{random.getrandbits(128):032x}"
-        span = self._record(headers.items(), came)
+        span = self._record(headers, came)
         self._answers.add(self._row(came, identity, span))
         self._answered_at_once += 1
         content, length = reply_of(self._model, version.version, identity, outputs, inquiry)
@@ -387,28 +390,27 @@ class Replica:
             told.append((LENGTH.encode(), str(length).encode()))
         return told, content
 
-    def _record(self, headers: Iterable[tuple[bytes, bytes]], came: _Outcome) -> Carrier:
+    def _record(self, headers: Mapping[bytes, bytes], came: _Outcome) -> Carrier:
         """Leave the request's span and figures; return its carrier."""
-        came_with = {name: value for name, value in headers if name in _TRACED}
-        trace, baggage = (came_with.get(k, b"").decode("latin-1") for k in _TRACED)
-        parent = carrier_of(trace, self._directory, baggage=baggage)
-        rows = len(came.inquiry.rows) if came.inquiry else 0
-        took = (time.time_ns() - came.began_ns) / 1e9
-        about = self._about(came)
-        return self._spans.add(
-            "lepton.request",
-            parent,
-            came.began_ns,
-            kind="server",
-            error=came.kind,
-            certain=came.status >= 500 or took > SLOW_S,
-            links=[came.version.traceparent],
-            attributes={
-                **about,
-                "lepton.rows": rows,
-                "lepton.checkpoint.trace": came.version.traceparent,
-            },
+        trace, baggage = headers.get(b"traceparent", b""), headers.get(b"baggage", b"")
+        parent = carrier_of(
+            trace.decode("latin-1"), self._directory, baggage=baggage.decode("latin-1")
         )
+        rows = len(came.inquiry.rows) if came.inquiry else 0
+        key = (came.version, came.variant, came.status, came.kind, rows)
+        common = self._commons.get(key)
+        if common is None:
+            if len(self._commons) >= MOST_COMMON:
+                self._commons.clear()
+            common = self._commons[key] = self._common(came, rows)
+        certain = came.status >= 500 or time.time_ns() - came.began_ns > SLOW_S * 1e9
+        return self._spans.leave(common, parent, came.began_ns, certain=certain)
+
+    def _common(self, came: _Outcome, rows: int) -> Common:
+        """What the spans of requests with the same answer share."""
+        trace = came.version.traceparent
+        about = {**self._about(came), "lepton.rows": rows, "lepton.checkpoint.trace": trace}
+        return Common("lepton.request", "server", came.kind, [trace], about)
 
     def __del__(self) -> None:
         """Ray Serve calls this when a replica is stopped in good order: commit what waits."""
@@ -429,9 +431,6 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-_TRACED = (b"traceparent", b"baggage")
 
 
 def _datatype(dtype: str) -> str:

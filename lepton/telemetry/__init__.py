@@ -22,10 +22,11 @@ from lepton.telemetry.pace import Pace, Paced
 from lepton.telemetry.spans import Span, record, span
 from lepton.telemetry.spool import Spool
 from lepton.telemetry.store import SpanRecord, spans_of
-from lepton.telemetry.wire import Ended
+from lepton.telemetry.wire import Common, Ended
 
 __all__ = [
     "Carrier",
+    "Common",
     "Ended",
     "Loss",
     "Pace",

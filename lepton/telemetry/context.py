@@ -73,8 +73,11 @@ def carrier_of(
         otherwise: what is returned when the traceparent is absent or malformed.
         baggage: as it came; it does not count without a traceparent.
     """
-    if traceparent and _TRACEPARENT.fullmatch(traceparent.strip()):
-        return Carrier(traceparent.strip(), directory, baggage or "")
+    if traceparent:
+        if not _TRACEPARENT.fullmatch(traceparent):
+            traceparent = traceparent.strip()
+        if _TRACEPARENT.fullmatch(traceparent):
+            return Carrier(traceparent, directory, baggage or "")
     return otherwise or Carrier("", directory)
 
 
