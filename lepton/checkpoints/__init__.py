@@ -5,6 +5,8 @@ name is free. The manifest holds the SHA-256 of every data file: what it does no
 exist. Tensors are safetensors; everything else is JSON. No pickle. The same on a file system and on
 an object store:
 
+A sharded model's tensors are in a file for each rank and put together by whoever reads them.
+
     checkpoints/
       step-00000120.json          the manifest: the commit point
       data/step-00000120-<id>/    state.safetensors, state.json, program.pt2, answers.safetensors
@@ -13,7 +15,7 @@ an object store:
 from lepton.checkpoints.manifest import VERSION, Manifest
 from lepton.checkpoints.reading import STATE, TREE, all_of, latest, load, restore, verify
 from lepton.checkpoints.states import flatten, joined, split
-from lepton.checkpoints.writing import ANSWERS, PROGRAM, prune, remove, save, write
+from lepton.checkpoints.writing import ANSWERS, PROGRAM, prune, remove, save, write, write_shard
 
 __all__ = [
     "ANSWERS",
@@ -34,4 +36,5 @@ __all__ = [
     "split",
     "verify",
     "write",
+    "write_shard",
 ]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lepton.checkpoints.manifest import Manifest, parsed
+from lepton.checkpoints.shards import SHARDS, Fill, Laid, held, lying, whole
 from lepton.checkpoints.states import joined
 from lepton.checkpoints.storage import Storage, storage_of
 from lepton.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 STATE, TREE = "state.safetensors", "state.json"
 
@@ -64,18 +68,34 @@ def verify(manifest: Manifest, *, thorough: bool = True) -> None:
             raise Unreachable(f"checkpoint {manifest.uri}: {name} cannot be read: {e}") from e
 
 
-def restore(manifest: Manifest) -> dict[str, Any]:
-    """Return the saved state, name to ``state_dict()``, after checking every hash."""
+def restore(manifest: Manifest, fill: Fill | None = None) -> dict[str, Any]:
+    """Return the saved state, name to ``state_dict()``, after checking every hash.
+
+    Args:
+        manifest: of the checkpoint; tensors of a sharded model are put together.
+        fill: makes other tensors of what was saved, such as this rank's part.
+
+    Raises:
+        CheckpointError: a file is missing, differs, or cannot be decoded.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     verify(manifest)
     try:
-        tensors = load_file(manifest.path(STATE))
+        saved = {path: held(t) for path, t in load_file(manifest.path(STATE)).items()}
+        if SHARDS in manifest.files:
+            saved |= lying(manifest.path)
         tree = json.loads(manifest.path(TREE).read_text())
+        tensors = {path: _filled(path, laid, fill) for path, laid in saved.items()}
     except (SafetensorError, ValueError) as e:
         raise CheckpointError(f"checkpoint {manifest.uri} cannot be decoded: {e}") from e
     return joined(tree, tensors)
+
+
+def _filled(path: str, laid: Laid, fill: Fill | None) -> torch.Tensor:
+    made = fill(path, laid) if fill else None
+    return whole(laid) if made is None else made
 
 
 def all_of(directory: Where, options: Options = None) -> list[Manifest]:

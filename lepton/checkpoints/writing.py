@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lepton.checkpoints.manifest import Manifest
 from lepton.checkpoints.reading import STATE, TREE, Options, Where, all_of, load, verify
+from lepton.checkpoints.shards import SHARDS, Shards
 from lepton.checkpoints.states import flatten
 from lepton.checkpoints.storage import Storage, measured, storage_of, swept
 from lepton.errors import CheckpointError
@@ -55,12 +56,14 @@ def write(
     cursor: Mapping[str, Any],
     program: Path | None = None,
     answers: Tensors | None = None,
+    shards: Shards | None = None,
     options: Options = None,
     **described: Any,
 ) -> Manifest:
     """Write a state that :func:`flatten` has copied and commit it; see :func:`save`.
 
-    ``answers`` are rows and the net's answers to them, to be kept with it.
+    ``answers`` are rows and the net's answers to them, to be kept with it; ``shards`` is what other
+    ranks, and this one, have written of it by :func:`write_shard`.
 
     Raises:
         CheckpointError: the storage is full or cannot be written; nothing was committed.
@@ -69,7 +72,7 @@ def write(
     from safetensors.torch import save_file
 
     storage = storage_of(directory, options)
-    folder = f"data/step-{step:08d}-{secrets.token_hex(4)}"
+    folder = shards.folder if shards else f"data/step-{step:08d}-{secrets.token_hex(4)}"
     tensors, tree = flat
     try:
         with swept(storage, folder):
@@ -80,12 +83,14 @@ def write(
                     shutil.copyfile(program, place / PROGRAM)
                 if answers:
                     save_file(answers, place / ANSWERS)
+                if shards:
+                    (place / SHARDS).write_text(json.dumps(shards.layout))
                 files = {p.name: measured(p) for p in sorted(place.iterdir())}
             manifest = Manifest(
                 uri=f"{storage.where}/step-{step:08d}.json",
                 step=step,
                 cursor=dict(cursor),
-                files=files,
+                files={**files, **(shards.files if shards else {})},
                 folder=folder,
                 options=dict(options or {}),
                 **described,
@@ -94,6 +99,36 @@ def write(
     except (OSError, SafetensorError) as e:  # the latter is what safetensors calls a full disk
         raise _unwritable(storage, step, e, options) from e
     return load(manifest.uri, options)
+
+
+def write_shard(
+    directory: Where, folder: str, name: str, tensors: Tensors, options: Options = None
+) -> dict[str, Any]:
+    """Write a rank's part of a sharded state; nobody sees it before :func:`write` commits it.
+
+    Args:
+        directory: the run's checkpoint folder, or its URL on an object store.
+        folder: the data folder, the same for all ranks.
+        name: of the file, another for each rank.
+        tensors: by path in the state.
+        options: how to reach an object store.
+
+    Returns:
+        the file's ``{"sha256", "bytes"}``.
+
+    Raises:
+        CheckpointError: the storage is full or cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    storage = storage_of(directory, options)
+    try:
+        with storage.staged(folder) as place:
+            save_file(tensors, place / name)
+            return measured(place / name)
+    except (OSError, SafetensorError) as e:
+        raise _unwritable(storage, int(folder.split("-")[1]), e, options) from e
 
 
 def _unwritable(storage: Storage, step: int, error: Exception, options: Options) -> CheckpointError:

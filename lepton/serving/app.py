@@ -3,232 +3,40 @@
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import socket
-import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import httpx
 import ray
 from ray import serve
-from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import RayServeException
 
 from lepton import cluster
 from lepton.errors import ServingError
-from lepton.serving import tables
 from lepton.serving.access import VARIABLE, grants_in
-from lepton.serving.asking import table_of
-from lepton.serving.deployed import DeployedReplica
-from lepton.serving.following import FOLLOW_S
-from lepton.serving.sequences import LINES
+from lepton.serving.client import App
 from lepton.serving.service import Service, replicas_of, service_of
+from lepton.serving.shared import JOINT, SharedReplica, models_of
 from lepton.telemetry import Carrier
 
 PORT = 8000
+PREFIX = "lepton-"
+"""Of the names of applications: the rest is the models, joined."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
-WAIT_S = 120.0
-SETTLE_S = 2 * FOLLOW_S
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-@dataclass(frozen=True)
-class App:
-    """A running application.
-
-    Attributes:
-        model: its name.
-        url: where it answers, without a trailing slash; the Open Inference Protocol is below it.
-        token: sent by :meth:`predict`; default that of ``LEPTON_SERVE_TOKEN``.
-    """
-
-    model: str
-    url: str
-    token: str = field(default="", repr=False)
-
-    @property
-    def infer_url(self) -> str:
-        """Where inference requests are posted."""
-        return f"{self.url}/v2/models/{self.model}/infer"
-
-    @property
-    def grpc_address(self) -> str:
-        """Where it speaks gRPC, host:port.
-
-        Raises:
-            ServingError: it does not, or is not running.
-        """
-        told = [r["grpc"] for r in self.replicas() if r.get("grpc")]
-        if not told:
-            raise ServingError(
-                f"model {self.model!r} is not served by gRPC: start it with "
-                "service=Service(grpc_port=0)"
-            )
-        return str(told[0])
-
-    def predict(self, rows: Any, *, trace: Carrier | None = None) -> dict[str, Any]:
-        """Ask over HTTP and return outputs by name, NumPy arrays of shape (rows, …).
-
-        Args:
-            rows: raw rows: an Arrow table, a pandas frame, or a mapping of names to arrays or
-                tensors; columns the model does not take are left out.
-            trace: the span that asks.
-
-        Raises:
-            ServingError: the rows are not what the model takes; or no answer, or an error
-                instead of one.
-        """
-        headers = dict(trace.headers) if trace else {}
-        headers |= self._allowed
-        headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
-        headers |= {"x-request-id": uuid.uuid4().hex}
-        try:
-            described = httpx.get(
-                f"{self.url}/v2/models/{self.model}", headers=self._allowed, timeout=30
-            ).json()
-            body = tables.stream_of_rows(table_of(rows, _inputs(described)))
-            reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=60)
-        except (httpx.HTTPError, ValueError, KeyError) as e:
-            raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
-        if reply.status_code != 200:
-            raise ServingError(f"{self.infer_url} answered {reply.status_code}: {reply.text[:500]}")
-        return tables.outputs_of_stream(reply.content)
-
-    def generate(
-        self, prompt: Sequence[int], *, trace: Carrier | None = None, **parameters: Any
-    ) -> Iterator[int]:
-        """Ask a sequence model and yield its tokens as they come; leaving off ends its work.
-
-        Args:
-            prompt: the tokens to go on from.
-            trace: the span that asks.
-            parameters: ``max_tokens``, ``temperature``, ``seed``, ``stop`` and ``timeout`` (µs).
-
-        Raises:
-            ServingError: it is no sequence model, or gives no answer.
-        """
-        url = f"{self.url}/v2/models/{self.model}"
-        headers = (dict(trace.headers) if trace else {}) | self._allowed
-        try:
-            name = _inputs(httpx.get(url, headers=headers, timeout=30).json())[0]["name"]
-            asked = {name: [int(t) for t in prompt], "parameters": parameters}
-            headers["accept"] = LINES
-            stream = httpx.stream(
-                "POST", f"{url}/generate_stream", json=asked, headers=headers, timeout=120
-            )
-            with stream as reply:
-                if reply.status_code != 200:
-                    text = reply.read().decode()
-                    raise ServingError(f"{reply.url} answered {reply.status_code}: {text[:500]}")
-                yield from _tokens(reply)
-        except (httpx.HTTPError, ValueError, KeyError) as e:
-            raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
-
-    @property
-    def _allowed(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.token}"} if self.token else {}
-
-    def flush(self) -> None:
-        """Have every replica commit its inference log and write its spans now.
-
-        Raises:
-            ServingError: the application is not running, or the lake did not take the log (the
-                replicas keep it and try again).
-        """
-        if not all(self._broadcast("flush")):
-            raise ServingError(
-                f"the inference log of {self.model!r} could not be committed; the replicas' log "
-                "says why, and they try again"
-            )
-
-    def replicas(self) -> list[dict[str, Any]]:
-        """Return what each running replica serves, after it looked at the registry.
-
-        Empty where all have gone because nobody asks.
-
-        Raises:
-            ServingError: the application is not running.
-        """
-        return self._broadcast("follow")
-
-    def _broadcast(self, method: str) -> list[Any]:
-        """Call a method of every replica."""
-        try:
-            handle = serve.get_app_handle(_app_name(self.model))
-            with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
-                asked = thread.submit(lambda: handle.broadcast(method).results(timeout_s=WAIT_S))
-                return list(asked.result())
-        except DeploymentUnavailableError as e:
-            status = serve.status().applications.get(_app_name(self.model))
-            if status is not None and status.status in ("DEPLOYING", "RUNNING"):
-                return []  # all have gone for want of requests, or none is there yet
-            raise ServingError(f"{self.model!r} has no replicas any more: {e}") from e
-        except (RayServeException, TimeoutError, RayError) as e:
-            raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
-
-    def wait_for(self, seq: int, timeout_s: float = WAIT_S) -> None:
-        """Wait until every replica serves the pointer of event ``seq`` or a later one.
-
-        Raises:
-            ServingError: a replica could not load a version, or time ran out.
-        """
-        began = time.monotonic()
-        end = began + timeout_s
-        while True:
-            found = self.replicas()
-            errors = [r["error"] for r in found if r["error"]]
-            if errors:
-                raise ServingError(f"a replica of {self.model!r} refused the version: {errors[0]}")
-            if found and all(r["seq"] >= seq for r in found):
-                left = began + SETTLE_S - time.monotonic()
-                if left <= 0:
-                    return
-                time.sleep(left)  # a replica just starting is not asked yet, but follows by itself
-            if not found:
-                self._wake()
-            if time.monotonic() > end:
-                raise ServingError(f"replicas of {self.model!r} are behind event {seq}: {found}")
-
-    def _wake(self) -> None:
-        """Have a replica started where all have gone for want of requests."""
-        with suppress(httpx.HTTPError):  # it is asked again
-            httpx.get(f"{self.url}/v2/health/live", timeout=5)
-
-    def close(self) -> None:
-        """Stop the application; what its replicas have logged is committed first."""
-        serve.delete(_app_name(self.model))
-
-
-def _inputs(described: Mapping[str, Any]) -> Any:
-    if "inputs" not in described:
-        raise ServingError(f"the model's metadata cannot be had: {described.get('detail')}")
-    return described["inputs"]
-
-
-def _tokens(reply: httpx.Response) -> Iterator[int]:
-    for line in reply.iter_lines():
-        told = json.loads(line)
-        if "error" in told:
-            raise ServingError(f"{reply.url} ended with status {told['status']}: {told['error']}")
-        if "token" in told:
-            yield told["token"]
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
     """Build the application; also for ``serve run`` and Serve's configuration files.
 
     Args:
-        args: ``model`` and ``home``; ``replicas`` as (fewest, most) or a number; ``service`` as a
-            :class:`lepton.serving.service.Service` or its fields.
+        args: ``model`` (a name, or several) and ``home``; ``replicas`` as (fewest, most) or a
+            number; ``service`` as a :class:`lepton.serving.service.Service` or its fields.
     """
     service = service_of(args.get("service"))
     if service.access is None:
@@ -248,7 +56,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         look_back_period_s=1,
         policy=AutoscalingPolicy(policy_function=service.policy),
     )
-    ingress: Any = serve.ingress()(DeployedReplica)
+    ingress: Any = serve.ingress()(SharedReplica)
     deployment: Any = serve.deployment(
         ingress,
         name="replica",
@@ -260,7 +68,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=10,
         logging_config=QUIET,
     )
-    return deployment.bind(args["model"], args["home"], args.get("trace"), service)
+    models = models_of(args["model"])
+    return deployment.bind(models, args["home"], args.get("trace"), service)
 
 
 def start(
@@ -287,23 +96,59 @@ def start(
     Raises:
         ServingError: it did not come up; the message says why.
     """
+    return serve_all([model], home, replicas=replicas, port=port, service=service, trace=trace)[
+        model
+    ]
+
+
+def serve_all(
+    models: Sequence[str],
+    home: str,
+    *,
+    replicas: int | tuple[int, int] = 1,
+    port: int | None = None,
+    service: Service | None = None,
+    trace: Carrier | None = None,
+) -> dict[str, App]:
+    """Start one application for several models, or return it where it runs already.
+
+    Every replica has all of them: for many small models that are seldom asked, as each takes
+    memory but no process. They are promoted each by itself, and scale together. Arguments and
+    errors as for :func:`start`; each model needs a champion.
+
+    Raises:
+        ServingError: one of them is served by another application, too.
+    """
     replicas_of(replicas, service)
+    together = models_of(models)
     cluster.connect()
     _start_serve(port)
-    name = _app_name(model)
-    running = serve.status().applications.get(name)
-    if running is None or running.status != "RUNNING":
-        args = {"model": model, "home": home, "replicas": replicas, "trace": trace}
+    name = f"{PREFIX}{JOINT.join(together)}"
+    running = serve.status().applications
+    for model in together:
+        other = _application_of(model)
+        if other is not None and other != name:
+            if len(together) == 1:
+                return {model: _app(model, other)}
+            raise ServingError(
+                f"model {model!r} is served by application {other!r} already: close that one first"
+            )
+    if name not in running or running[name].status != "RUNNING":
+        args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
         args |= {"service": service or Service()}
-        _refuse_strangers(service or Service(), model)
-        try:
-            serve.run(build(args), name=name, route_prefix=f"/{model}")
-        except RuntimeError as e:
-            details = serve.status().applications.get(name)
-            why = "; ".join(d.message for d in details.deployments.values()) if details else ""
-            serve.delete(name)
-            raise ServingError(f"the application of {model!r} did not start: {why or e}") from e
-    return App(model, f"{_base_url()}/{model}", _token())
+        _refuse_strangers(service or Service(), JOINT.join(together))
+        _run(name, args)
+    return {model: _app(model, name) for model in together}
+
+
+def _run(name: str, args: Mapping[str, Any]) -> None:
+    try:
+        serve.run(build(args), name=name, route_prefix=f"/{name.removeprefix(PREFIX)}")
+    except RuntimeError as e:
+        details = serve.status().applications.get(name)
+        why = "; ".join(d.message for d in details.deployments.values()) if details else ""
+        serve.delete(name)
+        raise ServingError(f"application {name!r} did not start: {why or e}") from e
 
 
 def attach(model: str) -> App:
@@ -313,14 +158,27 @@ def attach(model: str) -> App:
         ServingError: it is not running.
     """
     cluster.connect()
-    running = serve.status().applications.get(_app_name(model))
-    if running is None:
+    name = _application_of(model)
+    if name is None:
         raise ServingError(f"model {model!r} is not being served here: promote a version first")
-    return App(model, f"{_base_url()}/{model}", _token())
+    return _app(model, name)
 
 
-def _token() -> str:
-    return os.environ.get("LEPTON_SERVE_TOKEN", "")
+def _application_of(model: str) -> str | None:
+    """The application that has a model, by its name."""
+    return next(
+        (
+            name
+            for name in serve.status().applications
+            if name.startswith(PREFIX) and model in name.removeprefix(PREFIX).split(JOINT)
+        ),
+        None,
+    )
+
+
+def _app(model: str, name: str) -> App:
+    url = f"{_base_url()}/{name.removeprefix(PREFIX)}"
+    return App(model, url, os.environ.get("LEPTON_SERVE_TOKEN", ""), name)
 
 
 def _refuse_strangers(service: Service, model: str) -> None:
@@ -338,10 +196,6 @@ def leave() -> None:
     client = _client() if ray.is_initialized() else None
     if client is not None:
         client.shutdown_cached_handles()
-
-
-def _app_name(model: str) -> str:
-    return f"lepton-{model}"
 
 
 def _start_serve(port: int | None) -> None:
@@ -379,4 +233,4 @@ def _is_free(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) != 0
 
 
-__all__ = ["App", "attach", "build", "leave", "start"]
+__all__ = ["App", "attach", "build", "leave", "serve_all", "start"]

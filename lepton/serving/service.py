@@ -29,16 +29,16 @@ class Service:
         grow_after_s, shrink_after_s: seconds that more, or fewer, replicas must be wanted.
         sleep_after_s: seconds without a request after which the last replica goes, where
             ``replicas=(0, most)`` allows that; the next request starts one and waits for it.
-        resources: what Ray keeps for each replica: ``CPU``, ``GPU`` (may be a fraction, such as
-            0.25: the replicas on one GPU share its memory and must fit), ``memory`` in bytes, or
-            resources of the cluster's own.
+        resources: what Ray keeps for each replica: ``CPU`` (a net computes in as many threads as
+            that has whole ones), ``GPU`` (may be a fraction, such as 0.25), ``memory`` in bytes,
+            or resources of the cluster's own. Nets compute on the CPU whatever it says.
     """
 
     grpc_port: int | None = None
     access: tuple[Grant, ...] | None = None
     policy: str | Callable[..., Any] = POLICY
     ongoing: float = 4.0
-    grow_after_s: float = 1.0
+    grow_after_s: float = 0.5
     shrink_after_s: float = 30.0
     sleep_after_s: float = 60.0
     resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": REPLICA_CPUS})
@@ -59,6 +59,11 @@ class Service:
             given = cast("list[Any]", list(self.access))  # of a configuration file: mappings
             grants = tuple(g if isinstance(g, Grant) else Grant(**g) for g in given)
             object.__setattr__(self, "access", grants)
+
+    @property
+    def threads(self) -> int:
+        """In how many threads a net computes: as many as it has whole cores, at least one."""
+        return max(1, int(self.actor_options["num_cpus"]))
 
     @property
     def actor_options(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ nothing waits for a collector (``delivery``). Names are in ``conventions`` (span
 ``instruments`` (metrics). This package knows no Ray.
 """
 
-from lepton.telemetry.context import Carrier, carrier_of, name_process
+from lepton.telemetry.context import Carrier, carrier_of, name_process, traceparent_in
 from lepton.telemetry.delivery import flush
 from lepton.telemetry.gpus import watch_gpus
 from lepton.telemetry.logs import keep_logs
@@ -47,6 +47,7 @@ __all__ = [
     "scrape_by",
     "span",
     "spans_of",
+    "traceparent_in",
     "watch",
     "watch_gpus",
 ]

@@ -94,20 +94,18 @@ class Spool:
             certain: keep it whether or not it is sampled.
         """
         common = Common(name, kind, error, links, attributes or {})
-        return self.leave(common, parent, start_ns, certain=certain)
+        traceparent = self.leave(common, parent.traceparent, start_ns, certain=certain)
+        return Carrier(traceparent, parent.directory, parent.baggage)
 
-    def leave(
-        self, common: Common, parent: Carrier, start_ns: int, *, certain: bool = False
-    ) -> Carrier:
-        """Take a span that ends now, like :meth:`add`, for a third of the cost.
+    def leave(self, common: Common, above: str, start_ns: int, *, certain: bool = False) -> str:
+        """Take a span that ends now, like :meth:`add`, for less; return its traceparent.
 
         Args:
             common: one and the same for many spans.
-            parent: where it was asked from.
+            above: traceparent of where it was asked from, well formed; empty starts a trace.
             start_ns: Unix nanoseconds.
             certain: keep it whether or not it is sampled.
         """
-        above = parent.traceparent
         if above:
             trace_id, parent_id, flag = above[3:35], above[36:52], above[54] in _SAMPLED
         else:
@@ -125,8 +123,7 @@ class Spool:
         elif self._told is not None:
             ended = (common, trace_id, span_id, parent_id, start_ns, time.time_ns())
             self._unsampled.append(ended)
-        traceparent = f"00-{trace_id}-{span_id}-0{flag:d}"
-        return Carrier(traceparent, parent.directory, parent.baggage)
+        return f"00-{trace_id}-{span_id}-0{flag:d}"
 
     def flush(self) -> None:
         """Write what waits; never from a request."""

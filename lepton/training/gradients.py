@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from lepton.training.group import Group
 
@@ -35,10 +36,11 @@ class Summed:
 class Gradients:
     """The gradients of all trained parameters, laid end to end, one tensor a data type.
 
-    Each parameter's ``grad`` is a view of its place, so summing over ranks copies nothing. What a
-    loop put elsewhere (``opt.zero_grad()`` drops the views) is copied into its place first. The
-    tensor of 32-bit floats carries the loss, the rows and the flags too, so that all ranks learn
-    of them in the same step and without another collective.
+    Those of a sharded parameter FSDP sums itself. Each other parameter's ``grad`` is a view of its
+    place, so summing over ranks copies nothing. What a loop put elsewhere (``opt.zero_grad()``
+    drops the views) is copied into its place first. The tensor of 32-bit floats carries the loss,
+    the rows and the flags too, so that all ranks learn of them in the same step and without
+    another collective.
 
     Args:
         nets: whose parameters; those that need no gradient are left out.
@@ -47,6 +49,8 @@ class Gradients:
     def __init__(self, nets: Iterable[torch.nn.Module]) -> None:
         self._nets = list(nets)
         self._trained: list[torch.nn.Parameter] = []
+        self._wanted: list[torch.nn.Parameter] = []
+        self._sharded: list[torch.nn.Parameter] = []
         self._places: list[torch.Tensor] = []
         self._flats: list[torch.Tensor] = []
         self._facts = torch.zeros(0)
@@ -75,7 +79,7 @@ class Gradients:
         seat = group.seat
         flags = (False, False) if seat is None else (seat.called, seat.leaving)
         if group.world_size == 1:
-            self._scale(divided / max(1, rows))
+            self._scale(divided / max(1, rows), 1)
             mean = float(loss.detach()) / max(1, rows)
             return Summed(mean, int(flags[0]), int(flags[1]), int(ended))
         self._gather()
@@ -83,13 +87,13 @@ class Gradients:
         self._facts[0] = loss.detach()
         for flat in self._flats:
             group.all_reduce(flat)
-        return self._found(divided)
+        return self._found(divided, group.world_size)
 
-    def _found(self, divided: float) -> Summed:
+    def _found(self, divided: float, ranks: int) -> Summed:
         """Divide by the rows of the global batch; return what was summed beside the gradients."""
         numbers: list[float] = self._facts.tolist()
         total, count, called, leaving, early = numbers
-        self._scale(divided / max(1.0, count))
+        self._scale(divided / max(1.0, count), ranks)
         return Summed(total / max(1.0, count), int(called), int(leaving), int(early))
 
     def copy(self, loss: torch.Tensor, rows: int) -> list[torch.Tensor]:
@@ -113,32 +117,41 @@ class Gradients:
         shared = torch.tensor([*flags, ended], dtype=torch.float32, device=self._facts.device)
         group.all_reduce(shared)
         self._facts[2:] = shared
-        return self._found(1.0)
+        return self._found(1.0, group.world_size)
 
-    def _scale(self, by: float) -> None:
-        if by == 1.0:
+    def _scale(self, by: float, ranks: int) -> None:
+        """Multiply all gradients; those that FSDP took the mean of, by the ranks, too."""
+        if by == 1.0 and not self._sharded:
             return
-        gradients = [p.grad for net in self._nets for p in net.parameters() if p.grad is not None]
-        if gradients:
-            _scale_all(gradients, by)
+        given = [p.grad for net in self._nets for p in net.parameters() if p.grad is not None]
+        parts = [g for g in given if isinstance(g, DTensor)] if self._sharded else []
+        if parts:
+            given = [g for g in given if not isinstance(g, DTensor)]
+            _scale_all(parts, by * ranks)
+        if given:
+            _scale_all(given, by)
 
     def clear(self, *, alone: bool) -> None:
         """Forget every gradient; alone, the next ones need no place beside others."""
         if alone:
-            self._trained, self._places, self._flats = [], [], []
+            self._wanted, self._trained, self._places, self._flats = [], [], [], []
             for net in self._nets:
                 net.zero_grad(set_to_none=True)
         for flat in self._flats:
             flat.zero_()
+        for p in self._sharded:
+            p.grad = None
 
     def _gather(self) -> None:
         """See that every trained parameter's gradient is in its place."""
-        trained = [p for net in self._nets for p in net.parameters() if p.requires_grad]
-        if len(trained) != len(self._trained) or any(
-            a is not b for a, b in zip(trained, self._trained, strict=True)
+        wanted = [p for net in self._nets for p in net.parameters() if p.requires_grad]
+        if len(wanted) != len(self._wanted) or any(
+            a is not b for a, b in zip(wanted, self._wanted, strict=True)
         ):
-            self._lay_out(trained)
-        for p, place in zip(trained, self._places, strict=True):
+            self._wanted = wanted
+            self._sharded = [p for p in wanted if isinstance(p, DTensor)]
+            self._lay_out([p for p in wanted if not isinstance(p, DTensor)])
+        for p, place in zip(self._trained, self._places, strict=True):
             grad = p.grad
             if grad is place:
                 continue

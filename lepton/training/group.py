@@ -29,6 +29,10 @@ class PeerLost(RuntimeError):  # noqa: N818 - the event, not the person's mistak
     """A collective broke because another worker went away."""
 
 
+class Rewound(BaseException):  # no failure, and no `except Exception` may stop it
+    """The ranks of a sharded model change: the loop begins anew, from the newest checkpoint."""
+
+
 class Group:
     """This worker's place among the others.
 
@@ -76,6 +80,16 @@ class Group:
             return self.place
         self._run(self._connect, self.seat)
         return self.place
+
+    def connect_alone(self) -> None:
+        """Make a process group of this worker alone, for what needs one at any size."""
+        if not dist.is_initialized():
+            store = _dist.HashStore()
+            dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    def has_lost(self, wait_s: float) -> bool:
+        """Whether a member of the generation was lost; the word may come a moment after it."""
+        return self.seat is not None and self.seat.lost.wait(wait_s)
 
     def _connect(self, seat: Seat) -> None:
         wait = timedelta(seconds=JOIN_S)

@@ -340,6 +340,7 @@ def run_loop(config: dict[str, Any], title: str) -> None:
         config: what :func:`train_on_ray` put together.
         title: name of the process in the trace.
     """
+    from lepton.training.rounds import Rounds
     from lepton.training.seat import Released, Seat
     from lepton.training.worker import Worker
 
@@ -352,18 +353,18 @@ def run_loop(config: dict[str, Any], title: str) -> None:
     def open_shard(rank: int, world_size: int, cursor: Any, generation: int) -> Any:
         return rows.shard(rank, world_size, cursor, generation=generation)
 
-    worker = Worker(config["plan"], open_shard, seat)
+    rounds = Rounds(lambda: Worker(config["plan"], open_shard, seat))
     try:
-        config["loop"](worker)
-        worker.finish()
+        rounds.run(config["loop"])
     except Released:
         seat.wait_closed()
     except Exception as e:
         if fatal_rank({0: _names(e)}) is not None:
-            seat.leave(f"the training loop raised {type(e).__name__} on rank {worker.rank}: {e}")
+            rank = rounds.worker.rank
+            seat.leave(f"the training loop raised {type(e).__name__} on rank {rank}: {e}")
         raise
     finally:
-        worker.give_up()
+        rounds.worker.give_up()
         seat.close()
 
 

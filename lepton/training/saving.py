@@ -8,17 +8,18 @@ import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from lepton import checkpoints, telemetry
 from lepton.checkpoints import Manifest
 from lepton.export.recorded import Twin
+from lepton.training import sharding
+from lepton.training.group import Group
 from lepton.training.plan import Plan
 from lepton.training.retention import thin_out
 from lepton.training.watcher import Watcher
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Saver:
@@ -37,6 +38,7 @@ class Saver:
         self.saved: Manifest | None = None
         self._plan = plan
         self._copy: dict[str, torch.Tensor] = {}
+        self._gathered = False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._saved_at: float | None = None
@@ -72,10 +74,64 @@ class Saver:
         self.wait()
         state = {name: thing.state_dict() for name, thing in attached.items()}
         self._copy, tree = checkpoints.flatten(state, self._copy)
+        described = self._described(cursor, watcher, metrics)
+        self._thread = threading.Thread(
+            target=self._write,
+            args=((self._copy, tree), step, described, watcher.twin),
+            name="lepton-checkpoint",
+        )
+        self._thread.start()
+
+    def save_shards(
+        self,
+        step: int,
+        attached: Mapping[str, Any],
+        cursor: Mapping[str, Any],
+        watcher: Watcher,
+        metrics: Mapping[str, float],
+        group: Group,
+    ) -> None:
+        """Write a checkpoint of which each rank writes its part, and wait for it; collective.
+
+        Args:
+            step: as :meth:`save` takes it, and so are the next four.
+            attached: name to what has a state.
+            cursor: where the stream stands.
+            watcher: exports the net, the first time, with whole parameters.
+            metrics: figures known at this step.
+            group: the ranks.
+
+        Raises:
+            CheckpointError: it could not be written.
+            PeerLost: a worker went away; nothing was committed.
+        """
+        began = time.monotonic()
+        first = group.rank == 0
+        if not self._gathered:
+            self._gathered = True
+            for name, net in attached.items():
+                if isinstance(net, torch.nn.Module):
+                    plain = sharding.gathered(net, keep=first)
+                    if plain is not None:
+                        watcher.stand_in(name, plain)
+        with telemetry.span(
+            "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
+        ) as span:
+            described = self._described(cursor, watcher, metrics) if first else {}
+            described["traceparent"] = span.carrier.traceparent
+            saved = sharding.save(self._plan, group, attached, step, described)
+        if saved is not None:
+            self.saved = saved
+            self._note(saved, began)
+
+    def _described(
+        self, cursor: Mapping[str, Any], watcher: Watcher, metrics: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Return what a manifest says beside the state."""
         program = Path(self._plan.folder) / checkpoints.PROGRAM
         signature, error = watcher.export(program)
         followed = {} if cursor["version"] is None else {"table_version": cursor["version"]}
-        described = {
+        return {
             "cursor": dict(cursor),
             "program": program if signature else None,
             "lineage": {**self._plan.lineage, **followed},
@@ -84,12 +140,6 @@ class Saver:
             "program_error": error,
             "metrics": dict(metrics),
         }
-        self._thread = threading.Thread(
-            target=self._write,
-            args=((self._copy, tree), step, described, watcher.twin),
-            name="lepton-checkpoint",
-        )
-        self._thread.start()
 
     def finish(
         self, step: int, cursor: Mapping[str, Any] | None, verdict: Mapping[str, Any]
@@ -148,12 +198,16 @@ class Saver:
                     **described,
                 )
                 span.set(lepton_bytes=self.saved.size)
-            self._saved_at = time.monotonic()
-            telemetry.measure("lepton.checkpoint.duration", time.monotonic() - began)
-            telemetry.measure("lepton.checkpoint.size", self.saved.size)
-            if self._plan.keep is not None:
-                home = Path(self._plan.folder).parent.parent
-                where = (self._plan.kept_in, self._plan.keep, home)
-                thin_out(*where, self._plan.stop, self._plan.options)
+            self._note(self.saved, began)
         except Exception as e:  # noqa: BLE001 - raised in the training thread, by the next wait
             self._error = e
+
+    def _note(self, saved: Manifest, began: float) -> None:
+        """Measure a checkpoint that was committed; let superfluous ones go."""
+        self._saved_at = time.monotonic()
+        telemetry.measure("lepton.checkpoint.duration", time.monotonic() - began)
+        telemetry.measure("lepton.checkpoint.size", saved.size)
+        if self._plan.keep is not None:
+            home = Path(self._plan.folder).parent.parent
+            where = (self._plan.kept_in, self._plan.keep, home)
+            thin_out(*where, self._plan.stop, self._plan.options)

@@ -75,6 +75,8 @@ class Seat:
         """The generation should come together at the next boundary."""
         self.leaving = False
         """ ... to let somebody go, so a checkpoint is due before."""
+        self.lost = threading.Event()
+        """A member of the generation was lost since it began."""
         self.broken: Callable[[], None] = _nothing
         """Called, from the listening thread, when a member of the generation is lost."""
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -107,6 +109,7 @@ class Seat:
         """
         self._say(say="arrive", step=step)
         answer = self._await("generation")
+        self.lost.clear()
         self.called = self.leaving = False
         store = answer["store"]
         return Place(
@@ -177,6 +180,7 @@ class Seat:
                     self.leaving = self.leaving or message["leaving"]
                     self.called = True
                 elif message["say"] == "broken":
+                    self.lost.set()
                     self.broken()
                 else:
                     self._answers.put(message)

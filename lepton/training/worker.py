@@ -19,16 +19,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from lepton import checkpoints, telemetry
 from lepton.errors import CheckpointError, TrainingError
 from lepton.stream import Part, Shard
 from lepton.stream.mixture import MixedPart, MixedShard
-from lepton.training import state
+from lepton.training import sharding, state
 from lepton.training.exact import Closure
 from lepton.training.examination import Examination
 from lepton.training.gradients import Summed
-from lepton.training.group import Group, PeerLost, device_here
+from lepton.training.group import Group, PeerLost, Rewound, device_here
 from lepton.training.journal import Epoch, Journal
 from lepton.training.plan import Opener, Plan
 from lepton.training.refusals import not_finite, uneven
@@ -37,6 +38,8 @@ from lepton.training.seat import Place, Seat
 from lepton.training.summation import Summation
 from lepton.training.watcher import Watcher
 
+LOST_S = 5.0
+"""How long the word of a lost peer may take after a collective broke because of it."""
 TRIES = 20
 """How often a group is made anew without one step in between before the run gives up."""
 
@@ -78,6 +81,8 @@ class Worker:
         self._cursor: Mapping[str, Any] | None = None
         self._metrics: dict[str, float] = {}
         self._exhausted = False
+        self._met: Place | None = None
+        self._mesh: DeviceMesh | None = None
 
     @property
     def rank(self) -> int:
@@ -93,6 +98,21 @@ class Worker:
     def step_number(self) -> int:
         """Optimiser steps made so far, over all attempts."""
         return self._step
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """All workers in a row, to shard a net over: ``fully_shard(net, mesh=worker.mesh)``.
+
+        To be asked for before :meth:`attach`: here the worker meets the others. When workers are
+        lost, come or leave then, the loop is run again from its top, from the newest checkpoint.
+        """
+        if self._met is None:
+            if self._attached:
+                raise TrainingError("ask for worker.mesh before worker.attach(...)")
+            self._met = self._meet(None)
+            self._mesh = sharding.mesh_of(self._group, self.device)
+        assert self._mesh is not None  # noqa: S101 - made above
+        return self._mesh
 
     def attach(self, **objects: Any) -> None:
         """Give nets, optimisers and anything else with a ``state_dict`` into lepton's care.
@@ -119,7 +139,12 @@ class Worker:
         self._examination = Examination(*told)
         for net in self._nets().values():
             net.to(self.device)
-        self._join(None)
+        if self._met is None:
+            sharding.refuse_unmet(self._nets().values())
+            self._join(None)
+        else:
+            sharding.refuse(self._plan)
+            self._settle(self._met)
         torch.manual_seed(hash((self._plan.seed, self.rank, self._step)) % 2**63)
         for name, net in self._nets().items():
             self._watcher.watch(name, net)
@@ -157,7 +182,7 @@ class Worker:
                 self._lose()
                 continue
             self._journal.turn_to(part.epoch, self._step)
-            if self._group.seat is not None:
+            if self._group.seat is not None and self._met is None:
                 self._before = state.Before(self._attached)
             self._part = part
             self._batch = {
@@ -242,6 +267,18 @@ class Worker:
         if self._shard is not None:
             self._shard.close()
 
+    def leave(self) -> None:
+        """Let go of the ranks, in mid-run: another worker takes this one's place."""
+        self._attached, self._mesh = {}, None
+        self.give_up()
+        self._group.leave()
+
+    def has_lost_peer(self, error: RuntimeError) -> bool:
+        """Whether an error out of the loop comes from a peer that went away, in a sharded run."""
+        if self._met is None:
+            return False
+        return isinstance(error, PeerLost) or self._group.has_lost(LOST_S)
+
     def _ends_together(self) -> bool:
         """Settle the end with the other ranks, the last checkpoint written; False: try again."""
         if not self._exhausted and self.world_size > 1:
@@ -251,6 +288,8 @@ class Worker:
                 return False
             if found.ended < self.world_size:
                 raise TrainingError(uneven(found.ended, self.world_size, self._step))
+        if self._met is not None:
+            self._checkpoint()
         if self.rank == 0:
             newest = self._saver.wait()
             if newest is None or newest.step != self._step:
@@ -262,17 +301,23 @@ class Worker:
 
     def _join(self, step: int | None) -> None:
         """Join the next generation, however often it takes."""
+        if self._met is not None:
+            raise Rewound
         if step is not None:
             self._journal.interrupted(lost=False)
+        self._meet(step, self._settle)
+
+    def _meet(self, step: int | None, then: Callable[[Place], None] | None = None) -> Place:
         reason: PeerLost | None = None
         for _ in range(TRIES):
             try:
                 place = self._group.join(step)
-                self._settle(place)
+                if then is not None:
+                    then(place)
             except PeerLost as e:
                 reason = e
                 continue
-            return
+            return place
         raise TrainingError(
             f"the workers cannot connect to each other after {TRIES} tries: {reason}"
         )
@@ -301,7 +346,8 @@ class Worker:
         signature = None
         if step:
             saved = checkpoints.load(f"{where}/step-{step:08d}.json", options)
-            state.load(self._attached, checkpoints.restore(saved), f"checkpoint {saved.uri}")
+            fill = None if self._met is None else sharding.filler(self._attached)
+            state.load(self._attached, checkpoints.restore(saved, fill), f"checkpoint {saved.uri}")
             self._saver.saved = saved
             self._saved_step = step
             signature = saved.signature
@@ -311,7 +357,7 @@ class Worker:
         if self.rank == 0:
             self._journal.resumed(step)
         for net in self._nets().values():
-            for tensor in net.state_dict().values():
+            for tensor in sharding.unsharded(net.state_dict().values()):
                 self._group.broadcast(tensor)
 
     def _open(self) -> None:
@@ -342,7 +388,7 @@ class Worker:
             self._sums.clear()
         if not (due.leaving or due.lost):
             self._examine()
-        if due.checkpoint:
+        if due.checkpoint or (due.regroup and self._met is not None):
             self._checkpoint()
         if due.leaving:
             self._saver.wait()
@@ -411,12 +457,18 @@ class Worker:
     # -- checkpoints ----------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        """Rank 0 writes; the state is equal everywhere."""
-        if self.rank != 0 or self._cursor is None or self._saved_step == self._step:
+        """Rank 0 writes, where the state is equal everywhere; every rank its part, where not."""
+        if self._cursor is None or self._saved_step == self._step:
+            return
+        if self.rank != 0 and self._met is None:
             return
         self._saved_step = self._step
         figures = {**self._metrics, **self._examination.figures(self._step)}
-        self._saver.save(self._step, self._attached, self._cursor, self._watcher, figures)
+        told = (self._step, self._attached, self._cursor, self._watcher, figures)
+        if self._met is None:
+            self._saver.save(*told)
+        else:
+            self._saver.save_shards(*told, self._group)
 
     def _nets(self) -> dict[str, torch.nn.Module]:
         return {n: t for n, t in self._attached.items() if isinstance(t, torch.nn.Module)}

@@ -26,20 +26,24 @@ def work(config: dict[str, Any]) -> None:
     """What each process runs."""
     import torch
 
+    from lepton.training.rounds import Rounds
     from lepton.training.seat import Released, Seat
     from lepton.training.worker import Worker
 
     torch.set_num_threads(1)
     seat = Seat(config["invitation"], node=config["node"])
     stream = config["stream"]
-    worker = Worker(config["plan"], lambda r, n, cursor, _: stream.shard(r, n, cursor), seat)
+
+    def open_shard(rank: int, world_size: int, cursor: Any, _: int) -> Any:
+        return stream.shard(rank, world_size, cursor)
+
+    rounds = Rounds(lambda: Worker(config["plan"], open_shard, seat))
     try:
-        config["loop"](worker)
-        worker.finish()
+        rounds.run(config["loop"])
     except Released:
         pass
     except Exception as e:
-        seat.leave(f"rank {worker.rank}: {e}")
+        seat.leave(f"rank {rounds.worker.rank}: {e}")
         raise
     finally:
         seat.close()

@@ -29,7 +29,7 @@ from lepton.monitoring import count_answers
 from lepton.preprocess import Preparation
 from lepton.promotion import CanaryRule
 from lepton.registry import Registry
-from lepton.serving import Service, score
+from lepton.serving import Service, score, serve_all
 from lepton.serving.protocol import request_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -466,6 +466,38 @@ def test_the_last_replica_sleeps_and_the_next_request_wakes_one(world: World) ->
 
     assert (woken.status_code, woken.headers["x-lepton-version"]) == (200, "1")
     assert (after.status_code, after.headers["x-lepton-version"]) == (200, "2")
+
+
+def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: World) -> None:
+    rows = world.table.head(3)
+    for seed, name in enumerate(("left", "right", "left", "right")):
+        stream = world.table.stream(batch_size=50, seed=seed)
+        run = lepton.train(loop, stream, name=f"{name}{seed}", home=world.home)
+        lepton.register(run, name, home=world.home)
+    for name in ("left", "right"):
+        world.registry.promote(name, 1, expect=None)
+    apps = serve_all(["left", "right"], world.home)
+    try:
+        before = {name: app.predict(rows)["output"] for name, app in apps.items()}
+        pids = {r["pid"] for app in apps.values() for r in app.replicas()}
+        right = lepton.promote("right", 2, home=world.home)
+        after = {name: app.predict(rows)["output"] for name, app in apps.items()}
+        versions = {
+            n: post(app, request(world)).headers["x-lepton-version"] for n, app in apps.items()
+        }
+        with pytest.raises(ServingError, match=r"is served by application 'lepton-left\+right'"):
+            serve_all(["left", "m"], world.home)
+        for app in apps.values():
+            app.flush()
+    finally:
+        apps["left"].close()
+
+    assert len(pids) == 1
+    assert right == apps["right"]
+    assert versions == {"left": "1", "right": "2"}
+    assert np.array_equal(before["left"], after["left"])
+    assert not np.array_equal(before["right"], after["right"])
+    assert count_answers("left", world.home) == count_answers("right", world.home) == 3
 
 
 def _answering(loads: list[Load]) -> set[str]:

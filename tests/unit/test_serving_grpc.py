@@ -18,11 +18,11 @@ from lepton import cluster
 from lepton.errors import ServingError
 from lepton.registry import Registry
 from lepton.serving import Service, grant
-from lepton.serving.deployed import DeployedReplica
 from lepton.serving.grpc_messages import MESSAGES, body_of
 from lepton.serving.grpc_server import CODES, Listener
 from lepton.serving.inputs import BadRequest, input_of
 from lepton.serving.protocol import inquiry_of
+from lepton.serving.shared import SharedReplica
 from lepton.telemetry import spans_of
 
 triton = pytest.importorskip("tritonclient.grpc")
@@ -48,7 +48,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-class Here(DeployedReplica):
+class Here(SharedReplica):
     """Ended by the scene, as by Serve; not again when it is collected."""
 
     def __del__(self) -> None:  # type: ignore[override]
@@ -62,13 +62,13 @@ def speak(home: Path, scene: Callable[[Any], Any], **settings: Any) -> Any:
         port = cluster.free_ports(1)[0]
         replica = Here.__new__(Here)
         settled = Service(grpc_port=port, **settings)
-        await DeployedReplica.__init__(replica, "m", str(home), None, settled)
+        await SharedReplica.__init__(replica, ["m"], str(home), None, settled)
         client = triton.InferenceServerClient(f"127.0.0.1:{port}")
         try:
             return await asyncio.to_thread(scene, client)
         finally:
             await asyncio.to_thread(client.close)
-            await DeployedReplica.__del__(replica)
+            await SharedReplica.__del__(replica)
 
     return asyncio.run(play())
 

@@ -18,8 +18,8 @@ import torch
 import lepton
 from lepton.registry import Registry
 from lepton.serving import Service, grant
-from lepton.serving.deployed import DeployedReplica
 from lepton.serving.sequences import LINES
+from lepton.serving.shared import SharedReplica
 from lepton.telemetry import spans_of
 
 CLASSES, LENGTH = 7, 4
@@ -70,7 +70,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-class Here(DeployedReplica):
+class Here(SharedReplica):
     """Ended by the scene, as by Serve; not again when it is collected."""
 
     def __del__(self) -> None:  # type: ignore[override]
@@ -80,11 +80,11 @@ class Here(DeployedReplica):
 @asynccontextmanager
 async def replica_of(home: Path, model: str = "m", **settings: Any) -> AsyncIterator[Any]:
     replica = Here.__new__(Here)
-    await DeployedReplica.__init__(replica, model, str(home), None, Service(**settings))
+    await SharedReplica.__init__(replica, [model], str(home), None, Service(**settings))
     try:
         yield replica
     finally:
-        await DeployedReplica.__del__(replica)
+        await SharedReplica.__del__(replica)
 
 
 def play(home: Path, scene: Callable[[httpx.AsyncClient], Any], **settings: Any) -> Any:
@@ -210,7 +210,7 @@ def test_nobody_works_for_a_client_who_has_left(home: Path) -> None:
             app = replica.__serve_build_asgi_app__()
             await app(stream_scope(trace), client.receive, client.send)
             assert client.status == 200
-            assert replica._batcher.waiting_rows == 0
+            assert replica._parts["m"]._batcher.waiting_rows == 0
             return len(client.events)
 
     assert 5 <= asyncio.run(whole()) <= 7
@@ -242,7 +242,7 @@ def test_what_goes_wrong_on_the_way_is_the_last_event(
 ) -> None:
     async def whole() -> None:
         async with replica_of(home) as replica:
-            answer, runs = replica._batcher.answer, 0
+            answer, runs = replica._parts["m"]._batcher.answer, 0
 
             async def twice(*arguments: Any) -> Any:
                 nonlocal runs
@@ -251,7 +251,7 @@ def test_what_goes_wrong_on_the_way_is_the_last_event(
                     raise TimeoutError
                 return await answer(*arguments)
 
-            monkeypatch.setattr(replica._batcher, "answer", twice)
+            monkeypatch.setattr(replica._parts["m"]._batcher, "answer", twice)
             client = Client(leaves_after=10**6)
             app = replica.__serve_build_asgi_app__()
             await app(stream_scope("8" * 32), client.receive, client.send)

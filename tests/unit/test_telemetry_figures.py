@@ -12,7 +12,7 @@ import pytest
 
 import lepton
 from lepton.serving.figures import Figures
-from lepton.telemetry import Carrier, Common, Ended, Spool, metrics, spans_of, watch_gpus
+from lepton.telemetry import Common, Ended, Spool, metrics, spans_of, watch_gpus
 from lepton.telemetry.rounds import rounds
 
 
@@ -81,9 +81,9 @@ def test_unsampled_requests_are_measured_too(kept: Kept, tmp_path: Path) -> None
     spool = Spool(str(tmp_path), lambda c, s, sampled: told.append((c.name, len(s), sampled)))
     common = Common("lepton.request")
     for flag in ("00", "01", "03"):
-        parent = Carrier(f"00-{'ab' * 16}-{'cd' * 8}-{flag}")
-        assert spool.leave(common, parent, 1).traceparent[-2:] == f"0{int(flag) & 1}"
-    spool.leave(common, Carrier(f"00-{'ab' * 16}-{'cd' * 8}-00"), 1, certain=True)
+        parent = f"00-{'ab' * 16}-{'cd' * 8}-{flag}"
+        assert spool.leave(common, parent, 1)[-2:] == f"0{int(flag) & 1}"
+    spool.leave(common, f"00-{'ab' * 16}-{'cd' * 8}-00", 1, certain=True)
     spool.close()
 
     assert sorted(told) == [("lepton.request", 1, False), ("lepton.request", 3, True)]

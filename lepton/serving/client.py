@@ -1,0 +1,213 @@
+"""A running application, as those who ask it see it."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+
+from lepton.errors import ServingError
+from lepton.serving import tables
+from lepton.serving.asking import table_of
+from lepton.serving.following import FOLLOW_S
+from lepton.serving.sequences import LINES
+from lepton.telemetry import Carrier
+
+WAIT_S = 120.0
+SETTLE_S = 2 * FOLLOW_S
+
+
+@dataclass(frozen=True)
+class App:
+    """A running application.
+
+    Attributes:
+        model: its name.
+        url: where it answers, without a trailing slash; the Open Inference Protocol is below it.
+        token: sent by :meth:`predict`; default that of ``LEPTON_SERVE_TOKEN``.
+        application: what Serve calls it; it may have other models, too.
+    """
+
+    model: str
+    url: str
+    token: str = field(default="", repr=False)
+    application: str = ""
+
+    @property
+    def infer_url(self) -> str:
+        """Where inference requests are posted."""
+        return f"{self.url}/v2/models/{self.model}/infer"
+
+    @property
+    def grpc_address(self) -> str:
+        """Where it speaks gRPC, host:port.
+
+        Raises:
+            ServingError: it does not, or is not running.
+        """
+        told = [r["grpc"] for r in self.replicas() if r.get("grpc")]
+        if not told:
+            raise ServingError(
+                f"model {self.model!r} is not served by gRPC: start it with "
+                "service=Service(grpc_port=0)"
+            )
+        return str(told[0])
+
+    def predict(self, rows: Any, *, trace: Carrier | None = None) -> dict[str, Any]:
+        """Ask over HTTP and return outputs by name, NumPy arrays of shape (rows, …).
+
+        Args:
+            rows: raw rows: an Arrow table, a pandas frame, or a mapping of names to arrays or
+                tensors; columns the model does not take are left out.
+            trace: the span that asks.
+
+        Raises:
+            ServingError: the rows are not what the model takes; or no answer, or an error
+                instead of one.
+        """
+        headers = dict(trace.headers) if trace else {}
+        headers |= self._allowed
+        headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
+        headers |= {"x-request-id": uuid.uuid4().hex}
+        try:
+            described = httpx.get(
+                f"{self.url}/v2/models/{self.model}", headers=self._allowed, timeout=30
+            ).json()
+            body = tables.stream_of_rows(table_of(rows, _inputs(described)))
+            reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=60)
+        except (httpx.HTTPError, ValueError, KeyError) as e:
+            raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
+        if reply.status_code != 200:
+            raise ServingError(f"{self.infer_url} answered {reply.status_code}: {reply.text[:500]}")
+        return tables.outputs_of_stream(reply.content)
+
+    def generate(
+        self, prompt: Sequence[int], *, trace: Carrier | None = None, **parameters: Any
+    ) -> Iterator[int]:
+        """Ask a sequence model and yield its tokens as they come; leaving off ends its work.
+
+        Args:
+            prompt: the tokens to go on from.
+            trace: the span that asks.
+            parameters: ``max_tokens``, ``temperature``, ``seed``, ``stop`` and ``timeout`` (µs).
+
+        Raises:
+            ServingError: it is no sequence model, or gives no answer.
+        """
+        url = f"{self.url}/v2/models/{self.model}"
+        headers = (dict(trace.headers) if trace else {}) | self._allowed
+        try:
+            name = _inputs(httpx.get(url, headers=headers, timeout=30).json())[0]["name"]
+            asked = {name: [int(t) for t in prompt], "parameters": parameters}
+            headers["accept"] = LINES
+            stream = httpx.stream(
+                "POST", f"{url}/generate_stream", json=asked, headers=headers, timeout=120
+            )
+            with stream as reply:
+                if reply.status_code != 200:
+                    text = reply.read().decode()
+                    raise ServingError(f"{reply.url} answered {reply.status_code}: {text[:500]}")
+                yield from _tokens(reply)
+        except (httpx.HTTPError, ValueError, KeyError) as e:
+            raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
+
+    @property
+    def _allowed(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def flush(self) -> None:
+        """Have every replica commit its inference log and write its spans now.
+
+        Raises:
+            ServingError: the application is not running, or the lake did not take the log (the
+                replicas keep it and try again).
+        """
+        if not all(self._broadcast("flush")):
+            raise ServingError(
+                f"the inference log of {self.model!r} could not be committed; the replicas' log "
+                "says why, and they try again"
+            )
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Return what each running replica serves, after it looked at the registry.
+
+        Empty where all have gone because nobody asks.
+
+        Raises:
+            ServingError: the application is not running.
+        """
+        return self._broadcast("follow")
+
+    def _broadcast(self, method: str) -> list[Any]:
+        """Call a method of every replica, for this model."""
+        try:
+            handle = serve.get_app_handle(self.application)
+            with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
+                asked = thread.submit(
+                    lambda: handle.broadcast(method, self.model).results(timeout_s=WAIT_S)
+                )
+                return list(asked.result())
+        except DeploymentUnavailableError as e:
+            status = serve.status().applications.get(self.application)
+            if status is not None and status.status in ("DEPLOYING", "RUNNING"):
+                return []  # all have gone for want of requests, or none is there yet
+            raise ServingError(f"{self.model!r} has no replicas any more: {e}") from e
+        except (RayServeException, TimeoutError, RayError) as e:
+            raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
+
+    def wait_for(self, seq: int, timeout_s: float = WAIT_S) -> None:
+        """Wait until every replica serves the pointer of event ``seq`` or a later one.
+
+        Raises:
+            ServingError: a replica could not load a version, or time ran out.
+        """
+        began = time.monotonic()
+        end = began + timeout_s
+        while True:
+            found = self.replicas()
+            errors = [r["error"] for r in found if r["error"]]
+            if errors:
+                raise ServingError(f"a replica of {self.model!r} refused the version: {errors[0]}")
+            if found and all(r["seq"] >= seq for r in found):
+                left = began + SETTLE_S - time.monotonic()
+                if left <= 0:
+                    return
+                time.sleep(left)  # a replica just starting is not asked yet, but follows by itself
+            if not found:
+                self._wake()
+            if time.monotonic() > end:
+                raise ServingError(f"replicas of {self.model!r} are behind event {seq}: {found}")
+
+    def _wake(self) -> None:
+        """Have a replica started where all have gone for want of requests."""
+        with suppress(httpx.HTTPError):  # it is asked again
+            httpx.get(f"{self.url}/v2/health/live", timeout=5)
+
+    def close(self) -> None:
+        """Stop the application, with all its models; what its replicas have logged is committed."""
+        serve.delete(self.application)
+
+
+def _inputs(described: Mapping[str, Any]) -> Any:
+    if "inputs" not in described:
+        raise ServingError(f"the model's metadata cannot be had: {described.get('detail')}")
+    return described["inputs"]
+
+
+def _tokens(reply: httpx.Response) -> Iterator[int]:
+    for line in reply.iter_lines():
+        told = json.loads(line)
+        if "error" in told:
+            raise ServingError(f"{reply.url} ended with status {told['status']}: {told['error']}")
+        if "token" in told:
+            yield told["token"]

@@ -1,0 +1,102 @@
+"""A replica of one or several models: each is a replica of its own, in one process and event loop.
+
+What one of them is asked, promoted or refused is nothing to the others. (Serve's own multiplexing
+was not taken: it loads a model when it is first asked for, and knows no promotion.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lepton.registry.events import check_name
+from lepton.serving.deployed import DeployedReplica
+from lepton.serving.grpc_server import Listener
+from lepton.serving.scaling import ANSWERED, BUSY
+from lepton.serving.service import Service
+from lepton.serving.shortcut import open_lane
+from lepton.telemetry import Carrier
+
+JOINT = "+"
+"""Between the names of models that are served together; none of them can have it."""
+
+
+def models_of(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the models to serve together, checked.
+
+    Raises:
+        ValueError: there are none, one is named twice, or one cannot name a model.
+    """
+    models = (given,) if isinstance(given, str) else tuple(given)
+    if not models or len(set(models)) != len(models):
+        raise ValueError(f"models={given!r} must be one or several names, each once")
+    for model in models:
+        check_name(model)
+    return models
+
+
+class SharedReplica:
+    """One replica of an application.
+
+    Args:
+        models: that it has.
+        home, trace: of the replicas.
+        service: the application's settings.
+    """
+
+    async def __init__(
+        self,
+        models: Sequence[str],
+        home: str,
+        trace: Carrier | None = None,
+        service: Service | None = None,
+    ) -> None:
+        settings = service or Service()
+        self._parts = {m: DeployedReplica(m, home, trace, settings) for m in models}
+        self._ends: list[Any] = []
+        self._address = f"127.0.0.1:{settings.grpc_port}" if settings.grpc_port else ""
+        self._listener: Listener | None = None
+        if self._address:
+            self._listener = Listener(self.__serve_build_asgi_app__(), JOINT.join(models))
+            await self._listener.listen(self._address)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Each model's own application, told by the path."""
+        apps = {m: part.__serve_build_asgi_app__() for m, part in self._parts.items()}
+        first = next(iter(apps.values()))
+        if len(apps) == 1:
+            return first
+        prefix = f"/{JOINT.join(apps)}"
+        for model, part in self._parts.items():
+            self._ends.append(open_lane(f"{prefix}/v2/models/{model}/infer", part.at_once))
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+            parts = path.split("/", 4)
+            named = parts[3] if parts[:3] == ["", "v2", "models"] and len(parts) > 3 else ""
+            await apps.get(named, first)(scope, receive, send)
+
+        return app
+
+    async def follow(self, model: str) -> dict[str, Any]:
+        """Take up a model's newest pointer; return what is served and what went wrong."""
+        return {**await self._parts[model].follow(), "grpc": self._address}
+
+    async def flush(self, model: str) -> bool:
+        """Commit a model's inference log and write its spans."""
+        return await self._parts[model].flush()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve how busy this replica is; the event loop is the same for all models."""
+        told = [await part.record_autoscaling_stats() for part in self._parts.values()]
+        return {BUSY: told[0][BUSY], ANSWERED: sum(t[ANSWERED] for t in told)}
+
+    async def __del__(self) -> None:
+        """Serve awaits this. Let the calls under way end, then stop."""
+        listener = getattr(self, "_listener", None)  # it may never have come up
+        if listener is not None:
+            await listener.close()
+        for end in getattr(self, "_ends", []):
+            end()
+        for part in getattr(self, "_parts", {}).values():
+            part.__del__()
