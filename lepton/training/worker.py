@@ -134,7 +134,8 @@ class Worker:
                     f"cannot attach {name!r}: a {type(thing).__name__} has no state_dict(); "
                     "attach torch modules, optimisers, schedulers or objects like them"
                 )
-        self._attached = dict(objects)
+        # a compiled net is kept as the net that it was made from: same weights, plain names
+        self._attached = {n: getattr(t, "_orig_mod", t) for n, t in objects.items()}
         self._sums = Summation(self._plan, self._nets(), self._group)
         told = (self._plan, self._group, self._attached, self._watcher, self.device)
         self._examination = Examination(*told)
@@ -147,7 +148,7 @@ class Worker:
             self._settle(self._met)
         torch.manual_seed(hash((self._plan.seed, self.rank, self._step)) % 2**63)
         for name, net in self._nets().items():
-            self._watcher.watch(name, net)
+            self._watcher.watch(name, net, objects[name])
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Yield this rank's slice of each global batch: column name to tensor, on the device.

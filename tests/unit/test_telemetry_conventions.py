@@ -193,5 +193,5 @@ class Kept:
     def take(self, what: Any, value: float, labels: Any, trace: str) -> None:
         self._told.append((what.name, value))
 
-    def take_all(self, what: Any, values: Any, labels: Any, traces: Any) -> None:
+    def take_all(self, what: Any, values: Any, labels: Any, trace_of: Any) -> None:
         self._told.extend((what.name, value) for value in values)
