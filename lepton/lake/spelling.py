@@ -1,8 +1,8 @@
 """Paths that a log spells in another way than deltalake would: it could not remove those files.
 
 What deltalake removes it spells in its own way, and replaying a log compares letters. A file whose
-``add`` was spelled otherwise, such as with a plain ``ü``, would stay in the table beside what should
-take its place, so such a change is refused before any work.
+``add`` was spelled otherwise, such as with a plain ``ü``, would stay in the table beside what
+should take its place, so such a change is refused before any work.
 """
 
 from __future__ import annotations
