@@ -14,8 +14,6 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,46 +26,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lepton import telemetry
-from lepton.serving.answers import Answer, AnswerLog
-from lepton.serving.arrays import Arrays, arrays_in
+from lepton.serving.answers import AnswerLog
+from lepton.serving.arrays import Arrays
 from lepton.serving.batching import Batcher, Overloaded
 from lepton.serving.figures import Figures
 from lepton.serving.following import Follower, Resident
-from lepton.serving.forms import LENGTH, inquiry_in, problem, reply_to
+from lepton.serving.forms import inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
+from lepton.serving.outcome import Keeper, Outcome
 from lepton.serving.plain import openapi_of
-from lepton.serving.protocol import Inquiry, reply_of
+from lepton.serving.quick import Quick
 from lepton.serving.scaling import ANSWERED, BUSY, Busy
 from lepton.serving.shares import gets_it
 from lepton.serving.shortcut import Reply, open_lane
-from lepton.telemetry import Carrier, Spool, carrier_of
+from lepton.telemetry import Carrier, Spool
 
 PATIENCE_S = 60.0
 MOST_MIRRORED = 64
-SLOW_S = 1.0
-"""From when on a request is slow: its span is recorded though its trace is not sampled."""
 
 log = logging.getLogger("lepton")
-
-
-@dataclass
-class _Outcome:
-    """What became of a request."""
-
-    version: Resident
-    variant: str
-    began_ns: int
-    status: int = 200
-    error: str = ""
-    kind: str = ""
-    failure: Exception | None = None
-    retry_after_s: int | None = None
-    inquiry: Inquiry | Arrays | None = None
-    outputs: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict[str, Any])
-
-    def fail(self, status: int, error: Exception | str, kind: str = "") -> None:
-        self.status, self.error = status, str(error)
-        self.kind = kind or type(error).__name__
 
 
 class Replica:
@@ -90,7 +67,8 @@ class Replica:
         self._batcher = Batcher(begin)
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
-        self._answered_at_once = 0
+        self._keeper = Keeper(model, self._directory, self._spans, self._answers)
+        self._quick = Quick(model, self._follower, self._batcher, self._keeper)
         self._mirrors: set[asyncio.Task[None]] = set()
         labels = {"lepton.model": model}
         depth = lambda: self._batcher.waiting_rows  # noqa: E731
@@ -147,8 +125,7 @@ class Replica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve how busy this replica is; see :mod:`lepton.serving.scaling`."""
         self._busy = self._busy or Busy()
-        answered, self._answered_at_once = self._answered_at_once, 0
-        return {BUSY: self._busy.share(), ANSWERED: answered}
+        return {BUSY: self._busy.share(), ANSWERED: self._quick.answered()}
 
     async def server(self, _: Request) -> Response:
         """Server metadata."""
@@ -250,16 +227,19 @@ class Replica:
     async def infer(self, request: Request, *, plain: bool = False) -> Response:
         """Answer one inference request."""
         chosen, variant = self._chosen(request)
-        came = _Outcome(chosen, variant, time.time_ns())
+        came = Outcome(chosen, variant, time.time_ns())
         await self._answer(request, came, plain=plain)
         given = came.inquiry.identity if came.inquiry else ""
         identity = given or f"{random.getrandbits(128):032x}"
-        span = self._record(request.scope["headers"], came)
+        span = self._keeper.span(dict(request.scope["headers"]), came)
         if came.failure is not None:
-            told: dict[str, Any] = {"exc_info": came.failure, "extra": {"carrier": span}}
+            told: dict[str, Any] = {
+                "exc_info": came.failure,
+                "extra": {"carrier": self._keeper.carrier(span)},
+            }
             log.error("replica of %s failed a request", self._model, **told)
         if came.status in (200, 500, 504):  # a 503 says nothing about the version: it was not run
-            self._answers.add(self._row(came, identity, span))
+            self._keeper.row(came, identity, span)
         if came.variant == "champion" and came.status == 200:
             self._mirror(came, identity, span)
         if came.inquiry is None or came.status != 200:
@@ -267,7 +247,7 @@ class Replica:
         else:
             version = (self._model, chosen.version)
             reply = reply_to(request, came.inquiry, version, identity, came.outputs)
-        reply.headers["traceparent"] = span.traceparent
+        reply.headers["traceparent"] = span
         reply.headers["baggage"] = chosen.baggage
         reply.headers["x-lepton-version"] = str(chosen.version)
         reply.headers["x-lepton-replica"] = self._name
@@ -275,7 +255,7 @@ class Replica:
             reply.headers["retry-after"] = str(came.retry_after_s)
         return reply
 
-    async def _answer(self, request: Request, came: _Outcome, *, plain: bool) -> None:
+    async def _answer(self, request: Request, came: Outcome, *, plain: bool) -> None:
         """Read, check and run a request; what goes wrong is told in ``came``."""
         version = came.version
         try:
@@ -294,18 +274,18 @@ class Replica:
             came.fail(500, f"{type(e).__name__}: {e}", type(e).__name__)
             came.failure = e
 
-    def _mirror(self, came: _Outcome, identity: str, span: Carrier) -> None:
+    def _mirror(self, came: Outcome, identity: str, span: str) -> None:
         """Ask the shadow the same, if there is one; nobody waits for what it says."""
         now = self._follower.now
         if now.shadow is None or came.inquiry is None or len(self._mirrors) >= MOST_MIRRORED:
             return
         if gets_it(now.share, None, self._model):
-            asked = _Outcome(now.shadow, "shadow", time.time_ns(), inquiry=came.inquiry)
+            asked = Outcome(now.shadow, "shadow", time.time_ns(), inquiry=came.inquiry)
             task = asyncio.create_task(self._ask_shadow(asked, identity, span))
             self._mirrors.add(task)
             task.add_done_callback(self._mirrors.discard)
 
-    async def _ask_shadow(self, asked: _Outcome, identity: str, span: Carrier) -> None:
+    async def _ask_shadow(self, asked: Outcome, identity: str, span: str) -> None:
         assert asked.inquiry is not None  # noqa: S101 - it was just answered
         await asyncio.sleep(0)  # the answer goes out first
         try:
@@ -316,105 +296,12 @@ class Replica:
             return  # the champion's requests go first
         except Exception as e:  # noqa: BLE001 - counted against the shadow
             asked.fail(500, f"{type(e).__name__}: {e}", type(e).__name__)
-        self._spans.add(
-            "lepton.request",
-            span,
-            asked.began_ns,
-            error=asked.kind,
-            links=[asked.version.traceparent],
-            attributes=self._about(asked) | {"lepton.rows": len(asked.inquiry.rows)},
-        )
-        self._answers.add(self._row(asked, identity, span))
-
-    def _about(self, came: _Outcome) -> dict[str, Any]:
-        return {
-            "http.request.method": "POST",
-            "http.response.status_code": came.status,
-            "lepton.model": self._model,
-            "lepton.version": came.version.version,
-            "lepton.variant": came.variant,
-        }
-
-    def _row(self, came: _Outcome, identity: str, span: Carrier) -> Answer:
-        return Answer(
-            request_id=identity,
-            time_us=came.began_ns // 1000,
-            version=came.version.version,
-            variant=came.variant,
-            status=came.status,
-            trace_id=span.trace_id,
-            latency_ms=(time.time_ns() - came.began_ns) / 1e6,
-            rows=came.inquiry.rows if came.inquiry and came.status == 200 else None,
-            outputs=came.outputs,
-            given_bytes=came.inquiry.size if came.inquiry else 0,
-        )
+        self._keeper.span_within(span, asked)
+        self._keeper.row(asked, identity, span)
 
     def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
-        """Answer a request for the champion that needs no second look, or leave it to others.
-
-        It is the same as :meth:`infer` would have done.
-        """
-        began_ns = time.time_ns()
-        now = self._follower.now
-        version = now.champion
-        alone = now.canary is None and now.shadow is None
-        if not alone or not version.as_arrays or not self._batcher.is_quick(version.run):
-            return None
-        if b"content-encoding" in headers or b"arrow" in headers.get(b"accept", b""):
-            return None
-        inquiry = arrays_in(body, headers.get(b"inference-header-content-length"), version.inputs)
-        if inquiry is None:
-            return None
-        try:
-            outputs = self._batcher.at_once(version.run, inquiry)
-        except Exception:  # noqa: BLE001 - it will be raised again, where it is told
-            return None
-        if outputs is None:
-            return None
-        came = _Outcome(version, "champion", began_ns, inquiry=inquiry, outputs=outputs)
-        identity = inquiry.identity or f"{random.getrandbits(128):032x}"
-        span = self._record(headers.items(), came)
-        self._answers.add(self._row(came, identity, span))
-        self._answered_at_once += 1
-        content, length = reply_of(self._model, version.version, identity, outputs, inquiry)
-        told = [
-            (
-                b"content-type",
-                b"application/json" if length is None else b"application/octet-stream",
-            ),
-            (b"content-length", str(len(content)).encode()),
-            (b"x-request-id", headers.get(b"x-request-id") or identity.encode()),
-            (b"traceparent", span.traceparent.encode()),
-            (b"baggage", version.baggage.encode()),
-            (b"x-lepton-version", str(version.version).encode()),
-            (b"x-lepton-replica", self._name.encode()),
-        ]
-        if length is not None:
-            told.append((LENGTH.encode(), str(length).encode()))
-        return told, content
-
-    def _record(self, headers: Iterable[tuple[bytes, bytes]], came: _Outcome) -> Carrier:
-        """Leave the request's span and figures; return its carrier."""
-        came_with = {name: value for name, value in headers if name in _TRACED}
-        trace, baggage = (came_with.get(k, b"").decode("latin-1") for k in _TRACED)
-        parent = carrier_of(trace, self._directory, baggage=baggage)
-        rows = len(came.inquiry.rows) if came.inquiry else 0
-        took = (time.time_ns() - came.began_ns) / 1e9
-        about = self._about(came)
-        return self._spans.add(
-            "lepton.request",
-            parent,
-            came.began_ns,
-            kind="server",
-            error=came.kind,
-            certain=came.status >= 500 or took > SLOW_S,
-            links=[came.version.traceparent],
-            attributes={
-                **about,
-                "lepton.rows": rows,
-                "lepton.checkpoint.trace": came.version.traceparent,
-            },
-        )
+        """Answer a request that needs no second look, as :meth:`infer` would; or leave it."""
+        return self._quick.reply(headers, body)
 
     def __del__(self) -> None:
         """Ray Serve calls this when a replica is stopped in good order: commit what waits."""
@@ -435,9 +322,6 @@ def _compute_in(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-_TRACED = (b"traceparent", b"baggage")
 
 
 def _datatype(dtype: str) -> str:

@@ -1,0 +1,84 @@
+"""The requests that most clients send most of the time, answered without a detour.
+
+What is answered here is answered as :meth:`lepton.serving.replica.Replica.infer` would; whatever
+needs a second look (another form, a canary, a slow model, anything wrong) is left to that.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+from lepton.serving.arrays import arrays_in
+from lepton.serving.batching import Batcher
+from lepton.serving.following import Follower
+from lepton.serving.forms import LENGTH
+from lepton.serving.outcome import Keeper, Outcome
+from lepton.serving.protocol import reply_of
+from lepton.serving.shortcut import Reply
+
+_LENGTH = LENGTH.encode()
+_JSON, _RAW = b"application/json", b"application/octet-stream"
+
+
+class Quick:
+    """Answers a model's requests at once.
+
+    Args:
+        model: the registered name.
+        follower: knows who answers.
+        batcher: knows who is quick.
+        keeper: takes spans and rows.
+    """
+
+    def __init__(self, model: str, follower: Follower, batcher: Batcher, keeper: Keeper) -> None:
+        self._model = model
+        self._follower = follower
+        self._batcher = batcher
+        self._keeper = keeper
+        self._replica = str(os.getpid()).encode()
+        self._answered = 0
+
+    def answered(self) -> int:
+        """Return how many requests were answered since this was asked last."""
+        answered, self._answered = self._answered, 0
+        return answered
+
+    def reply(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
+        """Answer a request for the champion, or leave it to others."""
+        began_ns = time.time_ns()
+        now = self._follower.now
+        version = now.champion
+        alone = now.canary is None and now.shadow is None
+        if not alone or not version.as_arrays or not self._batcher.is_quick(version.run):
+            return None
+        if b"content-encoding" in headers or b"arrow" in headers.get(b"accept", b""):
+            return None
+        inquiry = arrays_in(body, headers.get(_LENGTH), version.inputs)
+        if inquiry is None:
+            return None
+        try:
+            outputs = self._batcher.at_once(version.run, inquiry)
+        except Exception:  # noqa: BLE001 - it will be raised again, where it is told
+            return None
+        if outputs is None:
+            return None
+        identity = inquiry.identity or f"{random.getrandbits(128):032x}"
+        content, length = reply_of(self._model, version.version, identity, outputs, inquiry)
+        came = Outcome(version, "champion", began_ns, inquiry=inquiry, outputs=outputs)
+        span = self._keeper.span(headers, came)
+        self._keeper.row(came, identity, span)
+        self._answered += 1
+        told = [
+            (b"content-type", _JSON if length is None else _RAW),
+            (b"content-length", str(len(content)).encode()),
+            (b"x-request-id", headers.get(b"x-request-id") or identity.encode()),
+            (b"traceparent", span.encode()),
+            (b"baggage", version.baggage.encode()),
+            (b"x-lepton-version", str(version.version).encode()),
+            (b"x-lepton-replica", self._replica),
+        ]
+        if length is not None:
+            told.append((_LENGTH, str(length).encode()))
+        return told, content
