@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +34,8 @@ from lepton.lake.rows import check_names
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
 from lepton.lake.source import Place, Rows, gathered
+from lepton.lake.spelling import refuse_respelled
+from lepton.lake.storage import opened_table, table_or_none
 
 Mode = Literal["append", "overwrite", "merge", "delete", "replace_where"]
 _OPERATIONS: dict[Mode, Operation] = {
@@ -117,7 +119,7 @@ class _Asked:
     partition_by: tuple[str, ...] | None
     txn: tuple[str, int] | None
     evolve: Evolve | None
-    options: dict[str, str] | None
+    options: dict[str, str] | None = field(repr=False)
 
     def __post_init__(self) -> None:
         mode, evolve = self.mode, self.evolve
@@ -157,6 +159,8 @@ def _write(data: Any, asked: _Asked) -> None:
     try:
         if rules.append_only and asked.mode != "append":
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
+        if opened is not None and asked.mode == "overwrite":
+            refuse_respelled(opened, rules.what)
         grown = _grown(rows, rules, asked)
         if opened is not None and asked.mode in _OPERATIONS:
             _rewrite(opened, rules, rows, asked)
@@ -173,9 +177,7 @@ def _write(data: Any, asked: _Asked) -> None:
 
 
 def _opened(path: str, options: dict[str, str] | None) -> DeltaTable | None:
-    if not DeltaTable.is_deltatable(path, options):
-        return None
-    return DeltaTable(path, storage_options=options)
+    return table_or_none(path, options)
 
 
 def _make(rules: Rules, rows: Rows, files: Sequence[Written], asked: _Asked) -> None:
@@ -263,7 +265,7 @@ def _made_meanwhile(
     path: str, rules: Rules, files: Sequence[Written], options: dict[str, str] | None
 ) -> tuple[DeltaTable, Rules]:
     """Open the table that another process made first, if it is the same kind of table."""
-    opened = DeltaTable(path, storage_options=options)
+    opened = opened_table(path, options)
     made = rules_of(opened, path)
     same = (made.schema, made.partition_columns) == (rules.schema, rules.partition_columns)
     if not same or made.constraints:
@@ -287,6 +289,8 @@ def _new_rules(given: pa.Schema, path: str, partition_by: Sequence[str] | None) 
         raise LakeError(f"new table {path!r}: no column {unknown} to partition by")
     try:
         kept = storable(given)
+        if parts and set(parts) == set(given.names):
+            raise LakeError("every column is a partition column, so files would have no rows")
     except LakeError as e:
         raise LakeError(f"cannot make table {path!r}; nothing was written: {e}") from e
     fields = fields_of(Schema.from_arrow(kept).to_json(), "none")

@@ -66,7 +66,7 @@ class Keeper:
         """
         parent = traceparent_in(headers.get(b"traceparent"))
         rows = len(came.inquiry.rows) if came.inquiry else 0
-        key = (came.version, came.variant, came.status, came.kind, rows)
+        key = (came.version.version, came.variant, came.status, came.kind, rows)
         common = self._commons.get(key) or self._common(key, came)
         certain = came.status >= 500 or time.time_ns() - came.began_ns > SLOW_S * 1e9
         return self._spans.leave(common, parent, came.began_ns, certain=certain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -52,6 +53,7 @@ class Service:
                 f"grow_after_s, shrink_after_s and sleep_after_s must be at least 0 and ongoing "
                 f"above 0, not {times} and {self.ongoing!r}"
             )
+        _check_policy(self.policy)
         wrong = {n: v for n, v in self.resources.items() if not 0 <= v < math.inf}
         if wrong:
             raise ValueError(f"resources {wrong} must be numbers of at least 0")
@@ -72,6 +74,21 @@ class Service:
         known = {named[n]: v for n, v in self.resources.items() if n in named}
         own = {n: v for n, v in self.resources.items() if n not in named}
         return {"num_cpus": REPLICA_CPUS, **known, **({"resources": own} if own else {})}
+
+
+def _check_policy(policy: str | Callable[..., Any]) -> None:
+    """Ray Serve finds a policy again by its name."""
+    if isinstance(policy, str):
+        module, _, name = policy.partition(":")
+        found = bool(module and name)
+    else:
+        home = sys.modules.get(getattr(policy, "__module__", ""))
+        found = getattr(home, getattr(policy, "__name__", ""), None) is policy
+    if not found:
+        raise ValueError(
+            f"policy={policy!r} must be a function of a module (no lambda, no inner function), or "
+            "'module:function'"
+        )
 
 
 def replicas_of(given: int | tuple[int, int], service: Service | None = None) -> tuple[int, int]:

@@ -71,6 +71,8 @@ class Seat:
         self.host = host
         self.name = f"{node[:6] or host}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
         self.step = 0
+        self.own_part: Callable[[], float] = _no_time
+        """Returns how long this worker's own part of a step takes, seconds; 0: not known."""
         self.called = False
         """The generation should come together at the next boundary."""
         self.leaving = False
@@ -191,7 +193,7 @@ class Seat:
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_S):
-            self._say(say="beat", step=self.step)
+            self._say(say="beat", step=self.step, own_s=self.own_part())
 
     def _say(self, **message: Any) -> None:
         self._write(message)
@@ -206,3 +208,7 @@ class Seat:
 
 def _nothing() -> None:
     pass
+
+
+def _no_time() -> float:
+    return 0.0

@@ -45,8 +45,14 @@ class Watcher:
         self._exported: tuple[Signature | None, str | None] | None = None
         self.twin: Twin | None = None
 
-    def watch(self, name: str, net: torch.nn.Module) -> None:
-        """Begin to watch a net."""
+    def watch(self, name: str, net: torch.nn.Module, called: torch.nn.Module) -> None:
+        """Begin to watch a net.
+
+        Args:
+            name: what it is attached as.
+            net: what is kept and exported.
+            called: what the loop calls: the net, or what torch.compile made of it.
+        """
         seen = self._seen[name] = _Seen(net)
 
         def look(_: Any, args: tuple[Any, ...]) -> None:
@@ -57,7 +63,7 @@ class Watcher:
                 seen.args = example_of([a for a in args if hasattr(a, "detach")])
                 handle.remove()
 
-        handle = net.register_forward_pre_hook(look)
+        handle = called.register_forward_pre_hook(look)
 
     def stand_in(self, name: str, net: torch.nn.Module) -> None:
         """Have a net exported in place of the one that is trained, which cannot be."""

@@ -109,6 +109,7 @@ class Worker:
         if self._met is None:
             if self._attached:
                 raise TrainingError("ask for worker.mesh before worker.attach(...)")
+            sharding.refuse(self._plan)
             self._met = self._meet(None)
             self._mesh = sharding.mesh_of(self._group, self.device)
         assert self._mesh is not None  # noqa: S101 - made above
@@ -133,7 +134,8 @@ class Worker:
                     f"cannot attach {name!r}: a {type(thing).__name__} has no state_dict(); "
                     "attach torch modules, optimisers, schedulers or objects like them"
                 )
-        self._attached = dict(objects)
+        # a compiled net is kept as the net that it was made from: same weights, plain names
+        self._attached = {n: getattr(t, "_orig_mod", t) for n, t in objects.items()}
         self._sums = Summation(self._plan, self._nets(), self._group)
         told = (self._plan, self._group, self._attached, self._watcher, self.device)
         self._examination = Examination(*told)
@@ -143,11 +145,10 @@ class Worker:
             sharding.refuse_unmet(self._nets().values())
             self._join(None)
         else:
-            sharding.refuse(self._plan)
             self._settle(self._met)
         torch.manual_seed(hash((self._plan.seed, self.rank, self._step)) % 2**63)
         for name, net in self._nets().items():
-            self._watcher.watch(name, net)
+            self._watcher.watch(name, net, objects[name])
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Yield this rank's slice of each global batch: column name to tensor, on the device.
@@ -168,6 +169,8 @@ class Worker:
                 )
             self._cross_boundary()
             self._journal.ask()
+            if self._met is None:  # a sharded net waits for the others all along
+                self._group.part.begin()
             if self._examination.stops:
                 self._exhausted = True
                 self._journal.end_epoch(self._step)
@@ -266,6 +269,8 @@ class Worker:
         self._journal.end()
         if self._shard is not None:
             self._shard.close()
+        if self._met is not None and self._group.seat is None:
+            self._group.leave()  # this process goes on to do other things
 
     def leave(self) -> None:
         """Let go of the ranks, in mid-run: another worker takes this one's place."""

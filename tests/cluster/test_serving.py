@@ -468,6 +468,11 @@ def test_the_last_replica_sleeps_and_the_next_request_wakes_one(world: World) ->
     assert (after.status_code, after.headers["x-lepton-version"]) == (200, "2")
 
 
+def always_two(_: Any) -> tuple[int, dict[str, Any]]:
+    """A policy of one's own."""
+    return 2, {}
+
+
 def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: World) -> None:
     rows = world.table.head(3)
     for seed, name in enumerate(("left", "right", "left", "right")):
@@ -476,8 +481,10 @@ def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: Wo
         lepton.register(run, name, home=world.home)
     for name in ("left", "right"):
         world.registry.promote(name, 1, expect=None)
-    apps = serve_all(["left", "right"], world.home)
+    service = Service(policy=always_two)
+    apps = serve_all(["left", "right"], world.home, replicas=(1, 2), service=service)
     try:
+        wait_until(lambda: len(apps["left"].replicas()) == 2)
         before = {name: app.predict(rows)["output"] for name, app in apps.items()}
         pids = {r["pid"] for app in apps.values() for r in app.replicas()}
         right = lepton.promote("right", 2, home=world.home)
@@ -492,7 +499,7 @@ def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: Wo
     finally:
         apps["left"].close()
 
-    assert len(pids) == 1
+    assert len(pids) == 2
     assert right == apps["right"]
     assert versions == {"left": "1", "right": "2"}
     assert np.array_equal(before["left"], after["left"])

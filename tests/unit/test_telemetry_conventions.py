@@ -27,7 +27,8 @@ lepton.canary lepton.checkpoint lepton.checkpoint_table lepton.cross_validate le
 lepton.evaluate lepton.gate
 lepton.model.load lepton.optimize lepton.plan lepton.promote lepton.read lepton.register
 lepton.request lepton.restore lepton.rollback lepton.score lepton.steps lepton.table lepton.train
-lepton.train.epoch lepton.train.failure lepton.train.resize lepton.tune lepton.use lepton.vacuum
+lepton.train.epoch lepton.train.failure lepton.train.resize lepton.train.straggler lepton.tune
+lepton.use lepton.vacuum
 """
 UNSAMPLED = f"00-{'ab' * 16}-{'cd' * 8}-00"
 SAMPLED = f"00-{'12' * 16}-{'34' * 8}-01"
