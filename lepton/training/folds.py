@@ -108,12 +108,15 @@ def cross_validate(
         options: of :func:`lepton.train`, for each run, such as ``workers``.
 
     Raises:
+        TypeError: the stream is a mixture.
         ValueError: fewer than two folds, or a fold without keys; a key that is null somewhere.
         LakeError: no such key column.
         TrainingError: a run failed, or the name belongs to another study.
     """
     if type(folds) is not int or folds < 2:
         raise ValueError(f"folds must be a whole number from 2 on, not {folds!r}")
+    if not isinstance(stream, Stream):
+        raise TypeError("cross_validate takes a stream of one table: table.stream(...)")
     parts = _parts([stream.snapshot, validate.snapshot], key, folds, salt)
     asked = {
         "table": str(stream.snapshot),
