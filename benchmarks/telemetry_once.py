@@ -123,7 +123,7 @@ def requests(folder: str, count: int) -> dict[str, Any]:
     app = replica.__serve_build_asgi_app__()
     body = question(pa)
     asyncio.run(_ask(app, body, SAMPLED, 300))
-    record, recorded_s = replica._record, [0.0]
+    record, recorded_s = replica._keeper.span, [0.0]
 
     def timed(request: Any, came: Any) -> Any:
         began = time.thread_time()
@@ -132,7 +132,7 @@ def requests(folder: str, count: int) -> dict[str, Any]:
         finally:
             recorded_s[0] += time.thread_time() - began
 
-    replica._record = timed
+    replica._keeper.span = timed
     threads = _telemetry_threads()
     cpu = asyncio.run(_ask(app, body, SAMPLED, count))
     time.sleep(1)  # until what waits was told and sent

@@ -69,10 +69,13 @@ def _parser() -> argparse.ArgumentParser:
 
     _plans(add)
     _moves(add)
-    serve = add("serve", _serve, "serve a model's champion until interrupted")
-    serve.add_argument("model")
-    serve.add_argument("--replicas", type=_workers, default=1, metavar="N or MIN-MAX")
+    serve = add("serve", _serve, "serve a model's champion, or those of several, until interrupted")
+    serve.add_argument("model", nargs="+", help="several share their replicas")
+    serve.add_argument(
+        "--replicas", type=_workers, default=1, metavar="N or MIN-MAX", help="0-N may sleep"
+    )
     serve.add_argument("--port", type=int)
+    serve.add_argument("--grpc-port", type=int, help="speak gRPC there, too; 0 for a free one")
     _home(serve)
 
     score = add("score", _score, "answer every row of a table and write the answers to another")
@@ -296,11 +299,18 @@ def _pause(arguments: argparse.Namespace, console: Console) -> None:
 
 def _serve(arguments: argparse.Namespace, console: Console) -> None:
     from lepton.lake import home_of
-    from lepton.serving import start
+    from lepton.serving import Service, serve_all
 
-    home = home_of(arguments.home)
-    app = start(arguments.model, home, replicas=arguments.replicas, port=arguments.port)
-    _stay(app.infer_url, console)
+    apps = serve_all(
+        arguments.model,
+        home_of(arguments.home),
+        replicas=arguments.replicas,
+        port=arguments.port,
+        service=Service(grpc_port=arguments.grpc_port),
+    )
+    if arguments.grpc_port is not None:
+        console.print(f"gRPC at {apps[arguments.model[0]].grpc_address}")
+    _stay(" and ".join(app.infer_url for app in apps.values()), console)
 
 
 def _score(arguments: argparse.Namespace, console: Console) -> None:

@@ -30,7 +30,7 @@ import torch
 from torch.nn import functional
 
 import lepton
-from lepton.promotion import CanaryRule
+from lepton.promotion import CanaryRule, beats
 from lepton.serving import score
 
 if "LEPTON_HOME" not in os.environ:
@@ -60,8 +60,8 @@ for epochs in (2, 8):
     run = lepton.train(
         loop, table.stream(batch_size=200, epochs=epochs), name=f"signs-{table.version}-{epochs}"
     )
-    metrics = lepton.evaluate(run, table, label="label").metrics
-    models.append(lepton.register(run, "signs", metrics=metrics))
+    judged = lepton.evaluate(run, table, label="label")
+    models.append(lepton.register(run, "signs", metrics=judged))
 app = lepton.promote(models[0], replicas=(1, 2))
 print(f"version {models[0].version} answers at {app.url}")
 
@@ -105,14 +105,15 @@ for user in users:
 
 # %% [markdown]
 # ## Shadow, canary, champion
-# In the shadow it is asked what the champion is asked, and its answers are only compared. As canary
-# it answers half of the users, always the same half (`by`). Then one commit makes it the champion.
+# The gate wants it small, and right more often on the same rows than chance explains. In the shadow
+# it is asked what the champion is asked, and its answers are only compared. As canary it answers
+# half of the users, always the same half (`by`). Then one commit makes it the champion.
 
 # %%
 rule = CanaryRule(bake_s=2, min_requests=20, max_difference=0.5)
 lepton.promote(
     models[1],
-    gate="accuracy >= champion",
+    gate=["accuracy >= champion", "size_mb <= 1", beats(table, label="label")],
     shadow=1.0,
     canary=0.5,
     by="x-user",

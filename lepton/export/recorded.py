@@ -2,12 +2,14 @@
 
 Whoever loads the checkpoint later, on another machine or with another torch, compares before it
 answers anybody. The rows are prepared ones, as they went into the net: at most :data:`MOST_ROWS`
-of the first batch, and :data:`MOST_BYTES` in all.
+of the first batch, :data:`MOST_BYTES` in all, and no more than the net answers in :data:`MOST_S`
+on a CPU, since the next checkpoint waits for them: a net too large for that records none.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 32
 MOST_BYTES = 2**20
+MOST_S = 2.0
 TOLERANCE = 1e-3
 COARSE_TOLERANCE = 3e-2
 
@@ -50,6 +53,7 @@ class Twin:
         self._still = still
         self._signature = signature
         self._rows = {s.name: t for s, t in zip(signature.inputs, example, strict=True)}
+        self._timed = False
 
     def answers(self, state: Mapping[str, Any]) -> Tensors | None:
         """Return the rows and the answers to them, or None, with a warning, if it cannot answer.
@@ -61,8 +65,13 @@ class Twin:
 
         try:
             self._still.load_state_dict(state[self._signature.net], assign=True)
+            # as it is: compiling it for the CPU would take longer than all answers
+            net = getattr(self._still, "_orig_mod", self._still)
             with torch.inference_mode():
-                found = named_outputs(self._still(*self._rows.values()))
+                self._choose_rows(net)
+                if not self._rows:
+                    return None
+                found = named_outputs(net(*self._rows.values()))
             told = {f"output/{name}": value.clone().contiguous() for name, value in found.items()}
             kept = {
                 f"input/{name}": value.contiguous() for name, value in self._rows.items()
@@ -71,6 +80,24 @@ class Twin:
             log.warning("a checkpoint records no answers: %s: %s", type(e).__name__, e)
             return None
         return kept if _bytes(kept) <= MOST_BYTES else None
+
+    def _choose_rows(self, net: torch.nn.Module) -> None:
+        """Once, see how long a row takes, and keep as many as there is time for."""
+        if self._timed:
+            return
+        self._timed = True
+        one = [t[:1] for t in self._rows.values()]
+        began = time.perf_counter()
+        net(*one)
+        took = time.perf_counter() - began
+        if took > MOST_S:
+            log.info("checkpoints record no answers: a row takes the net %.1f s on the CPU", took)
+            self._rows = {}
+            return
+        began = time.perf_counter()
+        net(*one)  # the first time, much is done once
+        took = max(time.perf_counter() - began, 1e-6)
+        self._rows = {name: t[: max(1, int(MOST_S / took))] for name, t in self._rows.items()}
 
 
 def recorded_in(manifest: Manifest) -> tuple[Tensors, Tensors] | None:

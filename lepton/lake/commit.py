@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,18 +23,23 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 
 from lepton.errors import LakeError, WriteConflict
 from lepton.lake.evolution import Evolution
-from lepton.lake.files import Written, filesystem
-from lepton.lake.history import OPERATION, actions_of
+from lepton.lake.files import Written
+from lepton.lake.history import OPERATION, actions_of, first_line
 from lepton.lake.log import DataFile
 from lepton.lake.rules import Rules, rules_of
+from lepton.lake.spelling import plain
+from lepton.lake.storage import TRIES, opened_table, passes, store_of, table_or_none
 
 _MARK = "leptonCommit"
 ATTEMPTS = 12  # each with deltalake's own 15 retries
 
 
-def properties_of(txn: tuple[str, int] | None, mark: str | None = None) -> CommitProperties:
+def properties_of(
+    txn: tuple[str, int] | None, mark: str | None = None, retries: int | None = None
+) -> CommitProperties:
     """Return what a commit carries: an application transaction, a mark to know it again by."""
     return CommitProperties(
+        max_commit_retries=retries,
         app_transactions=[Transaction(*txn)] if txn else None,
         custom_metadata={_MARK: mark} if mark else None,
     )
@@ -46,7 +50,7 @@ def removable(file: DataFile) -> bool:
 
     It names no deletion vector in what it removes, and spells odd paths in its own way.
     """
-    return file.vector is None and re.fullmatch(r"[\w.=-][\w./=-]*", file.path, re.A) is not None
+    return file.vector is None and plain(file.path)
 
 
 def commit_changes(
@@ -111,7 +115,7 @@ def reached(opened: DeltaTable, txn: tuple[str, int] | None) -> bool:
 
 def verify(files: Sequence[Written], uri: str, options: Mapping[str, str] | None) -> None:
     """Raise LakeError unless every file is there with its size."""
-    store = filesystem(uri, options)
+    store = store_of(uri, options)
     infos = store.get_file_info([f.path for f in files]) if files else []
     for file, info in zip(files, infos, strict=True):
         if info.type != pafs.FileType.File or info.size != file.size:
@@ -123,7 +127,7 @@ def verify(files: Sequence[Written], uri: str, options: Mapping[str, str] | None
 
 def discard(files: Sequence[Written], uri: str, options: Mapping[str, str] | None) -> None:
     """Remove files that no commit names; what cannot be removed stays as an orphan."""
-    store = filesystem(uri, options)
+    store = store_of(uri, options)
     for file in files:
         with contextlib.suppress(OSError):
             store.delete_file(file.path)
@@ -131,7 +135,7 @@ def discard(files: Sequence[Written], uri: str, options: Mapping[str, str] | Non
 
 def sweep(job: str, uri: str, options: Mapping[str, str] | None) -> None:
     """Remove what a job wrote; what cannot be removed stays as an orphan."""
-    store = filesystem(uri, options)
+    store = store_of(uri, options)
     with contextlib.suppress(OSError):
         found: Any = store.get_file_info(pafs.FileSelector("", recursive=True))
         for one in found:
@@ -157,19 +161,27 @@ def create(
     once = CommitProperties(
         max_commit_retries=0, app_transactions=[Transaction(*txn)] if txn else None
     )
-    try:
-        create_table_with_add_actions(
-            uri,
-            Schema.from_arrow(rules.schema),
-            _actions(files),
-            partition_by=list(rules.partition_columns),
-            storage_options=stored,
-            commit_properties=once,
-        )
-    except (DeltaError, OSError, ValueError) as e:
-        if not DeltaTable.is_deltatable(uri, stored):
-            raise LakeError(f"cannot make the table {uri!r}; nothing was committed: {e}") from e
-        return _committed(DeltaTable(uri, storage_options=stored), files, uri)
+    for attempt in range(1, TRIES + 1):
+        try:
+            create_table_with_add_actions(
+                uri,
+                Schema.from_arrow(rules.schema),
+                _actions(files),
+                partition_by=list(rules.partition_columns),
+                storage_options=stored,
+                commit_properties=once,
+            )
+        except (DeltaError, OSError, ValueError) as e:
+            made = table_or_none(uri, options)
+            if made is not None:
+                return _committed(made, files, uri)
+            if attempt == TRIES or not passes(e):
+                told = first_line(e)
+                raise LakeError(
+                    f"cannot make the table {uri!r}; nothing was committed: {told}"
+                ) from e
+        else:
+            break
     return True
 
 
@@ -183,23 +195,24 @@ def commit_files(
     txn: tuple[str, int] | None,
     options: Mapping[str, str] | None,
     schema: Schema | None = None,
+    next_only: bool = False,
 ) -> bool:
     """Commit files to an open table; return False if ``txn`` was there already.
 
     Appends commute with everything but a change of the table's rules, so they are tried again,
-    with jitter, for as long as that lasts. An overwrite may bring another ``schema``.
+    with jitter, for as long as that lasts. An overwrite may bring another ``schema``, and count as
+    the ``next`` version ``only``.
 
     Raises:
         WriteConflict: another commit came first, and this one would not mean the same after it.
         LakeError: a file is missing or cut, or the commit failed otherwise.
     """
     verify(files, uri, options)
-    stored = dict(options) if options else None
     failure: Exception | None = None
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))  # noqa: S311 (no secret)
-            before, opened = opened.version(), DeltaTable(uri, storage_options=stored)
+            before, opened = opened.version(), opened_table(uri, options)
             if _committed(opened, files, uri):
                 return True  # what failed came after the commit, such as Delta's own checkpoint
             if reached(opened, txn):
@@ -207,7 +220,7 @@ def commit_files(
                 return False
             now = rules_of(opened, uri)
             same = replace(now, what=rules.what) == rules
-            if mode == "overwrite" or not same:
+            if not same or (mode == "overwrite" and opened.version() > before):
                 discard(files, uri, options)
                 raise conflict(opened, before, uri) from failure
         try:
@@ -216,19 +229,36 @@ def commit_files(
                 mode,
                 schema or opened.schema(),
                 partition_by=list(rules.partition_columns),
-                commit_properties=properties_of(txn),
+                commit_properties=properties_of(txn, retries=0 if next_only else None),
             )
-        except CommitFailedError as e:
-            failure = e
         except (DeltaError, OSError, ValueError) as e:
-            again = DeltaTable(uri, storage_options=stored)
-            if _committed(again, files, uri):
+            failure = e
+            if not isinstance(e, CommitFailedError) and _done(e, rules, files, uri, options):
                 return True
-            raise LakeError(f"cannot commit to table {rules.what}; nothing was written: {e}") from e
         else:
             return True
+    if failure is not None and not isinstance(failure, CommitFailedError):
+        told = first_line(failure)  # for all we know the commit is still on its way: files stay
+        raise LakeError(f"cannot commit to table {rules.what}: {told}") from failure
     discard(files, uri, options)
     raise conflict(opened, opened.version() - 1, uri) from failure
+
+
+def _done(
+    failure: Exception,
+    rules: Rules,
+    files: Sequence[Written],
+    uri: str,
+    options: Mapping[str, str] | None,
+) -> bool:
+    """Whether a commit that failed is there after all; a failure that stays is raised."""
+    if _committed(opened_table(uri, options), files, uri):
+        return True
+    if not passes(failure):
+        raise LakeError(
+            f"cannot commit to table {rules.what}; nothing was written: {first_line(failure)}"
+        ) from failure
+    return False
 
 
 def add_columns(
@@ -248,7 +278,6 @@ def add_columns(
     """
     new: Any = Schema.from_arrow(pa.schema(grown.added)).fields
     failure: Exception | None = None
-    stored = dict(options) if options else None
     try:
         opened.alter.add_columns(new)
     except CommitFailedError as e:
@@ -259,7 +288,7 @@ def add_columns(
             f"cannot add {', '.join(f.name for f in grown.added)} to table {rules.what}; nothing "
             f"was committed: {e}"
         ) from e
-    newest = DeltaTable(uri, storage_options=stored)
+    newest = opened_table(uri, options)
     now = rules_of(newest, uri)
     wanted = pa.schema([*list(cast("Any", rules.schema)), *grown.added])
     if replace(now, what=rules.what) != replace(rules, schema=wanted):

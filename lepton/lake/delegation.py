@@ -35,6 +35,8 @@ from lepton.lake.read import OpenFile
 from lepton.lake.replacement import Target
 from lepton.lake.rows import align
 from lepton.lake.rules import Rules, rules_of
+from lepton.lake.spelling import refuse_respelled
+from lepton.lake.storage import opened_table
 
 _TRIES = 5
 
@@ -55,7 +57,9 @@ def delegate(
 
     Raises:
         WriteConflict: other commits came first each time, or changed the table's rules.
+        LakeError: deltalake could not remove a file; nothing was written.
     """
+    refuse_respelled(opened, rules.what)
     mark = uuid.uuid4().hex
     properties = properties_of(txn, mark)
     since, newest = opened.version(), opened
@@ -63,7 +67,7 @@ def delegate(
     for attempt in range(ATTEMPTS if where is None else 1):
         if attempt:
             time.sleep(random.uniform(0, min(2.0, 0.05 * 2**attempt)))  # noqa: S311 (no secret)
-            opened = DeltaTable(uri, storage_options=dict(options) if options else None)
+            opened = opened_table(uri, options)
         try:
             if where is None:
                 _merge(opened, rows, key, properties, deletes=deletes)
@@ -74,7 +78,7 @@ def delegate(
         else:
             reseal(uri, since, options)
             return
-        newest = DeltaTable(uri, storage_options=dict(options) if options else None)
+        newest = opened_table(uri, options)
         if reached(newest, txn) or landed(uri, since, newest.version(), mark, options):
             return  # by another process, or by this one and the answer was lost on the way
         if replace(rules_of(newest, uri), what=rules.what) != rules:
@@ -115,11 +119,10 @@ def reseal(uri: str, since: int, options: Mapping[str, str] | None) -> None:
     Best effort: nothing is lost where it does not come to it.
     """
     pairs = tuple(sorted((options or {}).items()))
-    stored = dict(options) if options else None
     with suppress(DeltaError, LakeError, OSError, ValueError):
         old = {f.path for f in load_version(uri, since, pairs).files}
         for _ in range(_TRIES):
-            opened = DeltaTable(uri, storage_options=stored)
+            opened = opened_table(uri, options)
             rules, version = rules_of(opened, uri), load_version(uri, opened.version(), pairs)
             new = [f for f in version.files if f.path not in old and removable(f)]
             bare = [f for f in new if not _checked(version, f, options)]
@@ -164,7 +167,7 @@ def commit_anew(
         )
     except BaseException as e:
         if sent:
-            newest = DeltaTable(version.uri, storage_options=dict(options) if options else None)
+            newest = opened_table(version.uri, options)
             if landed(version.uri, version.number, newest.version(), mark, options):
                 return True
         discard(written, version.uri, options)

@@ -20,6 +20,9 @@ import pyarrow.compute as pc
 
 from lepton.errors import LakeError
 
+POSITION = "__position__"
+"""Name of the int64 column that carries each row's stored position, where it is asked for."""
+
 _PRIMITIVE: dict[str, pa.DataType] = {
     "string": pa.string(),
     "long": pa.int64(),

@@ -23,6 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
+from lepton.lake.storage import again, store_of
 
 pc: Any = pyarrow.compute  # its stubs know no arrays of unknown type
 FILE_BYTES = 256 * 2**20  # of Arrow memory, before compression
@@ -38,16 +39,6 @@ class Written:
     partition: Mapping[str, str | None]
     statistics: str
     modified_ms: int
-
-
-def filesystem(uri: str, options: Mapping[str, str] | None) -> pafs.FileSystem:
-    """Return the file system whose root is the table's folder."""
-    if "://" not in uri:
-        return pafs.SubTreeFileSystem(uri, pafs.LocalFileSystem())
-    from deltalake.fs import DeltaStorageHandler
-
-    handler: Any = DeltaStorageHandler
-    return pafs.PyFileSystem(handler(uri, dict(options) if options else None))
 
 
 def write_files(
@@ -66,7 +57,7 @@ def write_files(
         LakeError: a partition value that Delta cannot tell from NULL, or of a type it cannot hold.
         OSError: the storage does.
     """
-    store = filesystem(uri, options)
+    store = store_of(uri, options)
     written: list[Written] = []
     for partition, part in list(_partitions(rows, partition_columns)):
         folder = "".join(f"{_plain(k)}={_plain(v)}/" for k, v in partition.items())
@@ -75,13 +66,19 @@ def write_files(
         step = max(1, len(part) * FILE_BYTES // max(1, part.nbytes))
         for start in range(0, len(part), step):
             piece = part.slice(start, step)
-            path = f"{folder}part-{job}{uuid.uuid4()}.snappy.parquet"
-            with store.open_output_stream(path) as sink:
-                pq.write_table(piece, sink, write_page_checksum=True, store_schema=False)
-                size = sink.tell()
+            path, size = again(lambda f=folder, p=piece: _write(store, f"{f}part-{job}", p))
             now = int(time.time() * 1000)
             written.append(Written(path, size, partition, statistics_json(piece), now))
     return written
+
+
+def _write(store: pafs.FileSystem, start: str, rows: pa.Table) -> tuple[str, int]:
+    """Write a file of a new name, so that what a try before left is never taken for it."""
+    path = f"{start}{uuid.uuid4()}.snappy.parquet"
+    with store.open_output_stream(path) as sink:
+        pq.write_table(rows, sink, write_page_checksum=True, store_schema=False)
+        size = sink.tell()
+    return path, size
 
 
 def _partitions(
@@ -91,6 +88,8 @@ def _partitions(
         if len(rows):
             yield {}, rows
         return
+    if len(columns) == rows.num_columns:
+        raise LakeError("every column is a partition column, so files would have no rows")
     keys: Any = rows.select(list(columns)).append_column(
         "\0at", pa.array(range(len(rows)), pa.int64())
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from lepton.errors import LakeError
+from lepton.lake.storage import store_of
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 OPERATION = "leptonOperation"
@@ -60,10 +61,7 @@ def log_folder(uri: str, options: Mapping[str, str] | None) -> tuple[pafs.FileSy
     """Return the file system and the path in it of a table's log."""
     if "://" not in uri:
         return pafs.LocalFileSystem(), f"{uri}/_delta_log"
-    from deltalake.fs import DeltaStorageHandler
-
-    handler: Any = DeltaStorageHandler(uri, dict(options) if options else None)
-    return pafs.PyFileSystem(handler), "_delta_log"
+    return store_of(uri, options), "_delta_log"
 
 
 def commit_files(filesystem: pafs.FileSystem, root: str) -> list[int]:

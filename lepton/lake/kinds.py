@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from lepton.errors import LakeError
+from lepton.lake.fields import POSITION
 
 _WIDER = {
     pa.uint8(): pa.int16(),
@@ -31,7 +32,6 @@ _SAME = (
     pa.types.is_string,
     pa.types.is_binary,
     pa.types.is_date32,
-    pa.types.is_decimal128,
 )
 
 
@@ -39,9 +39,16 @@ def storable(schema: pa.Schema) -> pa.Schema:
     """Return the schema in types that a Delta table can have.
 
     Raises:
-        LakeError: a column has a type without a counterpart.
+        LakeError: a column has a type without a counterpart, or a name that it cannot have.
     """
     fields: Any = schema
+    seen: dict[str, str] = {}
+    for name in schema.names:
+        if name == POSITION:
+            raise LakeError(f"a column cannot be called {name}, which lepton needs for itself")
+        if name.lower() in seen:
+            raise LakeError(f"columns {seen[name.lower()]} and {name} are one to Delta: rename one")
+        seen[name.lower()] = name
     return pa.schema([_field(f, f.name) for f in fields])
 
 
@@ -62,6 +69,8 @@ def _kind(kind: Any, path: str) -> Any:
         return pa.binary()
     if pa.types.is_nested(kind):
         return _nested(kind, path)
+    if pa.types.is_decimal(kind) and kind.bit_width <= 128 and kind.scale >= 0:
+        return pa.decimal128(kind.precision, kind.scale)
     if any(holds(kind) for holds in _SAME):
         return kind
     raise LakeError(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote
@@ -24,9 +24,10 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from lepton.errors import LakeError
 from lepton.lake.descriptors import descriptors
-from lepton.lake.fields import Field, fields_of
+from lepton.lake.fields import POSITION, Field, fields_of
 from lepton.lake.history import explain_damage, first_line, refuse_gaps
 from lepton.lake.moments import version_at
+from lepton.lake.storage import again, opened_table
 from lepton.lake.vectors import Vector
 
 READER_FEATURES = frozenset(
@@ -40,10 +41,6 @@ READER_FEATURES = frozenset(
         "vacuumProtocolCheck",
     }
 )
-
-
-POSITION = "__position__"
-"""Name of the int64 column that carries each row's stored position, where it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +122,7 @@ def open_table(
         )
     options = dict(storage_options) if storage_options else None
     try:
-        opened = DeltaTable(uri, storage_options=options)
+        opened = opened_table(uri, options)
     except TableNotFoundError as e:
         raise LakeError(
             f"no Delta table at {uri!r}: check the path, or write one with lepton.write(data, uri)"
@@ -142,7 +139,7 @@ def open_table(
     if not 0 <= version <= newest:
         raise LakeError(f"table {uri!r} has no version {version}: versions 0 to {newest} exist")
     try:
-        opened.load_as_version(version)
+        again(partial(opened.load_as_version, version))
     except (DeltaError, OSError, ValueError) as e:
         said = first_line(e)
         raise LakeError(f"cannot load {uri!r}@{version} (newest: {newest}): {said}") from e
@@ -156,6 +153,10 @@ def load_version(uri: str, number: int, options: tuple[tuple[str, str], ...]) ->
     Raises:
         LakeError: the table needs a reader feature that lepton does not have.
     """
+    return again(lambda: _loaded(uri, number, options))
+
+
+def _loaded(uri: str, number: int, options: tuple[tuple[str, str], ...]) -> Version:
     refuse_gaps(uri, number, dict(options))
     opened = open_table(uri, number, dict(options))
     _check_features(opened, uri, number)

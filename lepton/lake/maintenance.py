@@ -20,7 +20,10 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lepton import telemetry
 from lepton.errors import LakeError
-from lepton.lake.log import Version, open_table
+from lepton.lake.commit import removable as removable_file
+from lepton.lake.delegation import commit_anew, reseal
+from lepton.lake.history import first_line
+from lepton.lake.log import DataFile, Version, open_table
 from lepton.lake.orphans import (
     delete,
     needed_paths,
@@ -30,7 +33,9 @@ from lepton.lake.orphans import (
     storage_of,
 )
 from lepton.lake.predicate import near_names
+from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
+from lepton.lake.spelling import refuse_respelled
 from lepton.telemetry import Carrier
 
 TARGET_BYTES = 100 << 20
@@ -75,6 +80,9 @@ def optimize(
 ) -> Upkeep:
     """Rewrite small files as fewer large ones, in one commit; older versions stay as they were.
 
+    Files with deletion vectors and Z curves are deltalake's work, which a second commit follows:
+    its files are written anew with page checksums.
+
     Args:
         uri: the table.
         zorder: sort by these columns along a Z curve, so that filters on them skip more files;
@@ -99,17 +107,51 @@ def optimize(
         if dry_run:
             chosen = _candidates(before, partition or {}, None if zorder else target_bytes)
             return _told(span, _diff(before, before, chosen))
-        how: dict[str, Any] = {
-            "partition_filters": [(k, "=", str(v)) for k, v in (partition or {}).items()] or None,
-            "target_size": target_bytes,
-        }
+        bins = [] if zorder else _bins(before, partition or {}, target_bytes)
         with _explained("optimize", pinned):
-            rewriter = _opened(pinned).optimize
-            if zorder:
-                rewriter.z_order(list(zorder), **how)
-            else:
-                rewriter.compact(**how)
+            opened = _opened(pinned)
+            rules = _rules(opened, pinned)
+            if zorder or rules is None or not all(removable_file(f) for g in bins for f in g):
+                refuse_respelled(opened, str(pinned))
+                _delegate(opened, zorder or (), partition or {}, target_bytes)
+                reseal(pinned.uri, pinned.version, dict(pinned.options))
+            elif bins:
+                _compact(opened, rules, pinned, before, bins)
         return _told(span, _diff(before, _newest(pinned)))
+
+
+def _rules(opened: DeltaTable, pinned: Snapshot) -> Rules | None:
+    """The table's rules; None where it asks for what only others can write."""
+    try:
+        return rules_of(opened, pinned.uri)
+    except LakeError:
+        return None
+
+
+def _compact(
+    opened: DeltaTable,
+    rules: Rules,
+    pinned: Snapshot,
+    version: Version,
+    bins: Sequence[Sequence[DataFile]],
+) -> None:
+    options = dict(pinned.options)
+    if not commit_anew(opened, rules, version, bins, "OPTIMIZE", options=options):
+        raise CommitFailedError("another commit came first")
+
+
+def _delegate(
+    opened: DeltaTable, zorder: Sequence[str], partition: Mapping[str, Any], target_bytes: int
+) -> None:
+    """What deltalake has to do: Z curves, and files that only it can remove."""
+    how: dict[str, Any] = {
+        "partition_filters": [(k, "=", str(v)) for k, v in partition.items()] or None,
+        "target_size": target_bytes,
+    }
+    if zorder:
+        opened.optimize.z_order(list(zorder), **how)
+    else:
+        opened.optimize.compact(**how)
 
 
 def vacuum(
@@ -213,7 +255,9 @@ def restore(
             change = _diff(before, wanted.load())
             return _told(span, replace(change, version=pinned.version, dry_run=dry_run))
         with _explained(f"restore version {version} of", pinned):
-            _opened(pinned).restore(version)
+            opened = _opened(pinned)
+            refuse_respelled(opened, str(pinned))
+            opened.restore(version)
         return _told(span, _diff(before, _newest(pinned)))
 
 
@@ -241,14 +285,16 @@ def _explained(what: str, pinned: Snapshot) -> Generator[None]:
     try:
         yield
     except CommitFailedError as e:
+        if "nsupported" in str(e):  # deltalake's way to say that it lacks a feature
+            raise LakeError(f"cannot {what} table {pinned}: {first_line(e)}") from e
         raise LakeError(
             f"cannot {what} table {pinned}: another writer changed it meanwhile; nothing was "
-            f"committed, so try again: {e}"
+            f"committed, so try again: {first_line(e)}"
         ) from e
     except (DeltaError, OSError, ValueError) as e:
         raise LakeError(
-            f"cannot {what} table {pinned}: {e}; the table is as it was: see whether its files "
-            "are all there and whether deltalake can write its features"
+            f"cannot {what} table {pinned}: {first_line(e)}; the table is as it was: see whether "
+            "its files are all there and whether deltalake can write its features"
         ) from e
 
 
@@ -295,12 +341,32 @@ def _diff(before: Version, after: Version, chosen: Sequence[str] | None = None) 
 
 def _candidates(version: Version, partition: Mapping[str, Any], below: int | None) -> list[str]:
     """Files of the partition, and with a size limit those below it that have company."""
+    groups = _groups(version, partition, below)
+    return [f.path for files in groups if below is None or len(files) > 1 for f in files]
+
+
+def _groups(
+    version: Version, partition: Mapping[str, Any], below: int | None
+) -> list[list[DataFile]]:
     sizes = _sizes(version)
-    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[DataFile]] = defaultdict(list)
     for file in version.files:
         same = all(str(file.partition.get(k)) == str(v) for k, v in partition.items())
         if same and (below is None or sizes[file.path] < below):
-            groups[tuple(file.partition.get(c) for c in version.partition_columns)].append(
-                file.path
-            )
-    return [p for paths in groups.values() if below is None or len(paths) > 1 for p in paths]
+            groups[tuple(file.partition.get(c) for c in version.partition_columns)].append(file)
+    return list(groups.values())
+
+
+def _bins(version: Version, partition: Mapping[str, Any], target: int) -> list[list[DataFile]]:
+    """Files to write as one, of about the target's bytes together."""
+    sizes = _sizes(version)
+    bins: list[list[DataFile]] = []
+    for files in _groups(version, partition, target):
+        filled = target
+        for file in files:
+            if filled + sizes[file.path] > target:
+                bins.append([])
+                filled = 0
+            bins[-1].append(file)
+            filled += sizes[file.path]
+    return [files for files in bins if len(files) > 1]

@@ -14,13 +14,13 @@ from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 from deltalake import DeltaTable
-from deltalake.fs import DeltaStorageHandler
 
 from lepton.errors import LakeError
 from lepton.lake.history import actions_of, commit_files, log_folder
 from lepton.lake.log import load_version
 from lepton.lake.paths import path_of
 from lepton.lake.snapshot import Snapshot
+from lepton.lake.storage import store_of
 from lepton.lake.vectors import Vector, file_of, vector_of
 
 _INTERVAL = re.compile(r"(?:interval\s+)?(\d+)\s+(minute|hour|day|week)s?", re.IGNORECASE)
@@ -124,8 +124,7 @@ def storage_of(pinned: Snapshot) -> tuple[pafs.FileSystem, str]:
     """Return the file system that holds the table, and the table's path in it, slash included."""
     if "://" not in pinned.uri:
         return pafs.LocalFileSystem(), f"{pinned.uri}/"
-    handler: Any = DeltaStorageHandler(pinned.uri, dict(pinned.options) or None)
-    return pafs.PyFileSystem(handler), ""
+    return store_of(pinned.uri, dict(pinned.options)), ""
 
 
 def removable(

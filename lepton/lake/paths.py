@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.fs as pafs
+
+from lepton.lake.storage import store_of
 
 
 def path_of(uri: str, path: str) -> str:
@@ -22,8 +23,5 @@ def located(full: str, options: Mapping[str, str] | None) -> tuple[pafs.FileSyst
     """Return the file system that holds a full path, and the path in it."""
     if "://" not in full:
         return pafs.LocalFileSystem(), full
-    from deltalake.fs import DeltaStorageHandler
-
     folder, _, name = full.rpartition("/")
-    handler: Any = DeltaStorageHandler(folder, dict(options) if options else None)
-    return pafs.PyFileSystem(handler), name
+    return store_of(folder, options), name

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
 from lepton.lake.checksums import page_checked, verifies_pages
 from lepton.lake.deletions import deleted_of, mask_of
-from lepton.lake.fields import Field, convert, has_ids, locate, nulls
+from lepton.lake.fields import POSITION, Field, convert, has_ids, locate, nulls
 from lepton.lake.groups import may_match
-from lepton.lake.log import POSITION, DataFile, Version
-from lepton.lake.paths import path_of
+from lepton.lake.log import DataFile, Version
+from lepton.lake.paths import located, path_of
+from lepton.lake.storage import store_of
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -381,11 +381,11 @@ def _opened(
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         buffer: Any = pa.py_buffer
         return mapped, pa.BufferReader(buffer(mapped))
-    from deltalake.fs import DeltaStorageHandler
-
-    handler: Any = DeltaStorageHandler(uri, dict(options) if options else None)
-    filesystem = pafs.PyFileSystem(handler)
-    return None, filesystem.open_input_file(full.removeprefix(uri.rstrip("/") + "/"))
+    inside = f"{uri.rstrip('/')}/"
+    if not full.startswith(inside):
+        store, name = located(full, options)
+        return None, store.open_input_file(name)
+    return None, store_of(uri, options).open_input_file(full.removeprefix(inside))
 
 
 def _repeat(value: Any, field: Field, rows: int) -> Any:

@@ -7,15 +7,16 @@ table, whatever other commits come meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from lepton.lake.fields import POSITION
 from lepton.lake.files import Written, write_files
-from lepton.lake.log import POSITION, DataFile, Version
+from lepton.lake.log import DataFile, Version
 from lepton.lake.rows import align, comparable
 from lepton.lake.rules import Rules
 from lepton.lake.snapshot import Snapshot
@@ -39,7 +40,7 @@ class Target:
 
     version: Version
     rules: Rules
-    options: Mapping[str, str] | None
+    options: Mapping[str, str] | None = field(repr=False)
     job: str
 
     def view(self) -> Snapshot:

@@ -46,8 +46,10 @@ from lepton.lake.replacement import (
     replaced,
     without,
 )
+from lepton.lake.rows import align
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot
+from lepton.lake.storage import TRIES, opened_table, passes
 
 ATTEMPTS = 60
 GROUP_BYTES = 64 * 2**20  # of rows to insert that are worth a file
@@ -94,7 +96,7 @@ class Change:
     where: str | None
     txn: tuple[str, int] | None
     uri: str
-    options: Mapping[str, str] | None
+    options: Mapping[str, str] | None = field(repr=False)
 
 
 class Unfit(Exception):  # noqa: N818 - no error: deltalake does it then
@@ -111,47 +113,28 @@ def rewrite(opened: DeltaTable, rules: Rules, source: Source, change: Change) ->
     """
     if rules.feed:
         raise Unfit("a change data feed")
-    work = _Work(source, rules, change)
-    mark, since = uuid.uuid4().hex, opened.version()
+    work = _Work(source, rules, change, opened.version())
     failure: Exception | None = None
     with work.tidied():
-        for attempt in range(1 if change.where is not None else ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(random.uniform(0, min(1.0, 0.02 * 2**attempt)))  # noqa: S311 (no secret)
                 opened = _opened(change)
-            added, removed = work.files(opened)
-            if not added and not removed and change.txn is None:
+            failure = work.commit(opened)
+            if failure is None or work.over(failure):
                 return
-            verify(added, change.uri, change.options)
-            work.sent = True
-            try:
-                commit_changes(
-                    opened,
-                    rules,
-                    added,
-                    removed,
-                    operation=change.operation,
-                    txn=change.txn,
-                    mark=mark,
-                )
-            except (DeltaError, OSError, ValueError) as e:
-                failure = e
-            else:
-                work.committed = added
-                return
-            newest = _opened(change)
-            ours = landed(change.uri, since, newest.version(), mark, change.options)
-            work.sent, work.committed = False, added if ours else []
-            if ours or reached(newest, change.txn):
-                return  # by this process, whose answer was lost on the way, or by another one
-            if replace(rules_of(newest, change.uri), what=rules.what) != rules:
+            if not work.hopeful:
                 break
-            if not isinstance(failure, CommitFailedError):
-                told = first_line(failure)
-                raise LakeError(
-                    f"cannot commit to table {rules.what}; nothing was written: {told}"
-                ) from failure
-        raise conflict(_opened(change), since, change.uri) from failure
+        raise _unable(failure, rules, change, work.since) from failure
+
+
+def _unable(failure: Exception | None, rules: Rules, change: Change, since: int) -> LakeError:
+    """The error that says why a change came to nothing."""
+    newest = _opened(change)
+    if newest.version() > since:
+        return conflict(newest, since, change.uri)
+    told = "" if failure is None else first_line(failure)
+    return LakeError(f"cannot commit to table {rules.what}; nothing was written: {told}")
 
 
 def write_all(
@@ -160,15 +143,32 @@ def write_all(
     """Write all rows of a source as data files of a new table; on failure none is left."""
     change = Change(operation="MERGE", where=None, txn=None, uri=uri, options=options)
     version = Version(uri=uri, number=-1, fields=(), partition_columns=(), files=(), table_id="new")
-    work = _Work(source, rules, change)
+    work = _Work(source, rules, change, -1)
     with work.tidied():
         work.insert(Target(version=version, rules=rules, options=options, job=source.job), [])
         work.committed = work.added  # by the caller
     return work.added
 
 
+def written_wider(
+    opened: DeltaTable, rules: Rules, uri: str, options: Mapping[str, str] | None
+) -> list[Written]:
+    """Write every row of a table anew for other rules; on failure no file is left."""
+    pairs = tuple(sorted((options or {}).items()))
+    version = Snapshot(uri=uri, version=opened.version(), options=pairs).load()
+    target = Target(version=version.without_files(), rules=rules, options=options, job="")
+    written: list[Written] = []
+    try:
+        for file in version.files:
+            written += target.write(align(target.rows(file), rules.schema, fill=True))
+    except BaseException:
+        discard(written, uri, options)
+        raise
+    return written
+
+
 def _opened(change: Change) -> DeltaTable:
-    return DeltaTable(change.uri, storage_options=dict(change.options) if change.options else None)
+    return opened_table(change.uri, change.options)
 
 
 def _refuse(files: Sequence[DataFile]) -> None:
@@ -184,13 +184,58 @@ class _Work:
     source: Source
     rules: Rules
     change: Change
+    since: int
     found: dict[str, Ints | None] = field(default_factory=dict[str, "Ints | None"])
     replaced: dict[str, list[Written]] = field(default_factory=dict[str, "list[Written]"])
     added: list[Written] = field(default_factory=list["Written"])
     taken: bytes | None = None
     written: list[Written] = field(default_factory=list["Written"])
+    newest: list[Written] = field(default_factory=list["Written"])
     committed: list[Written] = field(default_factory=list["Written"])
     sent: bool = False
+    hopeful: bool = True
+    troubles: int = 0
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def commit(self, opened: DeltaTable) -> Exception | None:
+        """Try to commit as the next version; return why it failed, if it did."""
+        change = self.change
+        added, removed = self.files(opened)
+        if not added and not removed and change.txn is None:
+            return None
+        verify(added, change.uri, change.options)
+        self.sent = True
+        try:
+            commit_changes(
+                opened,
+                self.rules,
+                added,
+                removed,
+                operation=change.operation,
+                txn=change.txn,
+                mark=self.mark,
+            )
+        except (DeltaError, OSError, ValueError) as e:
+            return e
+        self.committed = added
+        return None
+
+    def over(self, failure: Exception) -> bool:
+        """Whether the change is there after a failed commit; else see whether to try again."""
+        change, newest = self.change, _opened(self.change)
+        ours = landed(change.uri, self.since, newest.version(), self.mark, change.options)
+        self.sent, self.committed = False, self.newest if ours else []
+        if ours or reached(newest, change.txn):
+            return True  # by this process, whose answer was lost on the way, or by another one
+        if replace(rules_of(newest, change.uri), what=self.rules.what) != self.rules:
+            self.hopeful = False
+        if change.where is not None and newest.version() > self.since:
+            self.hopeful = False
+        if not isinstance(failure, CommitFailedError):
+            self.troubles += 1
+            if self.troubles == TRIES or not passes(failure):
+                self.hopeful, self.sent = False, True  # for all we know it is still on its way
+        return False
 
     @contextmanager
     def tidied(self) -> Generator[None]:
@@ -222,7 +267,8 @@ class _Work:
             touched = self._merged(target, version)
         else:
             touched = self._replacing(target, view.where(self.change.where))
-        return [w for f in touched for w in self.replaced[f.path]] + self.added, touched
+        self.newest = [w for f in touched for w in self.replaced[f.path]] + self.added
+        return self.newest, touched
 
     def _merged(self, target: Target, version: Version) -> list[DataFile]:
         source, keys = self.source, self.source.keys

@@ -168,21 +168,36 @@ def _cast(column: Any, field: Any) -> Any:
         raise LakeError(f"{told}; convert it first")
     try:
         cast = column.cast(field.type)
-        same = not pa.types.is_floating(field.type) or cast.cast(column.type).equals(column)
+        same = _same_values(column.combine_chunks(), cast.combine_chunks())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
         raise LakeError(f"{told}: {str(e).splitlines()[0]}") from e
-    if not same and not _same_floats(column, cast):
+    if not same:
         raise LakeError(f"{told}, with values that {field.type} cannot hold exactly")
     return cast
 
 
-def _same_floats(column: Any, cast: Any) -> bool:
-    """Whether the values survived, NaN included (which equals nothing)."""
-    if not pa.types.is_floating(column.type):
-        return False
-    back = cast.cast(column.type)
-    equal = pc.or_kleene(pc.equal(back, column), pc.and_(pc.is_nan(back), pc.is_nan(column)))
+def _same_values(given: Any, cast: Any) -> bool:
+    """Whether values survived a cast that may have rounded them; NaN is the same as NaN."""
+    kind = given.type
+    if pa.types.is_nested(kind):
+        return all(_same_values(a, b) for a, b in zip(_members(given), _members(cast), strict=True))
+    if not pa.types.is_floating(kind) and not pa.types.is_floating(cast.type):
+        return True
+    if pa.types.is_float16(kind) and pa.types.is_floating(cast.type):
+        return True  # which holds every one of them, and compares none of it
+    back = cast.cast(kind)
+    equal = pc.equal(back, given)
+    if pa.types.is_floating(kind):
+        equal = pc.or_kleene(equal, pc.and_(pc.is_nan(back), pc.is_nan(given)))
     return bool(pc.all(equal, min_count=0).as_py())
+
+
+def _members(array: Any) -> list[Any]:
+    """What is inside a nested array's values that are there."""
+    there, kind = array.filter(array.is_valid()), array.type
+    if pa.types.is_struct(kind):
+        return [pc.struct_field(there, [i]) for i in range(kind.num_fields)]
+    return [there.keys, there.items] if pa.types.is_map(kind) else [there.flatten()]
 
 
 def fits(given: Any, wanted: Any) -> bool:

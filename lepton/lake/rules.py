@@ -7,9 +7,9 @@ Requirements"): a table that asks for more is refused by the feature's name, bef
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -31,6 +31,7 @@ WRITER_FEATURES = frozenset(
         "v2Checkpoint",
     }
 )
+_RULES = ("delta.invariants", "delta.generationExpression")
 _CONSTRAINT = "delta.constraints."
 
 
@@ -103,11 +104,29 @@ def _refuse(
             asks.append(f"generatedColumns (column {spec['name']})")
         if any(k.startswith("delta.identity.") for k in keys):
             asks.append(f"identityColumns (column {spec['name']})")
+    asks += [f"{key} inside column {name}" for name, key in _inside(specs)]
     if asks:
         raise LakeError(
             f"table {what} asks its writers for {', '.join(asks)}, which lepton does not do; "
             "write to it with the engine that made it, or to a copy without this"
         )
+
+
+def _inside(specs: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Rules of fields inside columns."""
+    for spec in specs:
+        waiting: list[Any] = [spec["type"]]
+        while waiting:
+            at = waiting.pop()
+            if not isinstance(at, dict):
+                continue
+            kind = cast("dict[str, Any]", at)
+            members: list[dict[str, Any]] = kind.get("fields") or []
+            for member in members:
+                keys: dict[str, Any] = member.get("metadata") or {}
+                yield from ((spec["name"], key) for key in keys if key in _RULES)
+            waiting += [m["type"] for m in members]
+            waiting += [kind.get(k) for k in ("elementType", "keyType", "valueType")]
 
 
 def _invariants(specs: list[dict[str, Any]]) -> dict[str, str]:

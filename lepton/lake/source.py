@@ -6,7 +6,7 @@ They are aligned and checked before anything of them is written; on bad rows not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ class Place:
     """Where rows go: the table, the columns that identify a row, the rows that they replace."""
 
     path: str
-    options: dict[str, str] | None
+    options: dict[str, str] | None = field(repr=False)
     key: tuple[str, ...] = ()
     where: str | None = None
     deletes: bool = False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,11 +29,13 @@ from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
 from lepton.lake.files import Written
 from lepton.lake.kinds import storable
-from lepton.lake.rewrite import Change, Operation, Unfit, rewrite
+from lepton.lake.rewrite import Change, Operation, Unfit, rewrite, written_wider
 from lepton.lake.rows import check_names
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
 from lepton.lake.source import Place, Rows, gathered
+from lepton.lake.spelling import refuse_respelled
+from lepton.lake.storage import opened_table, table_or_none
 
 Mode = Literal["append", "overwrite", "merge", "delete", "replace_where"]
 _OPERATIONS: dict[Mode, Operation] = {
@@ -76,7 +78,7 @@ def write(
         evolve: let the table's schema grow, for ``append`` and ``overwrite``: ``add`` adds the
             columns that it does not have, NULL in older rows, in a commit of their own just
             before the rows'; ``widen`` also takes wider types, where ``overwrite`` writes every
-            file anew.
+            file anew; ``rewrite`` does that for ``append``, in one commit that loses to any other.
         storage_options: as deltalake takes them.
 
     Raises:
@@ -117,7 +119,7 @@ class _Asked:
     partition_by: tuple[str, ...] | None
     txn: tuple[str, int] | None
     evolve: Evolve | None
-    options: dict[str, str] | None
+    options: dict[str, str] | None = field(repr=False)
 
     def __post_init__(self) -> None:
         mode, evolve = self.mode, self.evolve
@@ -128,8 +130,8 @@ class _Asked:
             raise ValueError("key= names the identifying columns of mode='merge' or 'delete' only")
         if (mode == "replace_where") != (self.where is not None):
             raise ValueError("where= is the condition of mode='replace_where', and only of it")
-        if evolve not in (None, "add", "widen"):
-            raise ValueError(f"evolve {evolve!r} is not add or widen")
+        if evolve not in (None, *get_args(Evolve)):
+            raise ValueError(f"evolve {evolve!r} is none of {', '.join(get_args(Evolve))}")
         if evolve and mode in _OPERATIONS:
             raise ValueError(f"evolve= goes with append and overwrite, not with mode={mode!r}")
 
@@ -157,11 +159,13 @@ def _write(data: Any, asked: _Asked) -> None:
     try:
         if rules.append_only and asked.mode != "append":
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
+        if opened is not None and asked.mode == "overwrite":
+            refuse_respelled(opened, rules.what)
         grown = _grown(rows, rules, asked)
         if opened is not None and asked.mode in _OPERATIONS:
             _rewrite(opened, rules, rows, asked)
             return
-        files = rows.write(replace(rules, schema=grown.schema))
+        files = _files(opened, rows, rules, grown, asked)
     except LakeError as e:
         if type(e) is not LakeError:
             raise
@@ -173,9 +177,7 @@ def _write(data: Any, asked: _Asked) -> None:
 
 
 def _opened(path: str, options: dict[str, str] | None) -> DeltaTable | None:
-    if not DeltaTable.is_deltatable(path, options):
-        return None
-    return DeltaTable(path, storage_options=options)
+    return table_or_none(path, options)
 
 
 def _make(rules: Rules, rows: Rows, files: Sequence[Written], asked: _Asked) -> None:
@@ -226,7 +228,8 @@ def _commit(
     if reached(opened, asked.txn):
         discard(files, path, options)
         return
-    if grown.added:
+    anew = bool(grown.widened) and asked.mode == "append"
+    if grown.added and not anew:
         opened, rules = add_columns(opened, rules, grown, files, uri=path, options=options)
     text = opened.schema().to_json()
     if grown.widened:
@@ -236,11 +239,31 @@ def _commit(
         rules,
         files,
         uri=path,
-        mode="overwrite" if asked.mode == "overwrite" else "append",
+        mode="overwrite" if anew or asked.mode == "overwrite" else "append",
+        next_only=anew,
         txn=asked.txn,
         schema=Schema.from_json(text),
         options=options,
     )
+
+
+def _files(
+    opened: DeltaTable | None, rows: Rows, rules: Rules, grown: Evolution, asked: _Asked
+) -> list[Written]:
+    """Write the rows, and where types become wider for an append all rows of the table anew."""
+    wider = replace(rules, schema=grown.schema)
+    files = rows.write(wider)
+    if opened is None or not grown.widened or asked.mode != "append":
+        return files
+    try:
+        if rules.append_only or rules.feed:
+            why = "append-only" if rules.append_only else "keeping a change data feed"
+            raise LakeError(f"it is {why}, so evolve='rewrite' is refused")
+        refuse_respelled(opened, rules.what)
+        return files + written_wider(opened, wider, asked.path, asked.options)
+    except BaseException:
+        discard(files, asked.path, asked.options)
+        raise
 
 
 def _grown(rows: Rows, rules: Rules, asked: _Asked) -> Evolution:
@@ -252,7 +275,7 @@ def _grown(rows: Rows, rules: Rules, asked: _Asked) -> Evolution:
             rows.needed_schema(),
             asked.evolve,
             partition_columns=rules.partition_columns,
-            anew=asked.mode == "overwrite",
+            anew=asked.mode == "overwrite" or asked.evolve == "rewrite",
         )
     if rows.schema is not None:
         check_names(rows.schema.names, grown.schema, fill=asked.mode == "delete")
@@ -263,7 +286,7 @@ def _made_meanwhile(
     path: str, rules: Rules, files: Sequence[Written], options: dict[str, str] | None
 ) -> tuple[DeltaTable, Rules]:
     """Open the table that another process made first, if it is the same kind of table."""
-    opened = DeltaTable(path, storage_options=options)
+    opened = opened_table(path, options)
     made = rules_of(opened, path)
     same = (made.schema, made.partition_columns) == (rules.schema, rules.partition_columns)
     if not same or made.constraints:
@@ -287,6 +310,8 @@ def _new_rules(given: pa.Schema, path: str, partition_by: Sequence[str] | None) 
         raise LakeError(f"new table {path!r}: no column {unknown} to partition by")
     try:
         kept = storable(given)
+        if parts and set(parts) == set(given.names):
+            raise LakeError("every column is a partition column, so files would have no rows")
     except LakeError as e:
         raise LakeError(f"cannot make table {path!r}; nothing was written: {e}") from e
     fields = fields_of(Schema.from_arrow(kept).to_json(), "none")

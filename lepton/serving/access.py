@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lepton.errors import ServingError
 from lepton.serving.forms import problem
 
 VARIABLE = "LEPTON_SERVE_TOKENS"
 FEWEST_CHARACTERS = 16
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
 """Probes have no tokens: of a ready replica they learn the status and nothing else."""
 
@@ -75,6 +77,26 @@ def grants_in(environment: Mapping[str, str]) -> tuple[Grant, ...] | None:
             raise ValueError(f"entry {at} of {VARIABLE} must be NAME=TOKEN")
         found.append(grant(name, token.strip()))
     return tuple(found)
+
+
+def refuse_strangers(
+    host: str | None, grants: Sequence[Grant] | None, environment: Mapping[str, str]
+) -> None:
+    """See to it that nothing is served to other machines by mistake.
+
+    Args:
+        host: that the ingress listens on; None is loopback.
+        grants: who may ask: None where nothing was said, empty for everybody.
+        environment: may have tokens.
+
+    Raises:
+        ServingError: other machines can reach it, and nobody said who may ask.
+    """
+    if grants is None and VARIABLE not in environment and (host or LOOPBACK[0]) not in LOOPBACK:
+        raise ServingError(
+            f"Serve listens on {host}, which other machines can reach, and there are no tokens: "
+            f"set {VARIABLE}, or say Service(access=()) to let everybody ask"
+        )
 
 
 class Access:

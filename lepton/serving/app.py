@@ -17,9 +17,9 @@ from ray.serve.exceptions import RayServeException
 
 from lepton import cluster
 from lepton.errors import ServingError
-from lepton.serving.access import VARIABLE, grants_in
+from lepton.serving.access import grants_in, refuse_strangers
 from lepton.serving.client import App
-from lepton.serving.service import Service, replicas_of, service_of
+from lepton.serving.service import POLICY, Service, replicas_of, service_of
 from lepton.serving.shared import JOINT, SharedReplica, models_of
 from lepton.telemetry import Carrier
 
@@ -28,7 +28,6 @@ PREFIX = "lepton-"
 """Of the names of applications: the rest is the models, joined."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -69,7 +68,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         logging_config=QUIET,
     )
     models = models_of(args["model"])
-    return deployment.bind(models, args["home"], args.get("trace"), service)
+    told = replace(service, policy=POLICY)  # a person's function is the controller's alone
+    return deployment.bind(models, args["home"], args.get("trace"), told)
 
 
 def start(
@@ -136,7 +136,8 @@ def serve_all(
     if name not in running or running[name].status != "RUNNING":
         args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
         args |= {"service": service or Service()}
-        _refuse_strangers(service or Service(), JOINT.join(together))
+        for host in (_client().http_config.host, service and service.grpc_host):
+            refuse_strangers(host, service and service.access, os.environ)
         _run(name, args)
     return {model: _app(model, name) for model in together}
 
@@ -179,16 +180,6 @@ def _application_of(model: str) -> str | None:
 def _app(model: str, name: str) -> App:
     url = f"{_base_url()}/{name.removeprefix(PREFIX)}"
     return App(model, url, os.environ.get("LEPTON_SERVE_TOKEN", ""), name)
-
-
-def _refuse_strangers(service: Service, model: str) -> None:
-    """Nothing is served to other machines by mistake."""
-    host = _client().http_config.host or "127.0.0.1"
-    if service.access is None and VARIABLE not in os.environ and host not in LOOPBACK:
-        raise ServingError(
-            f"Serve listens on {host}, which other machines can reach, and model {model!r} has no "
-            f"tokens: set {VARIABLE}, or say Service(access=()) to let everybody ask"
-        )
 
 
 def leave() -> None:

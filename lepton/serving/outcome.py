@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,12 @@ from lepton.serving.answers import Answer, AnswerLog
 from lepton.serving.arrays import Arrays
 from lepton.serving.following import Resident
 from lepton.serving.protocol import Inquiry
-from lepton.telemetry import Carrier, Spool, carrier_of
+from lepton.telemetry import Carrier, Common, Spool, traceparent_in
 
 SLOW_S = 1.0
 """From when on a request is slow: its span is recorded though its trace is not sampled."""
-_TRACED = (b"traceparent", b"baggage")
+MOST_COMMON = 1000
+"""Kinds of answers whose spans' common part is kept; then it begins anew."""
 
 
 @dataclass
@@ -56,39 +57,45 @@ class Keeper:
         self._directory = directory
         self._spans = spans
         self._answers = answers
+        self._commons: dict[tuple[object, ...], Common] = {}
 
-    def span(self, headers: Iterable[tuple[bytes, bytes]], came: Outcome) -> Carrier:
-        """Leave a request's span, under the one that its headers tell of; return its carrier."""
-        came_with = {name: value for name, value in headers if name in _TRACED}
-        trace, baggage = (came_with.get(k, b"").decode("latin-1") for k in _TRACED)
-        parent = carrier_of(trace, self._directory, baggage=baggage)
-        took = (time.time_ns() - came.began_ns) / 1e9
-        return self._spans.add(
-            "lepton.request",
-            parent,
-            came.began_ns,
-            kind="server",
-            error=came.kind,
-            certain=came.status >= 500 or took > SLOW_S,
-            links=[came.version.traceparent],
-            attributes={
-                **self._about(came),
-                "lepton.checkpoint.trace": came.version.traceparent,
-            },
-        )
+    def span(self, headers: Mapping[bytes, bytes], came: Outcome) -> str:
+        """Leave a request's span, under the one that its headers tell of; return its traceparent.
 
-    def span_within(self, request: Carrier, came: Outcome) -> None:
+        What it shares with those of the same answer is made once.
+        """
+        parent = traceparent_in(headers.get(b"traceparent"))
+        rows = len(came.inquiry.rows) if came.inquiry else 0
+        key = (came.version.version, came.variant, came.status, came.kind, rows)
+        common = self._commons.get(key) or self._common(key, came)
+        certain = came.status >= 500 or time.time_ns() - came.began_ns > SLOW_S * 1e9
+        return self._spans.leave(common, parent, came.began_ns, certain=certain)
+
+    def _common(self, key: tuple[object, ...], came: Outcome) -> Common:
+        if len(self._commons) >= MOST_COMMON:
+            self._commons.clear()
+        trace = came.version.traceparent
+        about = {**self._about(came), "lepton.checkpoint.trace": trace}
+        found = Common("lepton.request", "server", came.kind, [trace], about)
+        self._commons[key] = found
+        return found
+
+    def carrier(self, traceparent: str) -> Carrier:
+        """Return what goes on from a request's span."""
+        return Carrier(traceparent, self._directory)
+
+    def span_within(self, request: str, came: Outcome) -> None:
         """Leave the span of what was asked besides, because of a request."""
         self._spans.add(
             "lepton.request",
-            request,
+            self.carrier(request),
             came.began_ns,
             error=came.kind,
             links=[came.version.traceparent],
             attributes=self._about(came),
         )
 
-    def row(self, came: Outcome, identity: str, span: Carrier) -> None:
+    def row(self, came: Outcome, identity: str, traceparent: str) -> None:
         """Leave a request's row (one for each of its own)."""
         self._answers.add(
             Answer(
@@ -97,7 +104,7 @@ class Keeper:
                 version=came.version.version,
                 variant=came.variant,
                 status=came.status,
-                trace_id=span.trace_id,
+                trace_id=traceparent[3:35],
                 latency_ms=(time.time_ns() - came.began_ns) / 1e6,
                 rows=came.inquiry.rows if came.inquiry and came.status == 200 else None,
                 outputs=came.outputs,

@@ -67,14 +67,14 @@ class Quick:
         identity = inquiry.identity or f"{random.getrandbits(128):032x}"
         content, length = reply_of(self._model, version.version, identity, outputs, inquiry)
         came = Outcome(version, "champion", began_ns, inquiry=inquiry, outputs=outputs)
-        span = self._keeper.span(headers.items(), came)
+        span = self._keeper.span(headers, came)
         self._keeper.row(came, identity, span)
         self._answered += 1
         told = [
             (b"content-type", _JSON if length is None else _RAW),
             (b"content-length", str(len(content)).encode()),
             (b"x-request-id", headers.get(b"x-request-id") or identity.encode()),
-            (b"traceparent", span.traceparent.encode()),
+            (b"traceparent", span.encode()),
             (b"baggage", version.baggage.encode()),
             (b"x-lepton-version", str(version.version).encode()),
             (b"x-lepton-replica", self._replica),

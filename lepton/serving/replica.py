@@ -231,9 +231,12 @@ class Replica:
         await self._answer(request, came, plain=plain)
         given = came.inquiry.identity if came.inquiry else ""
         identity = given or f"{random.getrandbits(128):032x}"
-        span = self._keeper.span(request.scope["headers"], came)
+        span = self._keeper.span(dict(request.scope["headers"]), came)
         if came.failure is not None:
-            told: dict[str, Any] = {"exc_info": came.failure, "extra": {"carrier": span}}
+            told: dict[str, Any] = {
+                "exc_info": came.failure,
+                "extra": {"carrier": self._keeper.carrier(span)},
+            }
             log.error("replica of %s failed a request", self._model, **told)
         if came.status in (200, 500, 504):  # a 503 says nothing about the version: it was not run
             self._keeper.row(came, identity, span)
@@ -244,7 +247,7 @@ class Replica:
         else:
             version = (self._model, chosen.version)
             reply = reply_to(request, came.inquiry, version, identity, came.outputs)
-        reply.headers["traceparent"] = span.traceparent
+        reply.headers["traceparent"] = span
         reply.headers["baggage"] = chosen.baggage
         reply.headers["x-lepton-version"] = str(chosen.version)
         reply.headers["x-lepton-replica"] = self._name
@@ -271,7 +274,7 @@ class Replica:
             came.fail(500, f"{type(e).__name__}: {e}", type(e).__name__)
             came.failure = e
 
-    def _mirror(self, came: Outcome, identity: str, span: Carrier) -> None:
+    def _mirror(self, came: Outcome, identity: str, span: str) -> None:
         """Ask the shadow the same, if there is one; nobody waits for what it says."""
         now = self._follower.now
         if now.shadow is None or came.inquiry is None or len(self._mirrors) >= MOST_MIRRORED:
@@ -282,7 +285,7 @@ class Replica:
             self._mirrors.add(task)
             task.add_done_callback(self._mirrors.discard)
 
-    async def _ask_shadow(self, asked: Outcome, identity: str, span: Carrier) -> None:
+    async def _ask_shadow(self, asked: Outcome, identity: str, span: str) -> None:
         assert asked.inquiry is not None  # noqa: S101 - it was just answered
         await asyncio.sleep(0)  # the answer goes out first
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,6 +21,8 @@ class Service:
     Attributes:
         grpc_port: where it speaks the Open Inference Protocol over gRPC, too: a port, the same on
             every node, or 0 for a free one; None leaves gRPC out.
+        grpc_host: that it listens on for that; ``0.0.0.0`` lets other machines ask, who then need
+            a token unless ``access`` says otherwise.
         access: who may ask, from :func:`lepton.serving.access.grant`; empty for everybody. None
             takes the tokens of ``LEPTON_SERVE_TOKENS`` (``name=token,name=token``); where that is
             not set, everybody may ask over loopback, and nothing is served to other machines.
@@ -35,6 +38,7 @@ class Service:
     """
 
     grpc_port: int | None = None
+    grpc_host: str = "127.0.0.1"
     access: tuple[Grant, ...] | None = None
     policy: str | Callable[..., Any] = POLICY
     ongoing: float = 4.0
@@ -52,6 +56,7 @@ class Service:
                 f"grow_after_s, shrink_after_s and sleep_after_s must be at least 0 and ongoing "
                 f"above 0, not {times} and {self.ongoing!r}"
             )
+        _check_policy(self.policy)
         wrong = {n: v for n, v in self.resources.items() if not 0 <= v < math.inf}
         if wrong:
             raise ValueError(f"resources {wrong} must be numbers of at least 0")
@@ -59,6 +64,11 @@ class Service:
             given = cast("list[Any]", list(self.access))  # of a configuration file: mappings
             grants = tuple(g if isinstance(g, Grant) else Grant(**g) for g in given)
             object.__setattr__(self, "access", grants)
+
+    @property
+    def grpc_address(self) -> str:
+        """Where a replica listens, host:port; empty where gRPC is left out."""
+        return f"{self.grpc_host}:{self.grpc_port}" if self.grpc_port else ""
 
     @property
     def threads(self) -> int:
@@ -72,6 +82,21 @@ class Service:
         known = {named[n]: v for n, v in self.resources.items() if n in named}
         own = {n: v for n, v in self.resources.items() if n not in named}
         return {"num_cpus": REPLICA_CPUS, **known, **({"resources": own} if own else {})}
+
+
+def _check_policy(policy: str | Callable[..., Any]) -> None:
+    """Ray Serve finds a policy again by its name."""
+    if isinstance(policy, str):
+        module, _, name = policy.partition(":")
+        found = bool(module and name)
+    else:
+        home = sys.modules.get(getattr(policy, "__module__", ""))
+        found = getattr(home, getattr(policy, "__name__", ""), None) is policy
+    if not found:
+        raise ValueError(
+            f"policy={policy!r} must be a function of a module (no lambda, no inner function), or "
+            "'module:function'"
+        )
 
 
 def replicas_of(given: int | tuple[int, int], service: Service | None = None) -> tuple[int, int]:

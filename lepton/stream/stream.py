@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -150,14 +151,28 @@ class Stream:
         groups = {} if fine else self._groups([(i, f) for i, f in files if stored[i] > chunk_rows])
 
         def described() -> Iterator[FileRows]:
-            for i, file in files:
-                live = snapshot.positions(file)
+            for (i, _), live in zip(files, self._positions(files), strict=True):
                 yield FileRows(i, stored[i], None if isinstance(live, int) else live, groups.get(i))
 
         layout = layout_of(described(), chunk_rows, fine=fine, window_rows=window_rows)
         if layout.rows == 0:
             refuse_empty(snapshot)
         return layout
+
+    def _positions(self, files: list[tuple[int, DataFile]]) -> Iterator[Ints | int]:
+        """Each file's rows: read in threads, a few files ahead, where the log does not tell."""
+        snapshot = self.snapshot
+        if snapshot.predicate is None and not any(f.vector for _, f in files):
+            yield from (snapshot.positions(f) for _, f in files)
+            return
+        asked: deque[Future[Ints | int]] = deque()
+        with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+            for _, file in files:
+                asked.append(threads.submit(snapshot.positions, file))
+                if len(asked) > 2 * FOOTER_THREADS:
+                    yield asked.popleft().result()
+            while asked:
+                yield asked.popleft().result()
 
     def _groups(self, files: list[tuple[int, DataFile]]) -> dict[int, Ints]:
         """Read the footers of files larger than a chunk: where their row groups end."""

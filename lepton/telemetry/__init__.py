@@ -3,16 +3,17 @@
 The context travels as a :class:`Carrier` in arguments, configurations and headers, never in
 hidden state, with a few words of baggage: the run, the model's version, the table's. Every process
 makes its own providers when it first needs them. An ended span is one JSON line in the carrier's
-directory at once (a request's within 0.2 s), so a SIGKILL loses little; long spans belong to the
-process that outlives the work, so that a killed worker leaves no orphan. Steps come a thousand a
-second: they are gathered by a :class:`Pace` and told in windows.
+directory at once (a request's within 0.2 s), so a SIGKILL loses little, and how much is counted
+(``ledger``, ``losses``); long spans belong to the process that outlives the work, so that a killed
+worker leaves no orphan. Steps come a thousand a second: they are gathered by a :class:`Pace` and
+told in windows. Requests' spans are encoded many at a time (``spool``, ``wire``).
 
 Nothing leaves the process unless OpenTelemetry's own variables ask for it (``settings``), and
 nothing waits for a collector (``delivery``). Names are in ``conventions`` (spans) and
 ``instruments`` (metrics). This package knows no Ray.
 """
 
-from lepton.telemetry.context import Carrier, carrier_of, name_process
+from lepton.telemetry.context import Carrier, carrier_of, name_process, traceparent_in
 from lepton.telemetry.delivery import flush
 from lepton.telemetry.gpus import watch_gpus
 from lepton.telemetry.logs import keep_logs
@@ -22,10 +23,11 @@ from lepton.telemetry.pace import Pace, Paced
 from lepton.telemetry.spans import Span, record, span
 from lepton.telemetry.spool import Spool
 from lepton.telemetry.store import SpanRecord, spans_of
-from lepton.telemetry.wire import Ended
+from lepton.telemetry.wire import Common, Ended
 
 __all__ = [
     "Carrier",
+    "Common",
     "Ended",
     "Loss",
     "Pace",
@@ -46,6 +48,7 @@ __all__ = [
     "scrape_by",
     "span",
     "spans_of",
+    "traceparent_in",
     "watch",
     "watch_gpus",
 ]

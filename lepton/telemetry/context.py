@@ -21,6 +21,9 @@ from lepton.telemetry.wire import Encoder
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
+_TRACEPARENT_BYTES = re.compile(_TRACEPARENT.pattern.encode())
+
+
 @dataclass(frozen=True, slots=True)
 class Carrier:
     """What a process hands to the next one: the parent span and where spans are kept.
@@ -73,9 +76,19 @@ def carrier_of(
         otherwise: what is returned when the traceparent is absent or malformed.
         baggage: as it came; it does not count without a traceparent.
     """
-    if traceparent and _TRACEPARENT.fullmatch(traceparent.strip()):
-        return Carrier(traceparent.strip(), directory, baggage or "")
+    if traceparent:
+        if not _TRACEPARENT.fullmatch(traceparent):
+            traceparent = traceparent.strip()
+        if _TRACEPARENT.fullmatch(traceparent):
+            return Carrier(traceparent, directory, baggage or "")
     return otherwise or Carrier("", directory)
+
+
+def traceparent_in(header: bytes | None) -> str:
+    """Return a header as it came if it is a traceparent, else an empty string."""
+    if header and _TRACEPARENT_BYTES.fullmatch(header):
+        return header.decode()
+    return carrier_of(header.decode("latin-1"), None).traceparent if header else ""
 
 
 def context_of(traceparent: str) -> Context:

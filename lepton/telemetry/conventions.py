@@ -66,6 +66,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "lepton.table_version": "version of a table",
     "lepton.variant": "champion, canary or pinned",
     "lepton.version": "version of a model, from 1",
+    "lepton.worker": "a worker's name: node, process, and some letters",
     "lepton.world_size": "number of workers",
 }
 
@@ -139,6 +140,11 @@ SPANS: Mapping[str, Convention] = {
     ),
     "lepton.train.resize": Convention(
         "worker of rank 0", "From coming together anew until the next step was made.", _RESIZE
+    ),
+    "lepton.train.straggler": Convention(
+        "driver",
+        "From when a worker was found to hold the others up until that was told.",
+        ("lepton.worker", "lepton.step", "lepton.world_size"),
     ),
     "lepton.checkpoint": Convention(
         "worker of rank 0", "Writing and committing a checkpoint.", ("lepton.step", "lepton.bytes")

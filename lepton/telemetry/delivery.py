@@ -54,7 +54,8 @@ class Delivery:
         self.dropped = 0
         self._make, self._most, self._batch, self._delay_s = make, most, batch, delay_s
         self._exporter: Exporter | None = None
-        self._waiting: deque[Any] = deque()
+        self._waiting: deque[tuple[Any, int]] = deque()
+        self._count = 0
         self._sending = 0
         self._changed = threading.Condition()
         self._awake, self._hurry = threading.Event(), threading.Event()
@@ -67,16 +68,22 @@ class Delivery:
         with suppress(Exception):  # the thread will say what is wrong
             self._exporter = self._exporter or self._make()
 
-    def put(self, *items: Any) -> None:
-        """Let items wait to be sent."""
+    def put(self, item: Any) -> None:
+        """Let an item wait to be sent."""
+        self.put_all(item, 1)
+
+    def put_all(self, items: Any, count: int) -> None:
+        """Let items wait that are sent as one."""
         with self._changed:
             if not self._waiting:
                 self._changed.notify_all()
-            self._waiting.extend(items)
-            while len(self._waiting) > self._most:
-                self._waiting.popleft()
-                self.dropped += 1
-            enough = len(self._waiting) >= self._batch
+            self._waiting.append((items, count))
+            self._count += count
+            while self._count > self._most:
+                gone = self._waiting.popleft()[1]
+                self._count -= gone
+                self.dropped += gone
+            enough = self._count >= self._batch
         if enough:
             self._awake.set()
 
@@ -91,7 +98,7 @@ class Delivery:
         self.hurry()
         with self._changed:
             done = self._changed.wait_for(lambda: not (self._waiting or self._sending), timeout_s)
-            lost = self.dropped + len(self._waiting) + self._sending
+            lost = self.dropped + self._count + self._sending
         if lost > self._told:
             log.warning(
                 "telemetry: %d %s have not been taken by %s",
@@ -113,10 +120,14 @@ class Delivery:
 
     def _take(self) -> list[Any]:
         with self._changed:
-            count = min(self._batch, len(self._waiting))
-            batch = [self._waiting.popleft() for _ in range(count)]
-            self._sending = count
-            if count == 0:
+            batch: list[Any] = []
+            self._sending = 0
+            while self._waiting and self._sending < self._batch:
+                items, count = self._waiting.popleft()
+                batch.append(items)
+                self._sending += count
+            self._count -= self._sending
+            if not batch:
                 self._hurry.clear()
             self._changed.notify_all()
             return batch
@@ -126,12 +137,12 @@ class Delivery:
             reason = self._try(batch)
             if reason is None:
                 if self.what == "traces":
-                    ledger.took(len(batch))
+                    ledger.took(self._sending)
                 return
             self._say(reason)
             self._hurry.wait(PAUSE_S)
         with self._changed:
-            self.dropped += len(batch)
+            self.dropped += self._sending
 
     def _try(self, batch: Sequence[Any]) -> str | None:
         """Send; return why it could not be, or None."""

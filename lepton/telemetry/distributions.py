@@ -10,7 +10,8 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.sdk.metrics import Exemplar
@@ -47,18 +48,25 @@ class Series:
         self.least, self.most = math.inf, -math.inf
         self.examples: dict[int, Example] = {}
 
-    def take(self, bounds: Sequence[float], values: Sequence[float], traces: Sequence[str]) -> None:
+    def take(
+        self,
+        bounds: Sequence[float],
+        values: Sequence[float],
+        trace_of: Callable[[int], str] | None,
+    ) -> None:
         """Add values."""
-        counts = self.counts
-        for value in values:
-            counts[bisect_left(bounds, value)] += 1
+        buckets = [bisect_left(bounds, value) for value in values]
+        for bucket, count in Counter(buckets).items():
+            self.counts[bucket] += count
         self.sum += sum(values)
         self.least, self.most = min(self.least, *values), max(self.most, *values)
-        sampled = [e for e in zip(values, traces, strict=False) if e[1].endswith("01")]
-        if sampled:
-            now = time.time_ns()
-            newest = {bisect_left(bounds, value): (value, now, t) for value, t in sampled}
-            self.examples.update(newest)
+        if trace_of is None:
+            return
+        now = time.time_ns()
+        for bucket, at in {bucket: at for at, bucket in enumerate(buckets)}.items():
+            trace = trace_of(at)  # the newest of its bucket
+            if trace.endswith("01"):
+                self.examples[bucket] = (values[at], now, trace)
 
     def point(
         self, labels: Mapping[str, Any], bounds: tuple[float, ...], times: tuple[int, int]
@@ -93,14 +101,14 @@ class Distributions:
 
     def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
         """Take one value; a sampled trace becomes an exemplar."""
-        self.take_all(what, [value], labels, [trace])
+        self.take_all(what, [value], labels, lambda _: trace)
 
     def take_all(
         self,
         what: Instrument,
         values: Sequence[float],
         labels: Mapping[str, Any],
-        traces: Sequence[str] = (),
+        trace_of: Callable[[int], str] | None = None,
     ) -> None:
         """Take values that have their labels in common.
 
@@ -108,7 +116,7 @@ class Distributions:
             what: the histogram.
             values: one or more.
             labels: of all of them.
-            traces: a traceparent for each, or none at all.
+            trace_of: returns the traceparent of a value by its place, if they have any.
         """
         key = frozenset(labels.items())
         with self._lock:
@@ -117,7 +125,7 @@ class Distributions:
             if series is None:
                 key = key if len(kept) < MOST_SERIES else _OVERFLOW
                 series = kept.setdefault(key, Series(what.bounds))
-            series.take(what.bounds, values, traces)
+            series.take(what.bounds, values, trace_of)
 
     def collect(self, resource: Resource) -> MetricsData | None:
         """Return everything as OpenTelemetry has it; None if there is nothing."""

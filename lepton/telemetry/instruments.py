@@ -112,6 +112,12 @@ INSTRUMENTS: dict[str, Instrument] = {
             ("error.type",),
         ),
         Instrument(
+            "lepton.train.stragglers",
+            "counter",
+            "{worker}",
+            "Workers named for holding the others up, told by the driver.",
+        ),
+        Instrument(
             "lepton.train.recovery.duration",
             "histogram",
             "s",

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,7 @@ from lepton.telemetry.delivery import delivery_of
 from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.sampling import Ids, always, sampled
 from lepton.telemetry.store import SpanFile
-from lepton.telemetry.wire import Ended
+from lepton.telemetry.wire import Common, Ended
 
 
 class Span:
@@ -145,8 +146,8 @@ class Growing:
         """Write it as it stands."""
         if self._inner.is_recording():
             so_far = _ended(self._inner)
-            times = (so_far.times[0], end_ns)
-            self._kept.write(so_far._replace(times=times, attributes=attributes))
+            common = replace(so_far.common, attributes=attributes)
+            self._kept.write(so_far._replace(common=common, end_ns=end_ns))
 
     def end(self, end_ns: int, attributes: Mapping[str, Any]) -> None:
         """End it."""
@@ -211,15 +212,18 @@ def _ended(span: ReadableSpan) -> Ended:
     assert context is not None  # noqa: S101 - the SDK sets it
     failed = span.status.status_code is trace.StatusCode.ERROR
     return Ended(
-        name=span.name,
-        trace_id=f"{context.trace_id:032x}",
-        span_id=f"{context.span_id:016x}",
-        parent_id=f"{parent.span_id:016x}" if parent else "",
-        times=(span.start_time or 0, span.end_time or 0),
-        kind=span.kind.name.lower(),
-        error=span.status.description or "error" if failed else "",
-        links=[_traceparent(link.context) for link in span.links],
-        attributes=dict(span.attributes or {}),
+        Common(
+            span.name,
+            span.kind.name.lower(),
+            span.status.description or "error" if failed else "",
+            [_traceparent(link.context) for link in span.links],
+            dict(span.attributes or {}),
+        ),
+        f"{context.trace_id:032x}",
+        f"{context.span_id:016x}",
+        f"{parent.span_id:016x}" if parent else "",
+        span.start_time or 0,
+        span.end_time or 0,
     )
 
 

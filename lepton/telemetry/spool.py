@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
@@ -24,12 +24,16 @@ from lepton.telemetry.context import Carrier, encoder_of, process_of
 from lepton.telemetry.delivery import before_flush, delivery_of, prepare
 from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.store import SpanFile
-from lepton.telemetry.wire import Ended
+from lepton.telemetry.wire import Common, Ended
 
 EVERY_S = 0.2
 MOST = 20_000
+CHUNK = 128
+"""Spans that are encoded at once: more would take memory that the kernel has to clear first."""
 
 log = logging.getLogger("lepton")
+
+Told = Callable[[Common, Sequence[Ended], bool], None]
 
 
 class Spool:
@@ -37,15 +41,13 @@ class Spool:
 
     Args:
         directory: folder of span files, or None for OTLP alone.
-        told: is given all spans in the end, sampled or not, many at a time: to measure by.
+        told: is given spans with one common part, and whether they are sampled: to measure by.
     """
 
-    def __init__(
-        self, directory: str | None, told: Callable[[Sequence[Ended]], None] | None = None
-    ) -> None:
+    def __init__(self, directory: str | None, told: Told | None = None) -> None:
         prepare()
-        self._waiting: deque[Ended] = deque()
-        self._unsampled: deque[Ended] = deque(maxlen=MOST)
+        self._waiting: deque[Any] = deque()  # tuples like Ended, which are quicker made
+        self._unsampled: deque[Any] = deque(maxlen=MOST)
         self._told = told
         self._dropped = 0
         self._file = SpanFile(directory) if directory is not None else None
@@ -60,7 +62,7 @@ class Spool:
         )
         self._writing = threading.Lock()
         self._stop = threading.Event()
-        self._random = random.Random(os.urandom(16))  # noqa: S311 - ids, not secrets
+        self._random = random.Random(os.urandom(16)).getrandbits  # noqa: S311 - ids, not secrets
         encoder_of(os.getpid())  # which cannot be made any more where a process ends
         self._leave = before_flush(self.flush)
         self._thread = threading.Thread(target=self._run, daemon=True, name="lepton-spans")
@@ -91,42 +93,58 @@ class Spool:
             attributes: keys as they are.
             certain: keep it whether or not it is sampled.
         """
-        above = parent.traceparent
+        common = Common(name, kind, error, links, attributes or {})
+        traceparent = self.leave(common, parent.traceparent, start_ns, certain=certain)
+        return Carrier(traceparent, parent.directory, parent.baggage)
+
+    def leave(self, common: Common, above: str, start_ns: int, *, certain: bool = False) -> str:
+        """Take a span that ends now, like :meth:`add`, for less; return its traceparent.
+
+        Args:
+            common: one and the same for many spans.
+            above: traceparent of where it was asked from, well formed; empty starts a trace.
+            start_ns: Unix nanoseconds.
+            certain: keep it whether or not it is sampled.
+        """
         if above:
-            trace_id, parent_id, flags = above[3:35], above[36:52], int(above[53:], 16) & 1
+            trace_id, parent_id, flag = above[3:35], above[36:52], above[54] in _SAMPLED
         else:
-            number = self._random.getrandbits(128)
-            trace_id, parent_id, flags = f"{number:032x}", "", self._root(number, name)
-        span_id = f"{self._random.getrandbits(64) or 1:016x}"
-        sampled = (flags or certain) and self._wanted
-        if sampled or self._told is not None:
-            times = (start_ns, time.time_ns())
-            ids = (trace_id, span_id, parent_id)
-            ended = Ended(name, *ids, times, kind, error, links, attributes or {}, bool(sampled))
-            if not sampled:
-                self._unsampled.append(ended)
-            elif len(self._waiting) < MOST:
+            number = self._random(128)
+            trace_id, parent_id, flag = f"{number:032x}", "", self._root(number, common.name)
+        span_id = f"{self._random(64) or 1:016x}"
+        if (flag or certain) and self._wanted:
+            if len(self._waiting) < MOST:
                 self._count()
-                self._waiting.append(ended)
+                self._waiting.append(
+                    (common, trace_id, span_id, parent_id, start_ns, time.time_ns())
+                )
             else:
                 self._dropped += 1
-        traceparent = f"00-{trace_id}-{span_id}-{flags:02x}"
-        return Carrier(traceparent, parent.directory, parent.baggage)
+        elif self._told is not None:
+            ended = (common, trace_id, span_id, parent_id, start_ns, time.time_ns())
+            self._unsampled.append(ended)
+        return f"00-{trace_id}-{span_id}-0{flag:d}"
 
     def flush(self) -> None:
         """Write what waits; never from a request."""
         with self._writing:
-            spans = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            if self._told is not None:
-                others = [self._unsampled.popleft() for _ in range(len(self._unsampled))]
-                self._told([*spans, *others])
-            encode = encoder_of(os.getpid()).encode
             sent = settings.otlp("traces")
-            encoded = [encode(span, sent=sent) for span in spans]
-            if spans and self._file is not None:
-                self._file.append([span.line for span in encoded])
-            if spans and sent:
-                delivery_of("traces").put(*[span.message for span in encoded])
+            encode = encoder_of(os.getpid()).encode_alike
+            lines: list[bytes] = []
+            for common, spans in _alike(self._waiting):
+                if self._told is not None:
+                    self._told(common, spans, True)
+                for at in range(0, len(spans), CHUNK):
+                    some = spans[at : at + CHUNK]
+                    encoded = encode(some, sent=sent)
+                    lines.append(encoded.line)
+                    if sent:
+                        delivery_of("traces").put_all(encoded.message, len(some))
+            if lines and self._file is not None:
+                self._file.append(lines)
+            if self._told is not None:
+                for common, spans in _alike(self._unsampled):
+                    self._told(common, spans, False)
             if self._dropped:
                 log.warning("%d request spans dropped: more than could be written", self._dropped)
                 self._dropped = 0
@@ -138,12 +156,25 @@ class Spool:
         self._thread.join()
         self.flush()
 
-    def _root(self, trace_id: int, name: str) -> int:
-        """Whether a trace that begins here is sampled, as a flag."""
+    def _root(self, trace_id: int, name: str) -> bool:
+        """Whether a trace that begins here is sampled."""
         if self._sampler is None:
-            return 1
-        return int(self._sampler.should_sample(None, trace_id, name).decision.is_sampled())
+            return True
+        return self._sampler.should_sample(None, trace_id, name).decision.is_sampled()
 
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):
             self.flush()
+
+
+_SAMPLED = frozenset("13579bdf")
+"""The last digit of flags with the lowest bit set."""
+
+
+def _alike(waiting: deque[Any]) -> Iterable[tuple[Common, list[Ended]]]:
+    """Take what waits, by what spans have in common."""
+    found: dict[Common, list[Ended]] = {}
+    for _ in range(len(waiting)):
+        ended = waiting.popleft()
+        found.setdefault(ended[0], []).append(ended)
+    return found.items()

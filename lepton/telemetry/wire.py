@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import orjson
 
+FEW = 8
+"""Fewer spans are encoded one by one."""
 MOST_KEPT = 1024
 """Encoded common parts that are kept; then it begins anew."""
 
@@ -22,39 +25,48 @@ _KINDS = {"internal": 1, "server": 2, "client": 3, "producer": 4, "consumer": 5}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _ROOT = struct.Struct("<2s16s2s8scQcQ")
 _CHILD = struct.Struct("<2s16s2s8s2s8scQcQ")
+_LINE = '{"trace_id":"%s","span_id":"%s","parent_id":%s,"start_ns":%d,"end_ns":%d,'
 _ROOT_FLAGS, _REMOTE_FLAGS = 0x100, 0x300
 """It is known whether the parent is of another process: no, and yes."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Common:
+    """What many spans may have in common.
+
+    Attributes:
+        name: fixed, with no ids in it.
+        kind: internal, server, client, producer or consumer.
+        error: the kind of error, or an empty string.
+        links: traceparents; an empty one counts for nothing.
+        attributes: keys as they are.
+    """
+
+    name: str
+    kind: str = "internal"
+    error: str = ""
+    links: Sequence[str] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Ended(NamedTuple):
     """A span that is over; ids are hex, the parent's empty where a trace begins.
 
     Attributes:
-        times: start and end, Unix nanoseconds.
-        kind: internal, server, client, producer or consumer.
-        error: the kind of error, or an empty string.
-        links: traceparents; an empty one counts for nothing.
+        start_ns: Unix nanoseconds.
+        end_ns: Unix nanoseconds.
     """
 
-    name: str
+    common: Common
     trace_id: str
     span_id: str
     parent_id: str
-    times: tuple[int, int]
-    kind: str
-    error: str
-    links: Sequence[str]
-    attributes: Mapping[str, Any]
-    sampled: bool = True
-
-    @property
-    def traceparent(self) -> str:
-        """Its own W3C header."""
-        return f"00-{self.trace_id}-{self.span_id}-0{self.sampled:d}"
+    start_ns: int
+    end_ns: int
 
 
 class Encoded(NamedTuple):
-    """A span as a line of a file, and as what :func:`request` takes."""
+    """Spans as lines of a file, and as what :func:`request` takes."""
 
     line: bytes
     message: bytes
@@ -73,46 +85,118 @@ class Encoder:
 
     def encode(self, span: Ended, *, sent: bool = True) -> Encoded:
         """Return both forms of a span; the message is empty if it is not to be ``sent``."""
-        common = self._common(span)
-        trace_id, span_id, parent_id = span.trace_id, span.span_id, span.parent_id
-        start, end = span.times
-        above = f'"{parent_id}"' if parent_id else "null"
-        line = (
-            f'{{"trace_id":"{trace_id}","span_id":"{span_id}","parent_id":{above},'
-            f'"start_ns":{start},"end_ns":{end},'
-        ).encode() + common.line
+        common, trace_id, span_id, parent_id, start_ns, end_ns = span
+        shared = self._shared(common, has_parent=bool(parent_id))
+        line = _LINE % (trace_id, span_id, _above(parent_id), start_ns, end_ns)
+        line_bytes = line.encode() + shared.line
         if not sent:
-            return Encoded(line, b"")
+            return Encoded(line_bytes, b"")
         ids = (b"\x0a\x10", bytes.fromhex(trace_id), b"\x12\x08", bytes.fromhex(span_id))
-        times = (b"\x39", start, b"\x41", end)
+        times = (b"\x39", start_ns, b"\x41", end_ns)
         if parent_id:
             head = _CHILD.pack(*ids, b"\x22\x08", bytes.fromhex(parent_id), *times)
         else:
             head = _ROOT.pack(*ids, *times)
-        size = len(head) + len(common.message)
-        return Encoded(line, b"".join((b"\x12", _varint(size), head, common.message)))
+        size = len(head) + len(shared.message)
+        return Encoded(line_bytes, b"".join((b"\x12", _varint(size), head, shared.message)))
 
-    def _common(self, span: Ended) -> Encoded:
-        error, attributes = span.error, span.attributes
-        if error:
-            attributes = {**attributes, "error.type": error}
+    def encode_alike(self, spans: Sequence[Ended], *, sent: bool = True) -> Encoded:
+        """Return both forms of spans (or tuples like them) with one common part, in any order.
+
+        Many cost a fifth of what each would by itself.
+        """
+        found: list[Encoded] = []
+        for has_parent in (True, False):
+            some = [span for span in spans if bool(span[3]) is has_parent]
+            if len(some) < FEW:
+                found += [self.encode(span, sent=sent) for span in some]
+            else:
+                found.append(self._many(some, has_parent=has_parent, sent=sent))
+        return Encoded(b"".join([e.line for e in found]), b"".join([e.message for e in found]))
+
+    def _many(self, spans: Sequence[Ended], *, has_parent: bool, sent: bool) -> Encoded:
+        shared = self._shared(spans[0][0], has_parent=has_parent)
+        _, traces, ids, parents, starts, ends = zip(*spans, strict=True)
+        count = len(spans)
+        values: list[Any] = [None] * (5 * count)
+        above = [f'"{p}"' for p in parents] if has_parent else ["null"] * count
+        for at, column in enumerate((traces, ids, above, starts, ends)):
+            values[at::5] = column
+        template = _LINE + shared.line.decode().replace("%", "%%")
+        lines = (template * count % tuple(values)).encode()
+        if not sent:
+            return Encoded(lines, b"")
+        columns = {"trace": traces, "span": ids, "start": starts, "end": ends}
+        columns |= {"parent": parents} if has_parent else {}
+        return Encoded(lines, _filled(self.encode(spans[0]).message, columns, count))
+
+    def _shared(self, common: Common, *, has_parent: bool) -> Encoded:
+        """The part that spans with this common part share, encoded."""
+        attributes = common.attributes
+        if common.error:
+            attributes = {**attributes, "error.type": common.error}
         told = {
-            "name": span.name,
+            "name": common.name,
             "process": self._process,
-            "status": "error" if error else "ok",
+            "status": "error" if common.error else "ok",
             "attributes": attributes,
-            "links": [f"{k[3:35]}:{k[36:52]}" for k in span.links if k],
+            "links": [f"{k[3:35]}:{k[36:52]}" for k in common.links if k],
         }
         line = orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
-        key = line + span.kind.encode() + (b"" if span.parent_id else b"/")
+        key = line + common.kind.encode() + (b"" if has_parent else b"/")
         found = self._kept.get(key)
         if found is None:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
-            found = Encoded(line[1:], _message(span, attributes))
+            found = Encoded(line[1:], _message(common, attributes, has_parent=has_parent))
             if b"null" not in line:  # which stands for infinities and NaN alike
                 self._kept[key] = found
         return found
+
+
+def _above(parent_id: str) -> str:
+    return f'"{parent_id}"' if parent_id else "null"
+
+
+def _filled(example: bytes, columns: Mapping[str, Sequence[Any]], count: int) -> bytes:
+    """Return an encoded span many times over, with ids and times of their own.
+
+    Messages with one common part are equally long: they are the rows of a table.
+    """
+    import numpy as np
+
+    head = _CHILD.size if "parent" in columns else _ROOT.size
+    begin = len(example) - _size(example)
+    places = {"trace": 2, "span": 20, "parent": 30, "start": head - 17, "end": head - 8}
+    kinds = dict.fromkeys(columns, "<u8") | {"trace": "2<u8"}  # copied as numbers: the quickest
+    layout = np.dtype(
+        {
+            "names": list(columns),
+            "formats": [kinds[name] for name in columns],
+            "offsets": [begin + places[name] for name in columns],
+            "itemsize": len(example),
+        }
+    )
+    content = bytearray(example * count)
+    table = np.frombuffer(content, layout)
+    for name, values in columns.items():
+        if name in ("start", "end"):
+            table[name] = np.array(values, "<u8")
+        else:
+            ids = np.frombuffer(bytes.fromhex("".join(values)), "<u8")
+            table[name] = ids.reshape(table[name].shape)
+    return bytes(content)
+
+
+def _size(message: bytes) -> int:
+    """The length that a message says, behind its tag of one byte."""
+    size = shift = 0
+    for byte in message[1:]:
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return size
 
 
 def request(resource: Mapping[str, Any], spans: Iterable[bytes]) -> bytes:
@@ -122,20 +206,22 @@ def request(resource: Mapping[str, Any], spans: Iterable[bytes]) -> bytes:
         resource: attributes of the process.
         spans: messages of an encoder.
     """
-    described = b"".join(_field(1, _pair(k, v)) for k, v in resource.items())
-    scope = _field(1, _field(1, b"lepton"))
-    inside = scope + b"".join(spans)
-    return _field(1, _field(1, described) + _field(2, inside))
+    described = _field(1, b"".join(_field(1, _pair(k, v)) for k, v in resource.items()))
+    parts = [_field(1, _field(1, b"lepton")), *spans]  # joined once: it is large
+    scope = _tag(2, _BYTES) + _varint(sum(map(len, parts)))
+    size = len(described) + len(scope) + sum(map(len, parts))
+    return b"".join((_tag(1, _BYTES), _varint(size), described, scope, *parts))
 
 
-def _message(span: Ended, attributes: Mapping[str, Any]) -> bytes:
+def _message(common: Common, attributes: Mapping[str, Any], *, has_parent: bool) -> bytes:
     """The fields of a ``Span`` that many have in common."""
-    parts = [_field(5, span.name.encode()), _tag(6, _VARINT) + _varint(_KINDS[span.kind])]
+    parts = [_field(5, common.name.encode()), _tag(6, _VARINT) + _varint(_KINDS[common.kind])]
     parts += [_field(9, _pair(k, v)) for k, v in attributes.items() if v is not None]
-    parts += [_field(13, _link(k)) for k in span.links if k]
-    error = _field(2, span.error.encode()) + _tag(3, _VARINT) + _varint(2) if span.error else b""
+    parts += [_field(13, _link(k)) for k in common.links if k]
+    told = common.error.encode()
+    error = _field(2, told) + _tag(3, _VARINT) + _varint(2) if told else b""
     parts.append(_field(15, error))
-    parts.append(_flags(16, _REMOTE_FLAGS if span.parent_id else _ROOT_FLAGS))
+    parts.append(_flags(16, _REMOTE_FLAGS if has_parent else _ROOT_FLAGS))
     return b"".join(parts)
 
 

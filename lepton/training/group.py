@@ -7,6 +7,7 @@ connections, so that peers which only talk to survivors notice too, and the next
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -33,6 +34,28 @@ class Rewound(BaseException):  # no failure, and no `except Exception` may stop 
     """The ranks of a sharded model change: the loop begins anew, from the newest checkpoint."""
 
 
+class OwnPart:
+    """How long a worker takes from asking for a batch until it has to wait for the others."""
+
+    def __init__(self) -> None:
+        self._began = self._smooth = 0.0
+
+    def begin(self) -> None:
+        """A batch is asked for."""
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        """The first collective of the step is entered."""
+        if self._began:
+            took, self._began = time.monotonic() - self._began, 0.0
+            self._smooth = (self._smooth + took) / 2 if self._smooth else took
+
+    def seconds(self) -> float:
+        """Return what it took lately, or takes already; asked from another thread."""
+        began = self._began
+        return max(self._smooth, time.monotonic() - began if began else 0.0)
+
+
 class Group:
     """This worker's place among the others.
 
@@ -42,11 +65,13 @@ class Group:
 
     Attributes:
         place: the current place.
+        part: how long this worker's own part of a step takes.
     """
 
     def __init__(self, seat: Seat | None, device: torch.device) -> None:
         self.seat = seat
         self.place = _ALONE
+        self.part = OwnPart()
         self._device = device
         self._store: Any = None
 
@@ -74,6 +99,8 @@ class Group:
         self.leave()
         if self.seat is None:
             return self.place
+        self.part = OwnPart()
+        self.seat.own_part = self.part.seconds
         self.place = self.seat.arrive(step)
         if self.world_size == 1:
             self.seat.offer(self.place.number, 0)
@@ -131,6 +158,7 @@ class Group:
             PeerLost: another worker went away.
         """
         if self.world_size > 1:
+            self.part.end()
             self._run(_dist.all_reduce, tensor)
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> None:

@@ -83,6 +83,8 @@ def described(event: Event) -> str:
             return f"worker {event.who} lost after step {event.step}"
         case "hung":
             return f"worker {event.who} does not move since step {event.step}, it is replaced"
+        case "slow":
+            return f"worker {event.who} is slow after step {event.step}: {event.detail}"
         case "joined":
             return f"worker {event.who} joined after step {event.step}, {now}"
         case "left":

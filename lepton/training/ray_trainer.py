@@ -32,7 +32,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import get_node_ip_address as node_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lepton import cluster
+from lepton import cluster, telemetry
 from lepton.errors import LeptonError, TrainingError
 from lepton.stream import Mixture
 from lepton.telemetry import name_process
@@ -40,6 +40,7 @@ from lepton.training.meeting import Meeting
 from lepton.training.membership import Membership
 from lepton.training.progress import Line, watch
 from lepton.training.recovery import fatal_rank, in_a_row
+from lepton.training.rendezvous import Event
 from lepton.training.reserves import Reserves
 from lepton.training.run import next_attempt
 from lepton.training.waiting import Waiting, room_for
@@ -216,6 +217,7 @@ class _Watch:
     waiting: Waiting
     max_failures: int
     stopped_at: float = 0.0
+    slow: int = 0
 
     def __call__(self) -> bool:
         """Return whether the run has finished.
@@ -228,6 +230,7 @@ class _Watch:
         if status is None:
             return False  # a machine under load; the next poll asks again
         self.line.tell(status["events"])
+        self._record_stragglers(status["events"])
         if status["error"]:
             self.stopped_at = self.stopped_at or time.monotonic()
             if time.monotonic() - self.stopped_at > END_S:  # Ray Train would have said it better
@@ -245,6 +248,23 @@ class _Watch:
             self.reserves.start()
         self.waiting.look(started=bool(status["pids"] or status["events"]))
         return bool(status["finished"])
+
+    def _record_stragglers(self, events: list[Event]) -> None:
+        """Name those in the trace that hold the others up, each time once."""
+        found = [e for e in events if e.kind == "slow"]
+        for event in found[self.slow :]:
+            telemetry.measure("lepton.train.stragglers", 1)
+            telemetry.record(
+                "lepton.train.straggler",
+                self.plan.carrier,
+                event.time_ns,
+                attributes={
+                    "lepton.worker": event.who,
+                    "lepton.step": event.step,
+                    "lepton.world_size": event.world_size,
+                },
+            )
+        self.slow = len(found)
 
     def _asked(self) -> Any:
         """Return the rendezvous' status, None if it did not answer: no poll may wait for ever."""
@@ -333,15 +353,20 @@ def _on_worker(config: dict[str, Any]) -> None:
     run_loop(config, f"train worker {ray.train.get_context().get_world_rank()}")
 
 
-def run_loop(config: dict[str, Any], title: str) -> None:
+def run_loop(config: dict[str, Any], title: str, *, stays: bool = True) -> bool:
     """Run the loop as one worker, to the end of the run or of this worker's part in it.
 
     Args:
         config: what :func:`train_on_ray` put together.
         title: name of the process in the trace.
+        stays: whether to wait for the run's end if only the part of this worker is over: Ray Train
+            would take a worker that ends for the end of all.
+
+    Returns:
+        whether the run goes on without this worker, because its node goes away.
     """
     from lepton.training.rounds import Rounds
-    from lepton.training.seat import Released, Seat
+    from lepton.training.seat import Leaving, Released, Seat
     from lepton.training.worker import Worker
 
     name_process(title)
@@ -356,6 +381,10 @@ def run_loop(config: dict[str, Any], title: str) -> None:
     rounds = Rounds(lambda: Worker(config["plan"], open_shard, seat))
     try:
         rounds.run(config["loop"])
+    except Leaving:
+        if not stays:
+            return True
+        seat.wait_closed()
     except Released:
         seat.wait_closed()
     except Exception as e:
@@ -366,6 +395,7 @@ def run_loop(config: dict[str, Any], title: str) -> None:
     finally:
         rounds.worker.give_up()
         seat.close()
+    return False
 
 
 class _EndOnOwnErrors(UserCallback):

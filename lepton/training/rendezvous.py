@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lepton.training.membership import Generation, Membership
+from lepton.training.stragglers import Stragglers
 
 TICK_S = 0.1
 BEAT_S = 0.25
@@ -37,6 +38,7 @@ class _Guest:
     writer: asyncio.StreamWriter
     heard: float
     step: int = 0
+    own_s: float = 0.0
     done: int | None = None
     suspected: bool = False
 
@@ -46,11 +48,12 @@ class Event:
     """Something that happened to the membership.
 
     Attributes:
-        kind: ``began``, ``lost``, ``hung``, ``left``, ``joined``, ``finished``.
+        kind: ``began``, ``lost``, ``hung``, ``slow``, ``left``, ``joined``, ``finished``.
         who: name of the worker, or empty.
         world_size: workers in the generation then.
         step: steps made as far as was known.
         time_ns: Unix nanoseconds.
+        detail: more about it, in words.
     """
 
     kind: str
@@ -58,6 +61,7 @@ class Event:
     world_size: int
     step: int
     time_ns: int
+    detail: str = ""
 
 
 @dataclass
@@ -69,6 +73,7 @@ class Rendezvous:
         token: what a worker must say to be let in.
         hung: called with (pid, host, node) of a worker that fell silent, to end it.
         hang_s: silence that counts as hung, seconds.
+        stragglers: decides who holds the others up.
         clock: seconds, steady.
     """
 
@@ -76,6 +81,7 @@ class Rendezvous:
     token: str
     hung: Callable[[int, str, str], Awaitable[None]]
     hang_s: float = 10.0
+    stragglers: Stragglers = field(default_factory=Stragglers)
     clock: Callable[[], float] = time.monotonic
     events: list[Event] = field(default_factory=list[Event])
     finished: bool = False
@@ -156,6 +162,7 @@ class Rendezvous:
 
     def _hear(self, guest: _Guest, message: dict[str, Any]) -> None:
         guest.step = message.get("step") or guest.step
+        guest.own_s = message.get("own_s", guest.own_s)
         match message["say"]:
             case "arrive":
                 if not self._refuse(guest):
@@ -302,17 +309,25 @@ class Rendezvous:
         if guest is not None and not guest.writer.is_closing():
             guest.writer.write(json.dumps(message).encode() + b"\n")
 
-    def _record(self, kind: str, who: str) -> None:
+    def _name_stragglers(self) -> None:
+        members = [self._guests[m] for m in self.membership.members if m in self._guests]
+        own = {g.name: g.own_s for g in members if g.own_s and g.done is None}
+        for slow in self.stragglers.look(own, self.clock()):
+            self._record("slow", slow.who, slow.text)
+
+    def _record(self, kind: str, who: str, detail: str = "") -> None:
         step = max((g.step for g in self._guests.values()), default=0)
         size = len(self.membership.members)
+        now = time.time_ns()
         self.events.append(
-            Event(kind=kind, who=who, world_size=size, step=step, time_ns=time.time_ns())
+            Event(kind=kind, who=who, world_size=size, step=step, time_ns=now, detail=detail)
         )
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self._advance()
+            self._name_stragglers()
             now = self.clock()
             for guest in list(self._guests.values()):
                 if now - guest.heard > self.hang_s and not guest.suspected:

@@ -55,6 +55,10 @@ class Released(BaseException):  # no failure, and no `except Exception` may stop
     """This worker's part in the run is over: its node goes away, or the run ended without it."""
 
 
+class Leaving(Released):
+    """This worker's node goes away; the run goes on without it."""
+
+
 class Seat:
     """A worker's connection to the rendezvous.
 
@@ -71,6 +75,8 @@ class Seat:
         self.host = host
         self.name = f"{node[:6] or host}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
         self.step = 0
+        self.own_part: Callable[[], float] = _no_time
+        """Returns how long this worker's own part of a step takes, seconds; 0: not known."""
         self.called = False
         """The generation should come together at the next boundary."""
         self.leaving = False
@@ -164,7 +170,7 @@ class Seat:
                 case "stop":
                     raise Stopped(answer["error"])
                 case "released":
-                    raise Released("its node is going away")
+                    raise Leaving("its node is going away")
                 case "finished":
                     raise Released("the run has finished")
                 case "closed":
@@ -191,7 +197,7 @@ class Seat:
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_S):
-            self._say(say="beat", step=self.step)
+            self._say(say="beat", step=self.step, own_s=self.own_part())
 
     def _say(self, **message: Any) -> None:
         self._write(message)
@@ -206,3 +212,7 @@ class Seat:
 
 def _nothing() -> None:
     pass
+
+
+def _no_time() -> float:
+    return 0.0

@@ -109,6 +109,7 @@ class Worker:
         if self._met is None:
             if self._attached:
                 raise TrainingError("ask for worker.mesh before worker.attach(...)")
+            sharding.refuse(self._plan)
             self._met = self._meet(None)
             self._mesh = sharding.mesh_of(self._group, self.device)
         assert self._mesh is not None  # noqa: S101 - made above
@@ -144,7 +145,6 @@ class Worker:
             sharding.refuse_unmet(self._nets().values())
             self._join(None)
         else:
-            sharding.refuse(self._plan)
             self._settle(self._met)
         torch.manual_seed(hash((self._plan.seed, self.rank, self._step)) % 2**63)
         for name, net in self._nets().items():
@@ -169,6 +169,8 @@ class Worker:
                 )
             self._cross_boundary()
             self._journal.ask()
+            if self._met is None:  # a sharded net waits for the others all along
+                self._group.part.begin()
             if self._examination.stops:
                 self._exhausted = True
                 self._journal.end_epoch(self._step)
@@ -267,6 +269,8 @@ class Worker:
         self._journal.end()
         if self._shard is not None:
             self._shard.close()
+        if self._met is not None and self._group.seat is None:
+            self._group.leave()  # this process goes on to do other things
 
     def leave(self) -> None:
         """Let go of the ranks, in mid-run: another worker takes this one's place."""

@@ -63,6 +63,7 @@ class Crew:
         most: int,
         first: int,
         hang_s: float = 10.0,
+        slow_s: float = 5.0,
     ) -> None:
         membership = Membership(
             fewest=1, most=most, expected=first, number=next_attempt(Path(plan.folder))
@@ -70,6 +71,7 @@ class Crew:
         self.rendezvous = Rendezvous(
             membership=membership, token=TOKEN, hung=self._hung, hang_s=hang_s
         )
+        self.rendezvous.stragglers.lasting_s = slow_s
         self._events = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._events.run_forever, daemon=True)
         self._thread.start()
@@ -110,7 +112,7 @@ class Crew:
 
         return self._do(ask())
 
-    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> Any:
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 240) -> Any:
         """Poll until the status fulfils a condition."""
         end = time.monotonic() + timeout_s
         while not condition(status := self.status()):
@@ -123,7 +125,7 @@ class Crew:
         newest = sorted((self._folder / "steps").glob("[0-9]*.json"))[-1]
         return int(json.loads(newest.read_text())["pids"][rank])
 
-    def join(self, timeout_s: float = 60) -> dict[str, Any]:
+    def join(self, timeout_s: float = 240) -> dict[str, Any]:
         """Wait for the end of the run and of every process."""
         try:
             return self.wait_for(lambda s: s["finished"] or bool(s["error"]), timeout_s)

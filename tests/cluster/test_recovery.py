@@ -3,8 +3,10 @@
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -184,6 +186,121 @@ def test_all_killed_go_on_from_the_newest_checkpoint(
     check(run, undisturbed, table, replayed=300)
 
 
+def die_once(marker: Path) -> None:
+    """End this process, as by kill -9, if no other has come here before."""
+    with suppress(FileExistsError):
+        marker.touch(exist_ok=False)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Fatal:
+    """Has a state; whoever is the first to be handed it dies of it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n": 1}
+
+    def load_state_dict(self, _: Any) -> None:
+        die_once(self.marker)
+
+
+def dies(worker: Any, when: str, marker: Path, gate: Path) -> None:
+    """The loop above; one process dies at the moment that is asked for."""
+    if when == "before attach":
+        die_once(marker)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 16), torch.nn.BatchNorm1d(16, momentum=0.0), torch.nn.Linear(16, 3)
+    ).double()
+    net[1].eval()
+    opt = torch.optim.Adam(net.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(opt, step_size=40, gamma=0.7)
+    fatal = {"fatal": Fatal(marker)} if when == "in a resize" else {}
+    worker.attach(net=net, opt=opt, schedule=schedule, **fatal)
+    if when == "after attach":
+        die_once(marker)
+    for batch in worker.batches():
+        while worker.step_number == 20 and not gate.exists():
+            time.sleep(0.01)
+        loss = functional.cross_entropy(net(batch["x"].double()), batch["y"], reduction="sum")
+        worker.step(loss)
+        schedule.step()
+
+
+@pytest.mark.parametrize("when", ["before attach", "after attach", "in a resize"])
+def test_a_worker_that_dies_while_the_workers_come_together(
+    table: Snapshot, undisturbed: Run, tmp_path: Path, when: str
+) -> None:
+    gate = tmp_path / "gate"
+    moment = partial(dies, when=when, marker=tmp_path / "dead", gate=gate)
+    plan = prepare(tmp_path / "r", stream_of(table))
+    crew = Crew(moment, stream_of(table), plan, most=3, first=2)
+    if when == "in a resize":
+        crew.wait_for(past(20))
+        crew.add()
+        crew.wait_for(lambda s: len(s["waiting"]) == 1)
+        gate.touch()
+    crew.wait_for(lambda _: (tmp_path / "dead").exists())
+    crew.add()
+    gate.touch()
+    status = crew.join()
+
+    assert not status["error"]
+    assert sum(p.exitcode == -signal.SIGKILL for p in crew.processes) == 1
+    run = run_of(tmp_path / "r")
+    assert run.consumption(stream_of(table)).exact
+    assert run.losses == pytest.approx(undisturbed.losses, rel=1e-6)
+
+
+def heavy(worker: Any, folder: Path) -> None:
+    """The loop above with a large state; its writer dies while it writes the second checkpoint."""
+
+    def watch() -> None:
+        while not list(folder.glob("checkpoints/data/step-00000050-*/*")):
+            time.sleep(0.0005)
+        whole = (folder / "checkpoints/step-00000050.json").exists()
+        (folder / ("late" if whole else "torn")).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 3).double()
+    net.register_buffer("ballast", torch.zeros(8_000_000))
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        if worker.step_number == 45 and worker.rank == 0 and not list(folder.glob("[lt]*")):
+            threading.Thread(target=watch, daemon=True).start()
+        worker.step(functional.cross_entropy(net(batch["x"].double()), batch["y"], reduction="sum"))
+
+
+def test_a_writer_killed_in_mid_checkpoint_costs_no_step(table: Snapshot, tmp_path: Path) -> None:
+    plan = prepare(tmp_path / "r", stream_of(table))
+    crew = Crew(partial(heavy, folder=tmp_path / "r"), stream_of(table), plan, most=2, first=2)
+    status = crew.join()
+
+    assert not status["error"]
+    run = run_of(tmp_path / "r")
+    assert (tmp_path / "r/torn").exists(), "the manifest was there before the kill"
+    assert run.replayed == 0
+    assert run.consumption(stream_of(table)).exact
+    assert [a.world_size for a, _ in run.attempts] == [2, 1]
+    for manifest in run.checkpoints:
+        checkpoints.verify(manifest)
+
+
+def test_two_killed_at_once_cost_no_step(table: Snapshot, undisturbed: Run, tmp_path: Path) -> None:
+    crew = Crew(loop, stream_of(table), prepare(tmp_path / "r", stream_of(table)), most=3, first=3)
+    crew.wait_for(past(30))
+    for pid in [crew.pid_of_rank(0), crew.pid_of_rank(2)]:
+        os.kill(pid, signal.SIGKILL)
+    crew.add()
+    status = crew.join()
+
+    assert not status["error"]
+    check(run_of(tmp_path / "r"), undisturbed, table)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_any_schedule_of_faults_ends_with_the_same_model(
     table: Snapshot, undisturbed: Run, tmp_path: Path, seed: int
@@ -280,3 +397,25 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_step(
     assert "loss of step 8 (epoch 0, global batch 7) is not a finite number" in status["error"]
     assert "{1: [(0, " in status["error"]
     assert run_of(tmp_path / "r").checkpoint.step == 7
+
+
+def lags(worker: Any, gate: Path) -> None:
+    """Until the gate's file is there, rank 1 takes its time."""
+    net = torch.nn.Linear(3, 3)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        if worker.rank == 1 and not gate.exists():
+            time.sleep(0.2)
+        worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+
+
+def test_a_straggler_is_named(table: Snapshot, tmp_path: Path) -> None:
+    plan, gate = prepare(tmp_path / "r", stream_of(table)), tmp_path / "gate"
+    crew = Crew(partial(lags, gate=gate), stream_of(table), plan, most=3, first=3, slow_s=1.0)
+    slow = crew.wait_for(lambda s: [e for e in s["events"] if e.kind == "slow"])["events"][-1]
+    pid = crew.pid_of_rank(1)
+    gate.touch()
+
+    assert crew.status()["pids"].get(slow.who, pid) == pid
+    assert "times the others'" in slow.detail
+    assert not crew.join()["error"]

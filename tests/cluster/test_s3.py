@@ -2,7 +2,12 @@
 
 import json
 import random
+import socket
+import subprocess
+import sys
 import time
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,15 +26,42 @@ from lepton.errors import ConflictError, LakeError
 from lepton.lake import Snapshot
 from lepton.lake.files import write_files
 from lepton.lake.maintenance import vacuum
+from lepton.lake.source import Place, Rows
 from lepton.registry import Registry
 from lepton.stream import Cursor, Digest
 
+PROXY = Path(__file__).parents[2] / "benchmarks" / "lake_proxy.py"
 VECTORS = Path(__file__).parents[1] / "data/delta-tables/dv-partitioned-with-checkpoint/table"
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
     pytest.mark.usefixtures("endpoint"),
 ]
+
+
+@pytest.fixture
+def troubled(endpoint: str, options: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The same server by a way on which one of eight requests runs into trouble."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with (tmp_path / "log").open("w") as log:
+        proxy = subprocess.Popen(
+            [sys.executable, str(PROXY), str(port), endpoint, "8"], stdout=log, stderr=log
+        )
+    try:
+        for _ in range(300):
+            try:
+                httpx.get(f"{url}/troubles", timeout=5).raise_for_status()
+                break
+            except httpx.TransportError:
+                assert proxy.poll() is None
+                time.sleep(0.1)
+        yield options | {"AWS_ENDPOINT_URL": url, "timeout": "1s"}
+    finally:
+        proxy.kill()
+        proxy.wait()
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +224,58 @@ def test_a_dataset_is_written_to_s3(options: dict[str, str]) -> None:
     table = lepton.write(ray.data.range(100), "s3://lake/spread", storage_options=options)
 
     assert sorted(table.to_arrow()["id"].to_pylist()) == list(range(100))
+
+
+def test_everything_is_read_and_written_once_on_a_bad_way(
+    options: dict[str, str], troubled: dict[str, str]
+) -> None:
+    uri, expected = "s3://lake/bad-way", dict[int, int]()
+    for n in range(4):
+        rows = {n: n, 100 + n: n} if n != 2 else {1: -1, 200: -1}
+        expected |= rows
+        data = pa.table({"k": list(rows), "v": list(rows.values())})
+        how: dict[str, Any] = {"mode": "merge", "key": "k"} if n == 2 else {}
+        lepton.write(data, uri, storage_options=troubled, txn=("job", n), **how)
+        lepton.write(data, uri, storage_options=troubled, txn=("job", n), **how)
+    spread = ray.data.range(3).map(lambda r: {"k": r["id"] + 300, "v": r["id"]})
+    by_tasks = lepton.write(spread, uri, mode="merge", key="k", storage_options=troubled)
+    expected |= {300: 0, 301: 1, 302: 2}
+    lepton.write(
+        pa.table({"k": [301], "v": [7]}),
+        uri,
+        mode="replace_where",
+        where="k >= 301",
+        storage_options=troubled,
+    )
+    expected = {k: v for k, v in expected.items() if k < 301} | {301: 7}
+    there = lepton.table(uri, storage_options=troubled)
+
+    for table in (there, lepton.table(uri, storage_options=options)):
+        found = table.to_arrow()
+        assert dict(zip(found["k"].to_pylist(), found["v"].to_pylist(), strict=True)) == expected
+        assert len(found) == len(expected) == table.count_rows()
+    assert by_tasks.version == 4
+    assert there.version == 5
+    told = httpx.get(f"{troubled['AWS_ENDPOINT_URL']}/troubles", timeout=60).json()
+    assert set(told) == {"refused", "closed", "lost", "cut", "stalled"}
+
+
+def test_no_secret_is_in_what_can_be_printed(options: dict[str, str]) -> None:
+    lepton.write(pa.table({"k": [1]}), "s3://lake/secret", storage_options=options)
+    table = lepton.table("s3://lake/secret", storage_options=options)
+    wrong = options | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "max_retries": "0"}
+    stream = table.where("k > 0").stream(batch_size=1, lanes=1)
+    told = [repr(table), str(table), repr(table.load()), repr(stream), repr(stream.layout)]
+    with pytest.raises(LakeError) as error:
+        lepton.table("s3://lake/secret", storage_options=wrong)
+    told += [str(error.value), repr(error.value.__cause__)]
+    with pytest.raises(LakeError) as error:
+        lepton.write(pa.table({"k": [1]}), "s3://lake/secret", storage_options=wrong)
+    told += [str(error.value), "".join(traceback.format_exception(error.value))]
+    place = Place(path="s3://lake/secret", options=options)
+    told += [repr(place), repr(Rows(pa.table({"k": [1]}), place))]
+
+    assert not [text for text in told if "open-sesame" in text or "someone" in text]
 
 
 def test_killed_writers_on_s3_lose_no_commit_and_repeat_none(options: dict[str, str]) -> None:

@@ -132,7 +132,7 @@ def test_written_and_read_at_other_world_sizes(table: Snapshot, whole: Run, tmp_
     for life, (size, until) in enumerate([(4, 8), (1, 16), (3, None)]):
         plan = prepare(tmp_path / "r", stream)
         crew = Crew(partial(loop, until=until), stream, plan, most=size, first=size)
-        status = crew.join(120)
+        status = crew.join()
         assert not status["error"]
         run = Run(name="r", folder=str(tmp_path / "r"))
         assert [a.world_size for a, _ in run.attempts][life] == size
@@ -157,7 +157,7 @@ def test_a_killed_worker_sends_all_back_to_the_checkpoint_in_the_same_processes(
     pids = [crew.pid_of_rank(r) for r in range(3)]
     os.kill(pids[1], signal.SIGKILL)
     gate.touch()
-    status = crew.join(120)
+    status = crew.join()
 
     assert not status["error"]
     run = Run(name="r", folder=str(tmp_path / "r"))
@@ -179,7 +179,7 @@ def test_a_newcomer_joins_with_nothing_made_again(
     crew.add()
     crew.wait_for(lambda s: len(s["waiting"]) == 1)
     gate.touch()
-    status = crew.join(120)
+    status = crew.join()
 
     assert not status["error"]
     run = Run(name="r", folder=str(tmp_path / "r"))

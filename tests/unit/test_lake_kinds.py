@@ -60,3 +60,55 @@ def test_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     fine = pa.table({"x": pa.array([1], pa.timestamp("ns"))})
     with pytest.raises(LakeError, match="column x is timestamp"):
         lepton.write(fine, tmp_path / "u")
+
+
+NESTED = pa.list_(pa.struct({"m": pa.map_(pa.string(), pa.float32())}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (pa.decimal128(5, 1), pa.array([1.25])),
+        (pa.float32(), pa.array([0.1])),
+        (pa.struct({"x": pa.float32()}), pa.array([None, {"x": 0.1}])),
+        (
+            NESTED,
+            pa.array(
+                [[{"m": [("k", 0.5), ("l", 0.1)]}, None]],
+                pa.list_(pa.struct({"m": pa.map_(pa.string(), pa.float64())})),
+            ),
+        ),
+        (pa.decimal128(5, 1), pa.array([float("nan")])),
+    ],
+)
+def test_no_value_is_rounded_on_its_way_into_a_column(
+    tmp_path: Path, kind: Any, given: Any
+) -> None:
+    lepton.write(pa.table({"x": pa.array([], kind)}), tmp_path / "t")
+    with pytest.raises(LakeError, match=r"column x.*(exactly|decimal|Decimal)"):
+        lepton.write(pa.table({"x": given}), tmp_path / "t")
+    assert lepton.table(tmp_path / "t").version == 0
+
+
+def test_floats_that_fit_go_in_nested_too(tmp_path: Path) -> None:
+    lepton.write(pa.table({"x": pa.array([], pa.list_(pa.float32()))}), tmp_path / "t")
+    values = [[0.5, None, float("inf")], None, [], [float("nan")]]
+    table = lepton.write(pa.table({"x": pa.array(values, pa.list_(pa.float64()))}), tmp_path / "t")
+    assert repr(table.to_arrow()["x"].to_pylist()) == repr(values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "how", "told"),
+    [
+        (pa.table({"p": [1, 2]}), {"partition_by": ["p"]}, "every column is a partition column"),
+        (pa.table([[1], [2]], names=["a", "A"]), {}, "a and A are one to Delta"),
+        (pa.table({"__position__": [1]}), {}, "lepton needs for itself"),
+        (pa.table({"d": pa.array([100], pa.decimal128(5, -2))}), {}, "no type for"),
+    ],
+)
+def test_a_table_that_cannot_be_is_not_made(
+    tmp_path: Path, rows: pa.Table, how: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(LakeError, match=told):
+        lepton.write(rows, tmp_path / "t", **how)
+    assert not (tmp_path / "t" / "_delta_log").exists()

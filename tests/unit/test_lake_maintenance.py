@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -11,10 +12,12 @@ from deltalake import DeltaTable, write_deltalake
 
 import lepton
 from lepton.errors import LakeError, RegistryError
+from lepton.lake import delegation
 from lepton.lake.files import write_files
 from lepton.lake.log import load_version
 from lepton.lake.maintenance import checkpoint, optimize, restore, vacuum
 from lepton.lake.orphans import path_below
+from lepton.lake.read import unchecked_files
 from lepton.lake.vectors import file_of
 from lepton.registry import Registry
 from lepton.registry.protection import needed_versions
@@ -184,10 +187,45 @@ def test_optimize_keeps_the_rows(tmp_path: Path) -> None:
     one = optimize(uri, partition={"part": "a"})
     assert (len(one.removed), len(one.added)) == (6, 1)
     assert everything(uri) == rows
+    assert lepton.table(uri).history()[0].operation == "OPTIMIZE"
+    assert lepton.table(uri).changes(5).num_rows == 0
     rest = optimize(uri, zorder=["x"])
+    assert unchecked_files(lepton.table(uri).load()) == ()
     assert len(lepton.table(uri).files()) == len(rest.added) == 2
     assert everything(uri) == rows
     assert optimize(uri).version == rest.version, "nothing left to do, so no commit"
+
+
+def test_optimize_makes_files_of_about_the_size_it_is_asked_for(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    for i in range(9):
+        lepton.write(pa.table({"x": [i]}), uri)
+    size = max(lepton.table(uri).statistics()["bytes"].to_pylist())
+    done = optimize(uri, target_bytes=3 * size)
+    assert (len(done.removed), len(done.added), done.version) == (9, 3, 9)
+    assert values(uri) == list(range(9))
+    assert unchecked_files(lepton.table(uri).load()) == ()
+    assert vacuum(uri).removed == (), "nothing is left over"
+
+
+def test_optimize_that_another_commit_comes_before_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = grown(tmp_path / "t")
+    lepton.write(pa.table({"x": [7]}), uri)
+    real = delegation.commit_changes
+
+    def late(*given: Any, **named: Any) -> None:
+        lepton.write(pa.table({"x": [77]}), uri)
+        real(*given, **named)
+
+    monkeypatch.setattr(delegation, "commit_changes", late)
+    before = values(uri)
+    files = parquet(uri)
+    with pytest.raises(LakeError, match=r"t@4: another writer changed it meanwhile"):
+        optimize(uri)
+    assert values(uri) == sorted([*before, 77])
+    assert len(parquet(uri) - files) == 1
 
 
 def test_optimize_refuses_what_is_not_there(tmp_path: Path) -> None:

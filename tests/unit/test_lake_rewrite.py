@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lepton
+from benchmarks.conformance_log import Log, column, metadata, protocol
 from lepton.errors import LakeError
 from lepton.lake.commit import removable
 from lepton.lake.read import unchecked_files
@@ -220,6 +222,38 @@ def test_keys_that_do_not_fit_change_nothing(
         lepton.write(rows, uri, **how)
     assert f"{uri}'@1" in str(refused.value)
     assert sorted(Path(uri).rglob("*")) == files
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"mode": "overwrite"},
+    {"mode": "merge", "key": "x"},
+    {"mode": "delete", "key": "x"},
+    {"mode": "replace_where", "where": "x = 2"},
+]
+
+
+@pytest.mark.parametrize("how", CHANGES, ids=[h["mode"] for h in CHANGES])
+@pytest.mark.parametrize(
+    ("spelled", "can"),
+    [("p=a%20b", True), ("p=a:b", True), ("p=a%3Ab", False), ("p=ü", False), ("p=%C3%BC", True)],
+)
+def test_files_that_deltalake_could_not_remove_stop_a_change(
+    tmp_path: Path, how: dict[str, Any], spelled: str, can: bool
+) -> None:
+    log = Log(tmp_path / "t")
+    rows = pa.table({"x": pa.array([1, 2], pa.int64())})
+    add = log.add(f"{unquote(spelled)}/1.parquet", rows, {"p": "v"}, path=f"{spelled}/1.parquet")
+    columns = metadata([column("x", "long"), column("p", "string")], ["p"])
+    log.commit(protocol(reader=1, writer=2), columns, add)
+    new = pa.table({"x": [2], "p": ["w"]})
+    if can:
+        table = lepton.write(new, log.root, **how)
+        assert table.where("x = 2").count_rows() == (how["mode"] != "delete")
+    else:
+        with pytest.raises(LakeError, match="spells otherwise than the log"):
+            lepton.write(new, log.root, **how)
+        assert lepton.table(log.root).to_arrow()["x"].to_pylist() == [1, 2]
+        assert lepton.write(new, log.root).count_rows() == 3
 
 
 def test_a_delete_from_no_table_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from deltalake import DeltaTable
 
 import lepton
+from benchmarks.conformance_log import Log, array_of, column, metadata, protocol, struct_of
 from lepton.errors import LakeError, WriteConflict
 from lepton.lake.commit import commit_files
 from lepton.lake.files import statistics_json, write_files
@@ -141,3 +142,12 @@ def test_a_file_that_is_cut_off_is_never_committed(uri: str) -> None:
         )
 
     assert lepton.table(uri).version == 2
+
+
+def test_rules_inside_columns_are_refused_by_name(tmp_path: Path) -> None:
+    member = column("y", "long")
+    member["metadata"] = {"delta.invariants": '{"expression": {"expression": "g.y > 3"}}'}
+    log = Log(tmp_path / "t")
+    log.commit(protocol(reader=1, writer=2), metadata([column("g", array_of(struct_of(member)))]))
+    with pytest.raises(LakeError, match=r"@0 asks its writers for delta.invariants inside"):
+        lepton.write(pa.table({"g": [[{"y": 1}]]}), log.root)

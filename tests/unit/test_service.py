@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lepton.serving import Service
+from lepton.serving.scaling import replicas_for
 from lepton.serving.service import POLICY, replicas_of, service_of
 
 
@@ -55,6 +56,9 @@ def test_resources_are_told_to_ray(resources: Any, options: Any) -> None:
         ({"ongoing": math.nan}, "ongoing"),
         ({"resources": {"GPU": -1}}, "must be numbers of at least 0"),
         ({"grpc_port": 2**16}, "must be a port"),
+        ({"policy": lambda _: (1, {})}, "must be a function of a module"),
+        ({"policy": "scaling"}, "or 'module:function'"),
+        ({"policy": 3}, "must be a function of a module"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
@@ -65,3 +69,5 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
 def test_settings_travel() -> None:
     service = service_of({"policy": POLICY, "ongoing": 2, "resources": {"CPU": 1}})
     assert pickle.loads(pickle.dumps(service)) == service
+    own = Service(policy=replicas_for)
+    assert pickle.loads(pickle.dumps(own)) == own

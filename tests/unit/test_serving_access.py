@@ -12,8 +12,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
+from lepton.errors import ServingError
 from lepton.serving import Grant, Service, grant
-from lepton.serving.access import VARIABLE, Access, grants_in, guarded
+from lepton.serving.access import VARIABLE, Access, grants_in, guarded, refuse_strangers
 from lepton.serving.service import service_of
 
 TOKEN, OTHER = "tell-it-to-nobody", "tell-it-to-nobody-else"
@@ -77,6 +78,17 @@ def test_tokens_come_from_the_environment() -> None:
         with pytest.raises(ValueError, match=r"must be NAME=TOKEN") as raised:
             grants_in({VARIABLE: wrong})
         assert TOKEN not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::"])
+def test_nothing_is_served_to_other_machines_by_mistake(host: str) -> None:
+    with pytest.raises(ServingError, match=f"Serve listens on {host}, which other machines"):
+        refuse_strangers(host, None, {})
+    refuse_strangers(host, (), {})
+    refuse_strangers(host, GRANTS, {})
+    refuse_strangers(host, None, {VARIABLE: f"me={TOKEN}"})
+    for here in (None, "127.0.0.1", "::1", "localhost"):
+        refuse_strangers(here, None, {})
 
 
 def test_settings_may_come_from_a_file() -> None:

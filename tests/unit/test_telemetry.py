@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lepton import telemetry
-from lepton.telemetry import Carrier, carrier_of
+from lepton.telemetry import Carrier, carrier_of, traceparent_in
 from tests.unit.collector import Collector
 
 CHILD = """
@@ -64,6 +64,8 @@ def test_a_malformed_header_starts_a_new_trace() -> None:
     assert carrier_of(good, "d").trace_id == "ab" * 16
     assert carrier_of("00-xyz", "d", fallback) is fallback
     assert carrier_of(None, "d", fallback) is fallback
+    assert traceparent_in(good.encode()) == traceparent_in(f" {good} ".encode()) == good
+    assert [traceparent_in(h) for h in (None, b"", b"00-xyz", b"\xff")] == [""] * 4
 
 
 def test_spans_reach_an_otlp_receiver() -> None:

@@ -27,7 +27,8 @@ lepton.canary lepton.checkpoint lepton.checkpoint_table lepton.cross_validate le
 lepton.evaluate lepton.gate
 lepton.model.load lepton.optimize lepton.plan lepton.promote lepton.read lepton.register
 lepton.request lepton.restore lepton.rollback lepton.score lepton.steps lepton.table lepton.train
-lepton.train.epoch lepton.train.failure lepton.train.resize lepton.tune lepton.use lepton.vacuum
+lepton.train.epoch lepton.train.failure lepton.train.resize lepton.train.straggler lepton.tune
+lepton.use lepton.vacuum
 """
 UNSAMPLED = f"00-{'ab' * 16}-{'cd' * 8}-00"
 SAMPLED = f"00-{'12' * 16}-{'34' * 8}-01"
@@ -192,5 +193,5 @@ class Kept:
     def take(self, what: Any, value: float, labels: Any, trace: str) -> None:
         self._told.append((what.name, value))
 
-    def take_all(self, what: Any, values: Any, labels: Any, traces: Any) -> None:
+    def take_all(self, what: Any, values: Any, labels: Any, trace_of: Any) -> None:
         self._told.extend((what.name, value) for value in values)

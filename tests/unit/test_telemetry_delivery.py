@@ -97,6 +97,21 @@ def test_what_waits_arrives_when_the_collector_is_back(monkeypatch: pytest.Monke
     assert waiting.dropped == 0
 
 
+@pytest.mark.parametrize("is_open", [True, False])
+def test_what_is_sent_as_one_counts_as_many(is_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+    gate = Gate()
+    if is_open:
+        gate.open.set()
+    waiting = _delivery(gate, 10_000)
+    for name in "abcde":
+        waiting.put_all(name, 20)
+
+    assert waiting.flush(30) is is_open
+    assert "".join(gate.taken) == ("abcde" if is_open else "")
+    assert waiting.dropped == (0 if is_open else 100)
+
+
 def test_an_exporter_that_raises_is_one_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     class Raising:
         def export(self, batch: Any) -> Any:

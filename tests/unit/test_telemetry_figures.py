@@ -12,7 +12,7 @@ import pytest
 
 import lepton
 from lepton.serving.figures import Figures
-from lepton.telemetry import Carrier, Ended, Spool, metrics, watch_gpus
+from lepton.telemetry import Common, Ended, Spool, metrics, spans_of, watch_gpus
 from lepton.telemetry.rounds import rounds
 
 
@@ -21,11 +21,13 @@ class Kept:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, float, dict[str, Any]]] = []
+        self.traces: set[str] = set()
 
     def take(self, what: Any, value: float, labels: Any, trace: str) -> None:
         self.told.append((what.name, value, dict(labels)))
 
-    def take_all(self, what: Any, values: Any, labels: Any, traces: Any) -> None:
+    def take_all(self, what: Any, values: Any, labels: Any, trace_of: Any) -> None:
+        self.traces |= {trace_of(n) for n in range(len(values))} if trace_of else set()
         self.told += [(what.name, value, dict(labels)) for value in values]
 
     def of(self, name: str) -> list[tuple[float, dict[str, Any]]]:
@@ -41,7 +43,7 @@ def kept() -> Iterator[Kept]:
     metrics._state.__init__()
 
 
-def _request(version: int, *, variant: str = "champion", error: str = "", kind: str = "server"):
+def _answered(version: int, *, variant: str = "champion", error: str = "", kind: str = "server"):
     about = {
         "http.request.method": "POST",
         "http.response.status_code": 500 if error else 200,
@@ -50,35 +52,42 @@ def _request(version: int, *, variant: str = "champion", error: str = "", kind: 
         "lepton.variant": variant,
         "lepton.rows": version,
     }
-    ids = ("ab" * 16, "cd" * 8, "")
-    return Ended("lepton.request", *ids, (0, 10**9), kind, error, (), about)
+    return Common("lepton.request", kind, error, (), about)
+
+
+def _spans(common: Common, count: int) -> list[Ended]:
+    return [Ended(common, "ab" * 16, f"{n:016x}", "", 0, 10**9) for n in range(count)]
 
 
 def test_requests_are_measured_by_answer_version_and_variant(kept: Kept) -> None:
     figures = Figures(shares_s=0)
-    asked = [_request(1) for _ in range(6)] + [_request(2, variant="canary")]
-    figures.take([*asked, _request(1, error="OSError"), _request(2, kind="internal")])
-    figures.take([])
-    figures.take([_request(1)])
+    first, canary = _answered(1), _answered(2, variant="canary")
+    failed, shadow = _answered(1, error="OSError"), _answered(2, kind="internal")
+    for common, count in ((first, 6), (canary, 1), (failed, 1), (shadow, 1)):
+        figures.take(common, _spans(common, count), True)
 
     took = kept.of("http.server.request.duration")
     assert {value for value, _ in took} == {1.0}
     counts = Counter((k["lepton.version"], k.get("error.type")) for _, k in took)
-    assert counts == {(1, None): 7, (2, None): 1, (1, "OSError"): 1}
-    assert Counter(v for v, _ in kept.of("lepton.serving.batch_size")) == {1: 8, 2: 1}
+    assert counts == {(1, None): 6, (2, None): 1, (1, "OSError"): 1}
+    assert Counter(v for v, _ in kept.of("lepton.serving.batch_size")) == {1: 7, 2: 1}
     shares = [(k["lepton.version"], v) for v, k in kept.of("lepton.serving.share")]
-    assert shares == [(1, 7 / 8), (2, 1 / 8), (1, 1.0), (2, 0.0)]
+    assert shares == [(1, 1.0), (1, 0.0), (2, 1.0), (1, 1.0), (2, 0.0)]
+    assert kept.traces == {f"00-{'ab' * 16}-{n:016x}-01" for n in range(6)}
 
 
 def test_unsampled_requests_are_measured_too(kept: Kept, tmp_path: Path) -> None:
-    told: list[Ended] = []
-    spool = Spool(str(tmp_path), told.extend)
-    for flag in ("00", "01"):
-        spool.add("lepton.request", Carrier(f"00-{'ab' * 16}-{'cd' * 8}-{flag}"), 1)
+    told: list[tuple[str, int, bool]] = []
+    spool = Spool(str(tmp_path), lambda c, s, sampled: told.append((c.name, len(s), sampled)))
+    common = Common("lepton.request")
+    for flag in ("00", "01", "03"):
+        parent = f"00-{'ab' * 16}-{'cd' * 8}-{flag}"
+        assert spool.leave(common, parent, 1)[-2:] == f"0{int(flag) & 1}"
+    spool.leave(common, f"00-{'ab' * 16}-{'cd' * 8}-00", 1, certain=True)
     spool.close()
 
-    assert sorted(span.sampled for span in told) == [False, True]
-    assert {span.traceparent[-2:] for span in told} == {"00", "01"}
+    assert sorted(told) == [("lepton.request", 1, False), ("lepton.request", 3, True)]
+    assert len(spans_of(str(tmp_path))) == 3
 
 
 def test_reads_are_measured_in_rows_and_bytes(kept: Kept, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ lepton.train.rows_per_second gauge {row}/s
 lepton.train.step.duration histogram s
 lepton.train.steps counter {step}
 lepton.train.steps_replayed counter {step}
+lepton.train.stragglers counter {worker}
 lepton.train.world_size gauge {worker}
 """
 

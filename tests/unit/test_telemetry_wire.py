@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from lepton.telemetry.context import context_of, links_of
 from lepton.telemetry.spans import _ended
-from lepton.telemetry.wire import MOST_KEPT, Encoder, Ended, request
+from lepton.telemetry.wire import FEW, MOST_KEPT, Common, Encoder, Ended, request
 
 RESOURCE = {"service.name": "lepton", "process.pid": 1, "long": "x" * 20_000}
 PARENT = f"00-{'ab' * 16}-{'cd' * 8}-01"
@@ -80,12 +80,46 @@ def test_it_is_what_opentelemetry_makes_of_it(
     assert line["links"] == (["12" * 16 + ":" + "34" * 8] if child else [])
 
 
+hexes = st.integers(0, 2**64 - 1).map("{:016x}".format)
+ended = st.tuples(hexes, hexes, hexes, st.one_of(st.just(""), hexes))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    told=attributes,
+    spans=st.lists(ended, max_size=5 * FEW),
+    start=st.integers(10**17, 2**63),
+    sent=st.booleans(),
+)
+def test_many_at_once_are_what_each_would_be(
+    told: dict[str, Any], spans: list[tuple[str, ...]], start: int, sent: bool
+) -> None:
+    common = Common("lepton.request", "server", "", [LINK], {"percent %s": "100%", **told})
+    every = [
+        Ended(common, high + low, own, parent, start + n, start + 2 * n)
+        for n, (high, low, own, parent) in enumerate(spans)
+    ]
+    encoder = Encoder("p (1)")
+    found = encoder.encode_alike(every, sent=sent)
+    each = [encoder.encode(span, sent=sent) for span in every]
+
+    assert sorted(found.line.splitlines()) == sorted(e.line[:-1] for e in each)
+    read = ExportTraceServiceRequest.FromString(request({}, [found.message]))
+    wanted = ExportTraceServiceRequest.FromString(request({}, [e.message for e in each]))
+    shown = [
+        sorted(s.SerializeToString() for s in one.resource_spans[0].scope_spans[0].spans)
+        for one in (read, wanted)
+    ]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == (len(spans) if sent else 0)
+
+
 def test_what_is_kept_is_bounded_and_tells_kinds_apart() -> None:
     encoder = Encoder("p (1)")
     ids = ("ab" * 16, "cd" * 8, "")
 
     def encoded(value: object) -> Any:
-        span = Ended("x", *ids, (1, 2), "internal", "", (), {"a": value})
+        span = Ended(Common("x", attributes={"a": value}), *ids, 1, 2)
         sent = ExportTraceServiceRequest.FromString(request({}, [encoder.encode(span).message]))
         return sent.resource_spans[0].scope_spans[0].spans[0].attributes[0].value
 
