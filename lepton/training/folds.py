@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from lepton.lake import Snapshot
 from lepton.preprocess import Preparation, assign_split
-from lepton.stream import Stream
+from lepton.stream import Mixture, Stream
 from lepton.telemetry import Carrier
 from lepton.training.evaluations import Judged
 from lepton.training.run import Run
@@ -73,7 +73,7 @@ class CrossValidation:
 
 def cross_validate(
     loop: Loop,
-    stream: Stream,
+    stream: Stream | Mixture,
     *,
     name: str,
     key: str,
