@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,7 +29,9 @@ from lepton.lake.delegation import delegate
 from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
 from lepton.lake.files import Written
+from lepton.lake.history import first_line
 from lepton.lake.kinds import storable
+from lepton.lake.log import damaged
 from lepton.lake.rewrite import Change, Operation, Unfit, rewrite, written_wider
 from lepton.lake.rows import check_names
 from lepton.lake.rules import Rules, rules_of
@@ -177,7 +180,10 @@ def _write(data: Any, asked: _Asked) -> None:
 
 
 def _opened(path: str, options: dict[str, str] | None) -> DeltaTable | None:
-    return table_or_none(path, options)
+    try:
+        return table_or_none(path, options)
+    except (DeltaError, OSError, ValueError) as e:
+        raise LakeError(f"nothing was committed: {damaged(path, options, e)}") from e
 
 
 def _make(rules: Rules, rows: Rows, files: Sequence[Written], asked: _Asked) -> None:
@@ -201,9 +207,10 @@ def _rewrite(opened: DeltaTable, rules: Rules, rows: Rows, asked: _Asked) -> Non
         uri=asked.path,
         options=asked.options,
     )
-    try:
+    with suppress(Unfit):
         rewrite(opened, rules, source, change)
-    except Unfit:
+        return
+    try:
         delegate(
             opened,
             rules,
@@ -215,6 +222,8 @@ def _rewrite(opened: DeltaTable, rules: Rules, rows: Rows, asked: _Asked) -> Non
             options=asked.options,
             deletes=asked.mode == "delete",
         )
+    except (DeltaError, OSError, ValueError) as e:
+        raise LakeError(first_line(e)) from e
 
 
 def _commit(
