@@ -2,8 +2,11 @@
 
 ``python -m benchmarks.elastic [--quick] [--rounds N]`` kills a worker of each peer in mid-run with
 SIGKILL, several times, and reads from the workers' own records when the next new step was made and
-how many steps were made again. It also measures what lepton's bookkeeping and its checkpoints cost
-a step. Writes ``results/elastic.json`` and a plot.
+how many steps were made again; then how much of its work a peer gets done under one kill per
+minute (``--quick``: per 15 s), and what nodes cost that are added, drained and lost. It also
+measures what lepton's bookkeeping and its checkpoints cost a step. ``--only`` takes some of kills,
+changes and cost. Writes ``results/elastic.json`` and a plot (``--quick``: elastic-quick.json, no
+plot). As it is, with three rounds, it takes about an hour; ``--quick`` about ten minutes.
 """
 
 from __future__ import annotations
@@ -22,22 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims, elastic_cost
+from benchmarks import claims, elastic_changes, elastic_cost
+from benchmarks.elastic_changes import Cost, Made, steps_in
 from benchmarks.elastic_peers import EVERY, WORKERS
 
 PEERS = ("lepton", "torchrun", "ray_train")
 START_S, AGAIN_S = 180.0, 60.0
 SETTLED_S = 12.0  # a run is killed in its middle, not while it starts
 AT = EVERY + EVERY // 2  # half-way between two checkpoints
-
-
-@dataclass(frozen=True)
-class Made:
-    """A step that a process saw made."""
-
-    step: int
-    time_ns: int
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -55,16 +50,6 @@ class Loss:
     full: float | None
 
 
-def steps_in(folder: Path) -> list[Made]:
-    """Return what all ranks recorded, by time."""
-    found = [
-        Made(*map(int, line.split()))
-        for path in folder.glob("*.steps")
-        for line in path.read_text().split("\n")[:-1]
-    ]
-    return sorted(found, key=lambda m: m.time_ns)
-
-
 def wait_for(folder: Path, what: Any, limit_s: float, process: Any) -> list[Made] | None:
     """Poll the records until they fulfil a condition."""
     end = time.monotonic() + limit_s
@@ -76,8 +61,12 @@ def wait_for(folder: Path, what: Any, limit_s: float, process: Any) -> list[Made
     return None
 
 
-def one_run(peer: str, kills: int) -> list[Loss]:
-    """Start a peer, kill one of its workers several times, and say what that cost."""
+def one_run(peer: str, kills: int, period_s: float) -> tuple[list[Loss], float | None]:
+    """Start a peer and kill one of its workers several times.
+
+    Returns:
+        what each kill cost, and the peer's goodput under a kill each period, percent.
+    """
     folder = Path(tempfile.mkdtemp(prefix="lepton-elastic-"))
     log = (folder / "log").open("w")
     process = subprocess.Popen(
@@ -88,11 +77,21 @@ def one_run(peer: str, kills: int) -> list[Loss]:
         env={**os.environ, "LEPTON_HOME": str(folder)},
     )
     losses: list[Loss] = []
+    share: float | None = None
+
+    def kill() -> None:
+        last = steps_in(folder)[-WORKERS:]
+        with suppress(ProcessLookupError):
+            os.kill(max(m.pid for m in last), signal.SIGKILL)
+
     try:
         for _ in range(kills):
             losses.append(one_kill(folder, process))
             if losses[-1].full is None:
                 break
+        else:
+            lasting = {"period_s": period_s, "periods": 3}
+            share = elastic_changes.goodput(folder, process, kill, **lasting)
     finally:
         os.killpg(process.pid, signal.SIGINT)
         try:
@@ -104,7 +103,7 @@ def one_run(peer: str, kills: int) -> list[Loss]:
                 os.kill(pid, signal.SIGKILL)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
-    return losses
+    return losses, share
 
 
 def one_kill(folder: Path, process: Any) -> Loss:
@@ -164,8 +163,8 @@ def median(values: list[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def claims_of(found: dict[str, list[Loss]], cost: dict[str, Any]) -> list[claims.Claim]:
-    """Return what was measured, each with its goal."""
+def claims_of(found: dict[str, list[Loss]]) -> list[claims.Claim]:
+    """Return what kills cost, each with its goal."""
     seconds = {
         p: median([x.seconds for x in ls if x.seconds is not None]) for p, ls in found.items()
     }
@@ -191,10 +190,17 @@ def claims_of(found: dict[str, list[Loss]], cost: dict[str, Any]) -> list[claims
     ours, theirs = seconds.get("lepton"), seconds.get("torchrun")
     ratio = ours / theirs if ours is not None and theirs else None
     made.append(claims.claim("lepton to torchrun, seconds to the next step", ratio, 0.25, "x", -1))
-    goodput = None if ours is None else 100 * (1 - ours / 60)
-    text = "lepton: share of a minute that one killed worker leaves"
-    made.append(claims.claim(text, goodput, 99, "%"))
-    made.extend(elastic_cost.claims_of(cost))
+    return made
+
+
+def goodput_of(shares: dict[str, list[float | None]], period_s: float) -> list[claims.Claim]:
+    """Return how much of its work each peer got done under kills."""
+    made: list[claims.Claim] = []
+    for peer, found in shares.items():
+        known = [s for s in found if s is not None]
+        goal = 99 if peer == "lepton" and period_s >= 60 else None
+        text = f"{peer}: new steps under one kill per {period_s:g} s, of those undisturbed"
+        made.append(claims.claim(text, median(known), goal, "%", runs=len(known)))
     return made
 
 
@@ -205,20 +211,57 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--only", default="kills,changes,cost")
     given = parser.parse_args()
-    rounds, kills = (1, 1) if given.quick else (given.rounds, given.kills)
-    found: dict[str, list[Loss]] = {p: [] for p in given.peers.split(",")}
+    peers, only = given.peers.split(","), given.only.split(",")
+    rounds, kills, period_s = (1, 1, 15.0) if given.quick else (given.rounds, given.kills, 60.0)
+    found: dict[str, list[Loss]] = {p: [] for p in peers}
+    shares: dict[str, list[float | None]] = {p: [] for p in peers}
+    changes: dict[str, list[dict[str, Cost]]] = {p: [] for p in peers}
     for _ in range(rounds):
-        for peer, losses in found.items():
-            losses.extend(one_run(peer, kills))
-            print(peer, losses[-kills:], file=sys.stderr)
-    cost = elastic_cost.measure(quick=given.quick)
-    claims.record(claims_of(found, cost), "elastic")
+        for peer in peers if "kills" in only else []:
+            losses, share = one_run(peer, kills, period_s)
+            found[peer].extend(losses)
+            shares[peer].append(share)
+            print(peer, losses, share, file=sys.stderr)
+        for peer in peers if "changes" in only else []:
+            changes[peer].append(elastic_changes.one_site(peer, quick=given.quick))
+            print(peer, changes[peer][-1], file=sys.stderr)
+    made: list[claims.Claim] = []
+    if "kills" in only:
+        made += claims_of(found) + goodput_of(shares, period_s)
+    if "changes" in only:
+        made += elastic_changes.claims_of(changes)
+    if "cost" in only:
+        made += elastic_cost.claims_of(elastic_cost.measure(quick=given.quick))
+    claims.record(made, "elastic-quick" if given.quick else "elastic")
     if not given.quick:
-        plot(found)
+        plot(found, changes)
 
 
-def plot(found: dict[str, list[Loss]]) -> None:
+def pauses_of(
+    found: dict[str, list[Loss]], changes: dict[str, list[dict[str, Cost]]]
+) -> dict[str, dict[str, list[float]]]:
+    """Return the seconds without a new step, by what happened and by peer."""
+    pauses = {
+        "worker killed": {
+            p: [x.seconds for x in losses if x.seconds is not None] for p, losses in found.items()
+        }
+    }
+    for change, words in elastic_changes.WORDS.items():
+        pauses[words] = {
+            peer: [
+                cost.pause
+                for run in runs
+                for name, cost in run.items()
+                if name.split()[0] == change and cost.pause is not None
+            ]
+            for peer, runs in changes.items()
+        }
+    return pauses
+
+
+def plot(found: dict[str, list[Loss]], changes: dict[str, list[dict[str, Cost]]]) -> None:
     """Draw each peer's pauses, where matplotlib is installed (the ``bench`` extra)."""
     try:
         import matplotlib as mpl
@@ -229,13 +272,16 @@ def plot(found: dict[str, list[Loss]]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 2.6))
-    for place, (_, losses) in enumerate(found.items()):
-        values = [x.seconds for x in losses if x.seconds is not None]
-        axes.plot(values, [place] * len(values), "o", alpha=0.6)
-    axes.set_yticks(range(len(found)), list(found))
-    axes.set_xscale("log")
-    axes.set_xlabel("seconds from SIGKILL of a worker to the next new step")
+    pauses = pauses_of(found, changes)
+    figure, panels = pyplot.subplots(len(pauses), 1, figsize=(6, 1.6 * len(pauses)), sharex=True)
+    for axes, (what, by_peer) in zip(panels, pauses.items(), strict=True):
+        for place, values in enumerate(by_peer.values()):
+            axes.plot(values, [place] * len(values), "o", alpha=0.6)
+        axes.set_yticks(range(len(by_peer)), list(by_peer))
+        axes.set_ylim(-0.6, len(by_peer) - 0.4)
+        axes.set_title(what, fontsize="medium", loc="left")
+        axes.set_xscale("log")
+    panels[-1].set_xlabel("seconds without a new step")
     figure.tight_layout()
     figure.savefig(claims.RESULTS / "elastic.png", dpi=110)
 

@@ -353,15 +353,20 @@ def _on_worker(config: dict[str, Any]) -> None:
     run_loop(config, f"train worker {ray.train.get_context().get_world_rank()}")
 
 
-def run_loop(config: dict[str, Any], title: str) -> None:
+def run_loop(config: dict[str, Any], title: str, *, stays: bool = True) -> bool:
     """Run the loop as one worker, to the end of the run or of this worker's part in it.
 
     Args:
         config: what :func:`train_on_ray` put together.
         title: name of the process in the trace.
+        stays: whether to wait for the run's end if only the part of this worker is over: Ray Train
+            would take a worker that ends for the end of all.
+
+    Returns:
+        whether the run goes on without this worker, because its node goes away.
     """
     from lepton.training.rounds import Rounds
-    from lepton.training.seat import Released, Seat
+    from lepton.training.seat import Leaving, Released, Seat
     from lepton.training.worker import Worker
 
     name_process(title)
@@ -376,6 +381,10 @@ def run_loop(config: dict[str, Any], title: str) -> None:
     rounds = Rounds(lambda: Worker(config["plan"], open_shard, seat))
     try:
         rounds.run(config["loop"])
+    except Leaving:
+        if not stays:
+            return True
+        seat.wait_closed()
     except Released:
         seat.wait_closed()
     except Exception as e:
@@ -386,6 +395,7 @@ def run_loop(config: dict[str, Any], title: str) -> None:
     finally:
         rounds.worker.give_up()
         seat.close()
+    return False
 
 
 class _EndOnOwnErrors(UserCallback):

@@ -21,11 +21,11 @@ from lepton.errors import TrainingError
 class Reserve:
     """The actor: runs the loop on its own, as a worker of Ray Train's group does."""
 
-    def run(self, config: dict[str, Any]) -> None:
-        """Train until the run ends."""
+    def run(self, config: dict[str, Any]) -> bool:
+        """Train until the run ends, or this node goes away: then return True."""
         from lepton.training.ray_trainer import run_loop
 
-        run_loop(config, "reserve")
+        return run_loop(config, "reserve", stays=False)
 
 
 class Reserves:
@@ -64,7 +64,7 @@ class Reserves:
         self._running[actor.run.remote(self._config)] = actor
 
     def look_after(self) -> None:
-        """Replace those that were lost.
+        """Replace those that were lost, or whose nodes go away: elsewhere, when there is room.
 
         Raises:
             TrainingError: the loop raised on one of them.
@@ -74,9 +74,11 @@ class Reserves:
         refs: list[Any] = list(self._running)
         over: list[Any] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
         for ref in over:
-            self._running.pop(ref)
+            actor = self._running.pop(ref)
             try:
-                ray.get(ref)
+                if ray.get(ref):
+                    ray.kill(actor)
+                    self._start()
             except ray.exceptions.RayActorError:
                 if self._left > 0:
                     self._left -= 1

@@ -55,6 +55,10 @@ class Released(BaseException):  # no failure, and no `except Exception` may stop
     """This worker's part in the run is over: its node goes away, or the run ended without it."""
 
 
+class Leaving(Released):
+    """This worker's node goes away; the run goes on without it."""
+
+
 class Seat:
     """A worker's connection to the rendezvous.
 
@@ -166,7 +170,7 @@ class Seat:
                 case "stop":
                     raise Stopped(answer["error"])
                 case "released":
-                    raise Released("its node is going away")
+                    raise Leaving("its node is going away")
                 case "finished":
                     raise Released("the run has finished")
                 case "closed":

@@ -21,6 +21,7 @@ from lepton.export.restore import Predictor
 from lepton.serving.following import Follower
 from lepton.telemetry import Carrier
 from tests.cluster.test_checkpoints import WRITER
+from tests.unit.test_shards import write as write_in_parts
 
 pytest.importorskip("obstore")
 
@@ -109,6 +110,20 @@ def test_of_two_writers_of_one_step_one_wins(options: dict[str, str]) -> None:
     assert checkpoints.all_of(where, options) == made[:1]
     checkpoints.verify(made[0])
     assert checkpoints.prune(where, options) == 3
+
+
+def test_a_sharded_one_lies_in_parts_there_too(
+    options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in options.items():
+        monkeypatch.setenv(name, value)
+    whole = torch.arange(35.0).reshape(7, 5)
+    manifest = write_in_parts("s3://lake/sharded", whole, (3, 1))
+
+    assert checkpoints.latest("s3://lake/sharded") == manifest
+    assert torch.equal(checkpoints.restore(manifest)["net"]["w"], whole)
+    manifest.storage.remove(f"{manifest.folder}/shard-0001.safetensors")
+    assert checkpoints.latest("s3://lake/sharded", thorough=False) is None
 
 
 def test_a_storage_that_cannot_be_reached_is_no_empty_one(options: dict[str, str]) -> None:

@@ -25,7 +25,7 @@ def cut(size: int, parts: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in pairwise(edges)]
 
 
-def write(root: Path, whole: torch.Tensor, grid: Sequence[int]) -> checkpoints.Manifest:
+def write(root: Path | str, whole: torch.Tensor, grid: Sequence[int]) -> checkpoints.Manifest:
     """Write a checkpoint as ranks that lie in a grid over the tensor would."""
     folder, files, parts = "data/step-00000003-g000000", {}, []
     blocks = product(*(cut(n, k) for n, k in zip(whole.shape, grid, strict=True)))
