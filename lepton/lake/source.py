@@ -66,10 +66,14 @@ class Rows:
             LakeError: rows do not fit, or a key is there twice; nothing was written.
         """
         check = check_of(rules, self._place)
-        key, known = self._place.key, rules.schema.names
+        key, schema = self._place.key, cast("Any", rules.schema)
+        known: list[str] = schema.names
         for name in key:
             if name not in known:
                 raise LakeError(f"no key column {name}{near_names(name, known)}")
+            kind: Any = schema.field(name).type
+            if pa.types.is_nested(kind):
+                raise LakeError(f"key column {name} is {kind}: only plain values can be keys")
         if self._spread:
             from lepton.lake.ray_rewrite import source_of
 
