@@ -6,6 +6,7 @@ They are aligned and checked before anything of them is written; on bad rows not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,8 @@ from lepton.lake.rewrite import Source, write_all
 from lepton.lake.rows import align, check_names, check_rows, comparable, refuse_duplicates
 from lepton.lake.rules import Rules
 
+FILES_AT_ONCE = 4
+"""Files of an object store that are read or written at once."""
 GATHERED_BYTES = 4 * 2**30
 """Rows of a Ray Dataset that may come to this process where deltalake has to merge them."""
 
@@ -63,10 +66,14 @@ class Rows:
             LakeError: rows do not fit, or a key is there twice; nothing was written.
         """
         check = check_of(rules, self._place)
-        key, known = self._place.key, rules.schema.names
+        key, schema = self._place.key, cast("Any", rules.schema)
+        known: list[str] = schema.names
         for name in key:
             if name not in known:
                 raise LakeError(f"no key column {name}{near_names(name, known)}")
+            kind: Any = schema.field(name).type
+            if pa.types.is_nested(kind):
+                raise LakeError(f"key column {name} is {kind}: only plain values can be keys")
         if self._spread:
             from lepton.lake.ray_rewrite import source_of
 
@@ -81,7 +88,7 @@ class Rows:
                 sizes=[rows.nbytes],
                 keys=comparable(rows, key) if key else None,
                 fetch=_same,
-                run=_here,
+                run=_in_threads if "://" in self._place.path else _here,
             )
         if key and source.keys is not None:
             refuse_duplicates(source.keys, key)
@@ -149,6 +156,13 @@ def _same(block: pa.Table) -> pa.Table:
 
 def _here(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
     return [function(*call) for call in calls]
+
+
+def _in_threads(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+    """As :func:`_here`, as many at once as memory should hold files of."""
+    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+        asked = [threads.submit(function, *call) for call in calls]
+        return [one.result() for one in asked]
 
 
 def _files(reader: pa.RecordBatchReader, rules: Rules, place: Place) -> list[Written]:

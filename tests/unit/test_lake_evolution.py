@@ -221,14 +221,26 @@ def test_a_write_cut_off_after_its_column_was_added_is_written_again(uri: str) -
 
 
 @pytest.mark.parametrize(
-    "feature", ["typeWidening", "vacuumProtocolCheck", "domainMetadata", "identityColumns"]
+    "feature",
+    [
+        "typeWidening",
+        "vacuumProtocolCheck",
+        "variantType",
+        "variantType-preview",
+        "domainMetadata",
+        "identityColumns",
+        "rowTracking",
+        "clustering",
+        "inCommitTimestamp",
+        "allowColumnDefaults",
+    ],
 )
 def test_features_that_deltalake_cannot_write_are_refused_by_name(
     tmp_path: Path, feature: str
 ) -> None:
     log = Log(tmp_path / "t")
     asks = protocol([feature])
-    if feature in ("domainMetadata", "identityColumns"):
+    if feature[0] in "dirca":  # features of writers only
         asks["protocol"]["readerFeatures"] = []
     log.commit(asks, metadata([column("x", "integer")]))
     with pytest.raises(LakeError, match=rf"t'@0 asks its writers for {feature}") as caught:

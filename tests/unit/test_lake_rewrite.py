@@ -1,6 +1,8 @@
 """Merge, delete and replace_where against a dictionary, whatever the files look like."""
 
+import datetime as dt
 import shutil
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -254,6 +256,36 @@ def test_files_that_deltalake_could_not_remove_stop_a_change(
             lepton.write(new, log.root, **how)
         assert lepton.table(log.root).to_arrow()["x"].to_pylist() == [1, 2]
         assert lepton.write(new, log.root).count_rows() == 3
+
+
+def test_a_nested_key_is_refused(tmp_path: Path) -> None:
+    rows = pa.table({"k": [{"a": 1}], "x": [1]})
+    lepton.write(rows, tmp_path / "t")
+    with pytest.raises(LakeError, match=r"key column k is struct.*plain values"):
+        lepton.write(rows, tmp_path / "t", mode="merge", key="k")
+
+
+KEYS = {
+    "binary": [b"a", b"\xff\x00", b""],
+    "text": ["a", "b", "é" * 50],
+    "date": [dt.date(1, 1, 1), dt.date(9999, 1, 1)],
+    "time": [dt.datetime(2020, 1, 1, 0, 0, 0, n, dt.UTC) for n in (1, 999, 1001)],
+    "decimal": [Decimal("1.10"), Decimal("-99999999999999999.99")],
+    "float": [0.1, float("inf"), -0.0],
+    "bool": [True, False],
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_of_every_type_find_their_rows(tmp_path: Path, name: str) -> None:
+    keys = pa.array(KEYS[name])
+    for n in range(len(keys)):
+        lepton.write(pa.table({"k": keys.slice(n, 1), "v": [0]}), tmp_path / "t")
+    new = pa.table({"k": keys, "v": [1] * len(keys)})
+    table = lepton.write(new, tmp_path / "t", mode="merge", key="k")
+    assert table.to_arrow()["v"].to_pylist() == [1] * len(keys)
+    rest = lepton.write(new.select(["k"]).slice(1), tmp_path / "t", mode="delete", key="k")
+    assert rest.to_arrow()["k"].to_pylist() == keys.slice(0, 1).to_pylist()
 
 
 def test_a_delete_from_no_table_is_refused(tmp_path: Path) -> None:
