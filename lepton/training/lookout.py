@@ -14,6 +14,7 @@ from lepton.errors import TrainingError
 from lepton.training.recovery import in_a_row
 
 if TYPE_CHECKING:
+    from lepton.telemetry import Carrier
     from lepton.training.plan import Plan
     from lepton.training.progress import Line
     from lepton.training.rendezvous import Event
@@ -50,7 +51,7 @@ class Lookout:
         if status is None:
             return False  # a machine under load; the next poll asks again
         self.line.tell(status["events"])
-        self._record_stragglers(status["events"])
+        self.slow = record_stragglers(self.plan.carrier, status["events"], self.slow)
         if status["error"]:
             self.stopped_at = self.stopped_at or time.monotonic()
             if time.monotonic() - self.stopped_at > END_S:  # Ray Train would have said it better
@@ -69,26 +70,36 @@ class Lookout:
         self.waiting.look(started=bool(status["pids"] or status["events"]))
         return bool(status["finished"])
 
-    def _record_stragglers(self, events: list[Event]) -> None:
-        """Name those in the trace that hold the others up, each time once."""
-        found = [e for e in events if e.kind == "slow"]
-        for event in found[self.slow :]:
-            telemetry.measure("lepton.train.stragglers", 1)
-            telemetry.record(
-                "lepton.train.straggler",
-                self.plan.carrier,
-                event.time_ns,
-                attributes={
-                    "lepton.worker": event.who,
-                    "lepton.step": event.step,
-                    "lepton.world_size": event.world_size,
-                },
-            )
-        self.slow = len(found)
-
     def _asked(self) -> Any:
         """Return the rendezvous' status, None if it did not answer: no poll may wait for ever."""
         try:
             return ray.get(self.meeting.status.remote(), timeout=ANSWER_S)
         except ray.exceptions.GetTimeoutError:
             return None
+
+
+def record_stragglers(carrier: Carrier, events: list[Event], told: int) -> int:
+    """Name those in the trace that hold the others up, each time once.
+
+    Args:
+        carrier: of the run.
+        events: all so far.
+        told: how many stragglers were named already.
+
+    Returns:
+        how many are named now.
+    """
+    found = [e for e in events if e.kind == "slow"]
+    for event in found[told:]:
+        telemetry.measure("lepton.train.stragglers", 1)
+        telemetry.record(
+            "lepton.train.straggler",
+            carrier,
+            event.time_ns,
+            attributes={
+                "lepton.worker": event.who,
+                "lepton.step": event.step,
+                "lepton.world_size": event.world_size,
+            },
+        )
+    return len(found)
