@@ -99,6 +99,8 @@ def import_version(
         CheckpointError: what came is damaged.
     """
     root = home_of(home)
+    if "://" in root:
+        raise RegistryError(f"cannot import to {root}: name a home on this machine")
     registry = Registry(f"{root}/registry")
     client, refused = _client(tracking_uri)
     try:
@@ -164,10 +166,13 @@ def _create(client: Any, entry: ModelVersion, manifest: Manifest) -> Any:
         client.log_param(run, key, value)
     for key, value in entry.metrics.items():
         client.log_metric(run, key, value)
-    uri = Path(manifest.uri)
-    client.log_artifact(run, str(uri), FOLDER)
-    for file in manifest.files:
-        client.log_artifact(run, str(manifest.path(file)), f"{FOLDER}/{manifest.folder}")
+    with tempfile.TemporaryDirectory(prefix="lepton-mlflow-") as scratch:
+        whole = Path(scratch)
+        (whole / manifest.folder).mkdir(parents=True)
+        (whole / manifest.name).write_bytes(manifest.storage.read(manifest.name))
+        for file in manifest.files:
+            (whole / manifest.folder / file).symlink_to(manifest.path(file).resolve())
+        client.log_artifacts(run, scratch, FOLDER)
     said = {k: v for k, v in asdict(entry).items() if k != "created"}
     client.log_text(run, json.dumps(said), f"{FOLDER}/{SAID}")
     client.set_terminated(run)

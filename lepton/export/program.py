@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
 
 from lepton.errors import CheckpointError
@@ -177,6 +177,9 @@ def export_net(
             f"torch.export cannot express the net: {type(e).__name__}: {e}"
         ) from e
     outputs = named_outputs(found)
+    odd = [n for n, t in outputs.items() if not isinstance(t, torch.Tensor)]
+    if odd:
+        raise CheckpointError(f"a net that serves gives tensors, these are none: {odd}")
     return Signature(
         inputs=tuple(_spec(n, t) for n, t in zip(inputs, example, strict=True)),
         outputs=tuple(_spec(n, t) for n, t in outputs.items()),
@@ -188,6 +191,9 @@ def named_outputs(found: Any) -> dict[str, Any]:
     """Return what a net gave, by the names of a signature's outputs."""
     if hasattr(found, "data_ptr"):
         return {"output": found}
+    if isinstance(found, Mapping):
+        named = cast("Mapping[str, Any]", found)
+        return dict(named)
     return {f"output_{i}": value for i, value in enumerate(found)}
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MOST_ROWS = 32
 MOST_BYTES = 2**20
 MOST_S = 2.0
+COMPILED = "_orig_mod"
+"""Where torch.compile keeps the module that it wraps."""
 TOLERANCE = 1e-3
 COARSE_TOLERANCE = 3e-2
 
@@ -50,7 +52,8 @@ class Twin:
     def __init__(
         self, still: torch.nn.Module, signature: Signature, example: Sequence[torch.Tensor]
     ) -> None:
-        self._still = still
+        # as it was written: compiling it for the CPU would take longer than all answers
+        self._still: Any = getattr(still, COMPILED, still)
         self._signature = signature
         self._rows = {s.name: t for s, t in zip(signature.inputs, example, strict=True)}
         self._timed = False
@@ -64,9 +67,10 @@ class Twin:
         import torch
 
         try:
-            self._still.load_state_dict(state[self._signature.net], assign=True)
-            # as it is: compiling it for the CPU would take longer than all answers
-            net = getattr(self._still, "_orig_mod", self._still)
+            weights = state[self._signature.net]
+            plain = {n.removeprefix(f"{COMPILED}."): value for n, value in weights.items()}
+            self._still.load_state_dict(plain, assign=True)
+            net = self._still
             with torch.inference_mode():
                 self._choose_rows(net)
                 if not self._rows:

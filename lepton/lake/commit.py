@@ -34,9 +34,12 @@ _MARK = "leptonCommit"
 ATTEMPTS = 12  # each with deltalake's own 15 retries
 
 
-def properties_of(txn: tuple[str, int] | None, mark: str | None = None) -> CommitProperties:
+def properties_of(
+    txn: tuple[str, int] | None, mark: str | None = None, retries: int | None = None
+) -> CommitProperties:
     """Return what a commit carries: an application transaction, a mark to know it again by."""
     return CommitProperties(
+        max_commit_retries=retries,
         app_transactions=[Transaction(*txn)] if txn else None,
         custom_metadata={_MARK: mark} if mark else None,
     )
@@ -192,11 +195,13 @@ def commit_files(
     txn: tuple[str, int] | None,
     options: Mapping[str, str] | None,
     schema: Schema | None = None,
+    next_only: bool = False,
 ) -> bool:
     """Commit files to an open table; return False if ``txn`` was there already.
 
     Appends commute with everything but a change of the table's rules, so they are tried again,
-    with jitter, for as long as that lasts. An overwrite may bring another ``schema``.
+    with jitter, for as long as that lasts. An overwrite may bring another ``schema``, and count as
+    the ``next`` version ``only``.
 
     Raises:
         WriteConflict: another commit came first, and this one would not mean the same after it.
@@ -224,7 +229,7 @@ def commit_files(
                 mode,
                 schema or opened.schema(),
                 partition_by=list(rules.partition_columns),
-                commit_properties=properties_of(txn),
+                commit_properties=properties_of(txn, retries=0 if next_only else None),
             )
         except (DeltaError, OSError, ValueError) as e:
             failure = e

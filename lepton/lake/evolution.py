@@ -18,7 +18,7 @@ import pyarrow as pa
 from lepton.errors import LakeError
 from lepton.lake.kinds import storable
 
-Evolve = Literal["add", "widen"]
+Evolve = Literal["add", "widen", "rewrite"]
 
 _INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 _DIGITS = {pa.int8(): 10, pa.int16(): 10, pa.int32(): 10, pa.int64(): 20}
@@ -52,7 +52,8 @@ def evolution(
     Args:
         schema: the table's.
         given: the rows'.
-        how: ``add`` columns, or ``widen`` types as well; None changes nothing.
+        how: ``add`` columns, or ``widen`` types as well (``rewrite``: in files that are there,
+            too); None changes nothing.
         partition_columns: the table's; they keep their types.
         anew: every file is written anew, so that types may change.
 
@@ -62,7 +63,7 @@ def evolution(
     if how is None:
         return Evolution(schema=schema)
     added = _added(schema, given)
-    widened = _widened(schema, given, partition_columns) if how == "widen" else {}
+    widened = _widened(schema, given, partition_columns) if how != "add" else {}
     if widened and not anew:
         named = ", ".join(
             f"{name} ({schema.field(name).type} to {kind})" for name, kind in widened.items()
@@ -70,20 +71,23 @@ def evolution(
         raise LakeError(
             f"column {named} cannot become wider in files that stay: that needs the table property "
             "delta.enableTypeWidening, and deltalake cannot write tables that have it; set the "
-            "property with Spark and write there, or write the whole table anew with "
-            "mode='overwrite', evolve='widen'"
+            "property with Spark and write there, or have every file of the table written anew "
+            "with evolve='rewrite'"
         )
     fields = [f.with_type(widened[f.name]) if f.name in widened else f for f in _fields_of(schema)]
     return Evolution(schema=pa.schema([*fields, *added]), added=added, widened=widened)
 
 
 def widened_json(text: str, widened: Mapping[str, pa.DataType], new: str) -> str:
-    """Return a Delta schema with some columns' types taken from another one; the rest stays."""
+    """Return a Delta schema with some types, and new columns, from another one; the rest stays."""
     whole: dict[str, Any] = json.loads(text)
-    kinds = {f["name"]: f["type"] for f in json.loads(new)["fields"]}
+    fields: list[dict[str, Any]] = json.loads(new)["fields"]
+    kinds = {f["name"]: f["type"] for f in fields}
     for one in whole["fields"]:
         if one["name"] in widened:
             one["type"] = kinds[one["name"]]
+    known = {one["name"] for one in whole["fields"]}
+    whole["fields"] += [f for f in fields if f["name"] not in known]
     return json.dumps(whole)
 
 

@@ -18,7 +18,7 @@ _COMMIT = re.compile(r"(\d{20})\.json")
 OPERATION = "leptonOperation"
 """Commit info by which a commit is known where deltalake can only call it a write."""
 
-_SAID = 300  # characters of an error that are worth telling
+_SAID = 600  # characters of an error that are worth telling
 _CHECKPOINT = re.compile(
     r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10})|\.[0-9a-f-]{36})?\.(parquet|json)"
 )
@@ -135,13 +135,12 @@ def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
         try:
             actions_of(uri, number, options)
         except ValueError as e:
-            return f"{number:020}.json in _delta_log is damaged ({e}): put the file back"
+            return f"{number:020}.json of {uri!r}@{newest} is damaged ({e}): put the file back"
     points = sorted(n for n in names if _CHECKPOINT.fullmatch(n))
     if not points:
-        return f"the newest commit is {newest}: see whether the files in _delta_log are whole"
+        return f"see whether all files in _delta_log of {uri!r}@{newest} are whole"
     return (
-        f"the newest commit is {newest} and the newest checkpoint {points[-1]}: if that file is "
-        "cut off, "
+        f"the newest checkpoint of {uri!r}@{newest} is {points[-1]}: if that file is cut off, "
         "restore it, or remove it if all commit files from 0 are still there"
     )
 

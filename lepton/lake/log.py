@@ -128,9 +128,7 @@ def open_table(
             f"no Delta table at {uri!r}: check the path, or write one with lepton.write(data, uri)"
         ) from e
     except (DeltaError, OSError, ValueError) as e:
-        told = explain_damage(uri, options)
-        said = first_line(e)
-        raise LakeError(f"cannot open the Delta table at {uri!r}: {said}; {told}") from e
+        raise damaged(uri, options, e) from e
     newest = opened.version()
     if isinstance(version, datetime):
         version = version_at(uri, version, newest, opened.metadata().configuration, options)
@@ -144,6 +142,12 @@ def open_table(
         said = first_line(e)
         raise LakeError(f"cannot load {uri!r}@{version} (newest: {newest}): {said}") from e
     return opened
+
+
+def damaged(uri: str, options: Mapping[str, str] | None, error: Exception) -> LakeError:
+    """Return the error that says why a log cannot be replayed, and which file to look at."""
+    told = explain_damage(uri, options)
+    return LakeError(f"cannot open the Delta table at {uri!r}: {first_line(error)}; {told}")
 
 
 @lru_cache(maxsize=32)

@@ -46,6 +46,7 @@ from lepton.lake.replacement import (
     replaced,
     without,
 )
+from lepton.lake.rows import align
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot
 from lepton.lake.storage import TRIES, opened_table, passes
@@ -147,6 +148,23 @@ def write_all(
         work.insert(Target(version=version, rules=rules, options=options, job=source.job), [])
         work.committed = work.added  # by the caller
     return work.added
+
+
+def written_wider(
+    opened: DeltaTable, rules: Rules, uri: str, options: Mapping[str, str] | None
+) -> list[Written]:
+    """Write every row of a table anew for other rules; on failure no file is left."""
+    pairs = tuple(sorted((options or {}).items()))
+    version = Snapshot(uri=uri, version=opened.version(), options=pairs).load()
+    target = Target(version=version.without_files(), rules=rules, options=options, job="")
+    written: list[Written] = []
+    try:
+        for file in version.files:
+            written += target.write(align(target.rows(file), rules.schema, fill=True))
+    except BaseException:
+        discard(written, uri, options)
+        raise
+    return written
 
 
 def _opened(change: Change) -> DeltaTable:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,8 +29,10 @@ from lepton.lake.delegation import delegate
 from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
 from lepton.lake.files import Written
+from lepton.lake.history import first_line
 from lepton.lake.kinds import storable
-from lepton.lake.rewrite import Change, Operation, Unfit, rewrite
+from lepton.lake.log import damaged
+from lepton.lake.rewrite import Change, Operation, Unfit, rewrite, written_wider
 from lepton.lake.rows import check_names
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
@@ -78,7 +81,7 @@ def write(
         evolve: let the table's schema grow, for ``append`` and ``overwrite``: ``add`` adds the
             columns that it does not have, NULL in older rows, in a commit of their own just
             before the rows'; ``widen`` also takes wider types, where ``overwrite`` writes every
-            file anew.
+            file anew; ``rewrite`` does that for ``append``, in one commit that loses to any other.
         storage_options: as deltalake takes them.
 
     Raises:
@@ -130,8 +133,8 @@ class _Asked:
             raise ValueError("key= names the identifying columns of mode='merge' or 'delete' only")
         if (mode == "replace_where") != (self.where is not None):
             raise ValueError("where= is the condition of mode='replace_where', and only of it")
-        if evolve not in (None, "add", "widen"):
-            raise ValueError(f"evolve {evolve!r} is not add or widen")
+        if evolve not in (None, *get_args(Evolve)):
+            raise ValueError(f"evolve {evolve!r} is none of {', '.join(get_args(Evolve))}")
         if evolve and mode in _OPERATIONS:
             raise ValueError(f"evolve= goes with append and overwrite, not with mode={mode!r}")
 
@@ -165,7 +168,7 @@ def _write(data: Any, asked: _Asked) -> None:
         if opened is not None and asked.mode in _OPERATIONS:
             _rewrite(opened, rules, rows, asked)
             return
-        files = rows.write(replace(rules, schema=grown.schema))
+        files = _files(opened, rows, rules, grown, asked)
     except LakeError as e:
         if type(e) is not LakeError:
             raise
@@ -177,7 +180,10 @@ def _write(data: Any, asked: _Asked) -> None:
 
 
 def _opened(path: str, options: dict[str, str] | None) -> DeltaTable | None:
-    return table_or_none(path, options)
+    try:
+        return table_or_none(path, options)
+    except (DeltaError, OSError, ValueError) as e:
+        raise LakeError(f"nothing was committed: {damaged(path, options, e)}") from e
 
 
 def _make(rules: Rules, rows: Rows, files: Sequence[Written], asked: _Asked) -> None:
@@ -201,9 +207,10 @@ def _rewrite(opened: DeltaTable, rules: Rules, rows: Rows, asked: _Asked) -> Non
         uri=asked.path,
         options=asked.options,
     )
-    try:
+    with suppress(Unfit):
         rewrite(opened, rules, source, change)
-    except Unfit:
+        return
+    try:
         delegate(
             opened,
             rules,
@@ -215,6 +222,8 @@ def _rewrite(opened: DeltaTable, rules: Rules, rows: Rows, asked: _Asked) -> Non
             options=asked.options,
             deletes=asked.mode == "delete",
         )
+    except (DeltaError, OSError, ValueError) as e:
+        raise LakeError(first_line(e)) from e
 
 
 def _commit(
@@ -228,7 +237,8 @@ def _commit(
     if reached(opened, asked.txn):
         discard(files, path, options)
         return
-    if grown.added:
+    anew = bool(grown.widened) and asked.mode == "append"
+    if grown.added and not anew:
         opened, rules = add_columns(opened, rules, grown, files, uri=path, options=options)
     text = opened.schema().to_json()
     if grown.widened:
@@ -238,11 +248,31 @@ def _commit(
         rules,
         files,
         uri=path,
-        mode="overwrite" if asked.mode == "overwrite" else "append",
+        mode="overwrite" if anew or asked.mode == "overwrite" else "append",
+        next_only=anew,
         txn=asked.txn,
         schema=Schema.from_json(text),
         options=options,
     )
+
+
+def _files(
+    opened: DeltaTable | None, rows: Rows, rules: Rules, grown: Evolution, asked: _Asked
+) -> list[Written]:
+    """Write the rows, and where types become wider for an append all rows of the table anew."""
+    wider = replace(rules, schema=grown.schema)
+    files = rows.write(wider)
+    if opened is None or not grown.widened or asked.mode != "append":
+        return files
+    try:
+        if rules.append_only or rules.feed:
+            why = "append-only" if rules.append_only else "keeping a change data feed"
+            raise LakeError(f"it is {why}, so evolve='rewrite' is refused")
+        refuse_respelled(opened, rules.what)
+        return files + written_wider(opened, wider, asked.path, asked.options)
+    except BaseException:
+        discard(files, asked.path, asked.options)
+        raise
 
 
 def _grown(rows: Rows, rules: Rules, asked: _Asked) -> Evolution:
@@ -254,7 +284,7 @@ def _grown(rows: Rows, rules: Rules, asked: _Asked) -> Evolution:
             rows.needed_schema(),
             asked.evolve,
             partition_columns=rules.partition_columns,
-            anew=asked.mode == "overwrite",
+            anew=asked.mode == "overwrite" or asked.evolve == "rewrite",
         )
     if rows.schema is not None:
         check_names(rows.schema.names, grown.schema, fill=asked.mode == "delete")

@@ -136,7 +136,8 @@ def serve_all(
     if name not in running or running[name].status != "RUNNING":
         args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
         args |= {"service": service or Service()}
-        refuse_strangers(_client().http_config.host, service and service.access, os.environ)
+        for host in (_client().http_config.host, service and service.grpc_host):
+            refuse_strangers(host, service and service.access, os.environ)
         _run(name, args)
     return {model: _app(model, name) for model in together}
 

@@ -139,10 +139,13 @@ def _told(tensor: Mapping[str, Any], spec: Input, *, plain: bool) -> np.ndarray[
     whole = spec.datatype == "INT64"
     if values.dtype.kind not in ("i" if whole else "fi"):
         raise TypeError(values.dtype)
-    if not plain or (not whole and not np.abs(values).max() <= _EXACT):
+    low, high = (values.min(), values.max()) if not whole else (0, 0)
+    if not plain or not (low >= -_EXACT and high <= _EXACT):
         kinds = set(map(type, chain.from_iterable(data) if nested else data))
         if kinds != {int if whole else float}:
             raise TypeError(kinds)
+        if not whole and not max(-low, high) <= np.finfo(DTYPES[spec.datatype]).max:
+            raise OverflowError(high)
     return values.astype(DTYPES[spec.datatype], copy=False)
 
 

@@ -21,6 +21,8 @@ class Service:
     Attributes:
         grpc_port: where it speaks the Open Inference Protocol over gRPC, too: a port, the same on
             every node, or 0 for a free one; None leaves gRPC out.
+        grpc_host: that it listens on for that; ``0.0.0.0`` lets other machines ask, who then need
+            a token unless ``access`` says otherwise.
         access: who may ask, from :func:`lepton.serving.access.grant`; empty for everybody. None
             takes the tokens of ``LEPTON_SERVE_TOKENS`` (``name=token,name=token``); where that is
             not set, everybody may ask over loopback, and nothing is served to other machines.
@@ -36,6 +38,7 @@ class Service:
     """
 
     grpc_port: int | None = None
+    grpc_host: str = "127.0.0.1"
     access: tuple[Grant, ...] | None = None
     policy: str | Callable[..., Any] = POLICY
     ongoing: float = 4.0
@@ -61,6 +64,11 @@ class Service:
             given = cast("list[Any]", list(self.access))  # of a configuration file: mappings
             grants = tuple(g if isinstance(g, Grant) else Grant(**g) for g in given)
             object.__setattr__(self, "access", grants)
+
+    @property
+    def grpc_address(self) -> str:
+        """Where a replica listens, host:port; empty where gRPC is left out."""
+        return f"{self.grpc_host}:{self.grpc_port}" if self.grpc_port else ""
 
     @property
     def threads(self) -> int:

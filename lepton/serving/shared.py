@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ray
+
 from lepton.registry.events import check_name
 from lepton.serving.deployed import DeployedReplica
 from lepton.serving.grpc_server import Listener
@@ -54,11 +56,14 @@ class SharedReplica:
         settings = service or Service()
         self._parts = {m: DeployedReplica(m, home, trace, settings) for m in models}
         self._ends: list[Any] = []
-        self._address = f"127.0.0.1:{settings.grpc_port}" if settings.grpc_port else ""
+        self._reached = ""
         self._listener: Listener | None = None
-        if self._address:
+        if settings.grpc_address:
             self._listener = Listener(self.__serve_build_asgi_app__(), JOINT.join(models))
-            await self._listener.listen(self._address)
+            await self._listener.listen(settings.grpc_address)
+            everywhere = settings.grpc_host in ("0.0.0.0", "::", "[::]")  # noqa: S104 - as asked
+            host = ray.util.get_node_ip_address() if everywhere else settings.grpc_host
+            self._reached = f"{host}:{settings.grpc_port}"
 
     def __serve_build_asgi_app__(self) -> Any:
         """Each model's own application, told by the path."""
@@ -80,7 +85,7 @@ class SharedReplica:
 
     async def follow(self, model: str) -> dict[str, Any]:
         """Take up a model's newest pointer; return what is served and what went wrong."""
-        return {**await self._parts[model].follow(), "grpc": self._address}
+        return {**await self._parts[model].follow(), "grpc": self._reached}
 
     async def flush(self, model: str) -> bool:
         """Commit a model's inference log and write its spans."""

@@ -62,8 +62,22 @@ class RunLog(logging.Handler):
                 os.write(self._open(self._folder, name), _line(record, told))
             if settings.otlp("logs"):
                 _send(record, carrier, told)
+            self._say(record)
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
+
+    def _say(self, record: logging.LogRecord) -> None:
+        """Say on stderr what logging would say there if this handler were not."""
+        last = logging.lastResort
+        if last is None or record.levelno < last.level:
+            return
+        logger: logging.Logger | None = logging.getLogger(record.name)
+        handlers: list[logging.Handler] = []
+        while logger is not None:
+            handlers += logger.handlers
+            logger = logger.parent if logger.propagate else None
+        if handlers[0] is self and all(isinstance(h, RunLog) for h in handlers):
+            last.handle(record)
 
     def _open(self, folder: Path, name: str) -> int:
         if self._file is None or self._file[0] != name:

@@ -28,8 +28,8 @@ from lepton.telemetry.wire import Common, Ended
 
 EVERY_S = 0.2
 MOST = 20_000
-CHUNK = 256
-"""Spans that are handed to the delivery at once."""
+CHUNK = 128
+"""Spans that are encoded at once: more would take memory that the kernel has to clear first."""
 
 log = logging.getLogger("lepton")
 

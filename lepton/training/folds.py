@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from lepton.lake import Snapshot
 from lepton.preprocess import Preparation, assign_split
-from lepton.stream import Stream
+from lepton.stream import Mixture, Stream
 from lepton.telemetry import Carrier
 from lepton.training.evaluations import Judged
 from lepton.training.run import Run
@@ -73,7 +73,7 @@ class CrossValidation:
 
 def cross_validate(
     loop: Loop,
-    stream: Stream,
+    stream: Stream | Mixture,
     *,
     name: str,
     key: str,
@@ -108,12 +108,15 @@ def cross_validate(
         options: of :func:`lepton.train`, for each run, such as ``workers``.
 
     Raises:
+        TypeError: the stream is a mixture.
         ValueError: fewer than two folds, or a fold without keys; a key that is null somewhere.
         LakeError: no such key column.
         TrainingError: a run failed, or the name belongs to another study.
     """
     if type(folds) is not int or folds < 2:
         raise ValueError(f"folds must be a whole number from 2 on, not {folds!r}")
+    if not isinstance(stream, Stream):
+        raise TypeError("cross_validate takes a stream of one table: table.stream(...)")
     parts = _parts([stream.snapshot, validate.snapshot], key, folds, salt)
     asked = {
         "table": str(stream.snapshot),

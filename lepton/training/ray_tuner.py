@@ -211,7 +211,7 @@ def _placed(workers: int | tuple[int, int], resources: Mapping[str, float] | Non
 def _own(workers: int | tuple[int, int], resources: Mapping[str, float] | None) -> Any:
     """What a trial's own process needs: nothing worth counting if others do the work."""
     if workers != 1:
-        return {"CPU": 0}
+        return {"CPU": 0.01}  # Tune wants something
     gpu = {"GPU": 1} if ray.cluster_resources().get("GPU") else {}
     return dict(resources) if resources is not None else {"CPU": 1, **gpu}
 
@@ -219,7 +219,7 @@ def _own(workers: int | tuple[int, int], resources: Mapping[str, float] | None) 
 def _trial(
     loop: TunedLoop, stream: Any, name: str, options: Mapping[str, Any], config: dict[str, Any]
 ) -> None:
-    """The function that Ray Tune runs: train in a thread, tell of each evaluation from this one."""
+    """The function that Ray Tune runs: train, and tell of each evaluation meanwhile."""
     trial = str(ray_tune.get_context().get_trial_id())
     name_process(f"trial {trial}")
     run_name = f"{name}-{trial}"
@@ -229,29 +229,60 @@ def _trial(
     (folder / "trial.tmp").write_text(json.dumps(told, default=str))
     (folder / "trial.tmp").replace(folder / "trial.json")
     rows: Any = stream(config) if callable(stream) and not isinstance(stream, Stream) else stream
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            train(partial(_configured, loop, config), rows, name=run_name, **quiet)
-        except BaseException as e:  # noqa: BLE001 - raised below, in the thread that Tune watches
-            failed.append(e)
-
-    quiet: dict[str, Any] = {"progress": False, **options}
-    thread = threading.Thread(target=work, name="lepton-trial", daemon=True)
-    thread.start()
+    call = partial(
+        train, partial(_configured, loop, config), rows, name=run_name, progress=False, **options
+    )
+    wait = _in_a_thread(call) if options["workers"] == 1 else _in_a_task(call, f"trial {trial}")
     last = 0
-    while True:
-        alive = thread.is_alive()
+    over = False
+    while not over:
+        over = wait(POLL_S)
         for judged in evaluations.read(folder):
             if judged.step > last:
                 last = judged.step
                 ray_tune.report({**judged.metrics, "step": judged.step})
-        if not alive:
-            break
-        thread.join(POLL_S)
-    if failed:
-        raise failed[0]
+
+
+def _in_a_thread(call: Callable[[], Any]) -> Callable[[float], bool]:
+    """Begin a call; return what waits some seconds and says whether it is over, or raises."""
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as e:  # noqa: BLE001 - raised in the thread that Tune watches
+            failed.append(e)
+
+    thread = threading.Thread(target=work, name="lepton-trial", daemon=True)
+    thread.start()
+
+    def wait(seconds: float) -> bool:
+        thread.join(seconds)
+        if failed:
+            raise failed[0]
+        return not thread.is_alive()
+
+    return wait
+
+
+def _in_a_task(call: Callable[[], Any], title: str) -> Callable[[float], bool]:
+    """As :func:`_in_a_thread`, outside of the trial's placement group: its workers need room."""
+    task: Any = ray.remote(_run)
+    apart = task.options(num_cpus=0, scheduling_strategy="DEFAULT", max_retries=0)
+    running = apart.remote(call, title)
+
+    def wait(seconds: float) -> bool:
+        over: list[Any] = ray.wait([running], timeout=seconds)[0]
+        if over:
+            ray.get(running)
+        return bool(over)
+
+    return wait
+
+
+def _run(call: Callable[[], Any], title: str) -> None:
+    name_process(title)
+    call()
 
 
 def _configured(loop: TunedLoop, config: Mapping[str, Any], worker: Worker) -> None:

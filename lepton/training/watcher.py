@@ -25,6 +25,7 @@ class _Seen:
 
     net: torch.nn.Module
     called: bool = False
+    stands_in: bool = False
     args: tuple[torch.Tensor, ...] = ()
     inputs: list[str] | None = None
 
@@ -68,6 +69,7 @@ class Watcher:
     def stand_in(self, name: str, net: torch.nn.Module) -> None:
         """Have a net exported in place of the one that is trained, which cannot be."""
         self._seen[name].net = net
+        self._seen[name].stands_in = True
 
     def feed(self) -> tuple[str, list[tuple[str, str]]] | None:
         """Return the one net that columns go through, and these with their data types."""
@@ -101,5 +103,6 @@ class Watcher:
             signature = export_net(seen.net, name, seen.inputs, seen.args, path)
         except CheckpointError as e:
             return None, str(e)
-        self.twin = Twin(copy.deepcopy(seen.net).to("cpu").eval(), signature, seen.args)
+        if not seen.stands_in:  # of a sharded net no rank has the weights
+            self.twin = Twin(copy.deepcopy(seen.net).to("cpu").eval(), signature, seen.args)
         return signature, None

@@ -468,6 +468,19 @@ def test_the_last_replica_sleeps_and_the_next_request_wakes_one(world: World) ->
     assert (after.status_code, after.headers["x-lepton-version"]) == (200, "2")
 
 
+def by_grpc(address: str, model: str, world: World) -> str:
+    """Return the version that answers over a new connection, or an empty string for a failure."""
+    triton = pytest.importorskip("tritonclient.grpc")
+    x = np.array(world.table.head(1).column("x").to_pylist(), "float32")
+    sent = triton.InferInput("x", list(x.shape), "FP32")
+    sent.set_data_from_numpy(x)
+    try:
+        with triton.InferenceServerClient(address) as client:
+            return str(client.infer(model, [sent], client_timeout=30).get_response().model_version)
+    except triton.InferenceServerException:
+        return ""
+
+
 def always_two(_: Any) -> tuple[int, dict[str, Any]]:
     """A policy of one's own."""
     return 2, {}
@@ -481,7 +494,7 @@ def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: Wo
         lepton.register(run, name, home=world.home)
     for name in ("left", "right"):
         world.registry.promote(name, 1, expect=None)
-    service = Service(policy=always_two)
+    service = Service(policy=always_two, grpc_port=0)
     apps = serve_all(["left", "right"], world.home, replicas=(1, 2), service=service)
     try:
         wait_until(lambda: len(apps["left"].replicas()) == 2)
@@ -496,6 +509,11 @@ def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: Wo
             serve_all(["left", "m"], world.home)
         for app in apps.values():
             app.flush()
+        counts = [count_answers(name, world.home) for name in apps]
+        address = right.grpc_address
+        os.kill(min(pids), signal.SIGKILL)  # the other one listens on the same port
+        wait_until(lambda: by_grpc(address, "right", world) == "2")
+        wait_until(lambda: by_grpc(address, "left", world) == "1")
     finally:
         apps["left"].close()
 
@@ -504,7 +522,7 @@ def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: Wo
     assert versions == {"left": "1", "right": "2"}
     assert np.array_equal(before["left"], after["left"])
     assert not np.array_equal(before["right"], after["right"])
-    assert count_answers("left", world.home) == count_answers("right", world.home) == 3
+    assert counts == [3, 3]
 
 
 def _answering(loads: list[Load]) -> set[str]:

@@ -53,7 +53,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
         start_new_session=True,
     )
     try:
-        out, err = driver.communicate(timeout=300)
+        out, err = driver.communicate(timeout=540)
         assert driver.returncode == 0, err[-3000:]
         yield Told(home, collector, json.loads(out.splitlines()[-1]))
     finally:

@@ -79,3 +79,32 @@ def test_a_search_survives_a_kill_and_finds_the_best(tmp_path: Path) -> None:
         lepton.tune(loop, stream, **{**options, "metric": "f1"})
     with pytest.raises(ValueError, match="has the figures"):
         lepton.tune(loop, stream, **{**options, "metric": "mse", "name": "other"})
+
+
+def test_a_trial_of_several_workers_finds_room_for_them(tmp_path: Path) -> None:
+    from ray import tune
+
+    x = np.random.default_rng(0).normal(size=(300, 3)).astype("float32")
+    rows = pa.table({"x": list(x), "y": x.argmax(1).astype("int64")})
+    table = lepton.write(rows, tmp_path / "t")
+    found = lepton.tune(
+        loop,
+        lambda config: table.stream(batch_size=config["batch"], epochs=3, lanes=2),
+        name="wide",
+        space={
+            "rate": 0.3,
+            "batch": tune.choice([20]),
+            "killed": str(tmp_path / "killed"),
+        },
+        validate=Validation(table, label="y", every=5),
+        metric="accuracy",
+        scheduler=tune.schedulers.ASHAScheduler(grace_period=1, reduction_factor=2, max_t=99),
+        workers=2,
+        retries=0,
+        home=str(tmp_path / "home"),
+    )
+
+    assert found.best.config["batch"] == 20
+    assert [a.world_size for a, _ in found.best.run.attempts] == [2]
+    assert found.best.run.steps == 45
+    assert not found.best.error

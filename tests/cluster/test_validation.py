@@ -172,3 +172,31 @@ def test_all_ranks_stop_at_the_same_step_with_the_best_kept(
     assert run.best.step == done["stopped"]["best_step"] == whole.best.step
     assert [c.step for c in run.checkpoints][-1] == run.steps
     assert run.evaluations().select(FIGURES) == whole.evaluations().select(FIGURES)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_on_ray_stops_early_and_is_returned_as_it_is(
+    table: Snapshot, held_out: Snapshot, tmp_path: Path
+) -> None:
+    stream = stream_of(table, epochs=20)
+    options: dict[str, Any] = {
+        "home": str(tmp_path),
+        "validate": Validation(held_out, label="y", every=3),
+        "stop": EarlyStopping("accuracy", patience=2),
+        "tensorboard": True,
+    }
+    quick = partial(loop, rate=0.1)
+    here = lepton.train(quick, stream, name="here", **options)
+    run = lepton.train(quick, stream, name="there", workers=2, **options)
+
+    assert [a.world_size for a, _ in run.attempts] == [2]
+    assert run.evaluations().select(FIGURES) == here.evaluations().select(FIGURES)
+    assert run.steps == here.steps < stream.steps
+    assert run.best.step == here.best.step
+    assert len(list(Path(run.folder, "tensorboard").glob("events.*"))) == 1
+    again = lepton.train(never, stream, name="there", workers=2, **options)
+    assert again.steps == run.steps
+
+
+def never(_: Any) -> None:
+    raise AssertionError("a finished run must not train")

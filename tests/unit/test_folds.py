@@ -16,6 +16,7 @@ from lepton import Validation
 from lepton.errors import LakeError, TrainingError
 from lepton.lake import Snapshot
 from lepton.preprocess import Preparation
+from lepton.stream import mix
 from lepton.telemetry import spans_of
 from lepton.training.folds import _parts
 
@@ -111,6 +112,7 @@ def test_what_cannot_be_cut_is_refused(table: Snapshot, tmp_path: Path) -> None:
     few = table.where(pc.field("who") == "patient 1")
     for kind, message, rows, more in (
         (ValueError, "folds must be", stream, {"key": "who", "folds": 1}),
+        (TypeError, "one table", mix(stream, stream), {"key": "who"}),
         (LakeError, "no column whom", stream, {"key": "whom"}),
         (ValueError, "only strings and integers", stream, {"key": "x"}),
         (

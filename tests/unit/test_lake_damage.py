@@ -201,3 +201,71 @@ def test_files_without_checksums_are_named(tmp_path: Path) -> None:
         assert unchecked_files(version) == (file.name,)
         pq.write_table(ROWS, file, write_page_checksum=True, **options)
         assert unchecked_files(version) == ()
+
+
+def lost(uri: Path) -> str:
+    file = next(uri.glob("*.parquet"))
+    file.unlink()
+    return file.name
+
+
+def cut(uri: Path) -> str:
+    file = next(uri.glob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:100])
+    return file.name
+
+
+def other(uri: Path) -> str:
+    file = next(uri.glob("*.parquet"))
+    pq.write_table(pa.table({"x": ["a"] * 400, "word": ["b"] * 400, "part": ["c"] * 400}), file)
+    return file.name
+
+
+def gap(uri: Path) -> str:
+    write_deltalake(uri, ROWS, mode="append")
+    commit = uri / "_delta_log" / f"{1:020}.json"
+    commit.unlink()
+    return commit.name
+
+
+def torn(uri: Path) -> str:
+    commit = uri / "_delta_log" / f"{1:020}.json"
+    commit.write_text(commit.read_text()[:90])
+    return commit.name
+
+
+def pointless(uri: Path) -> str:
+    DeltaTable(uri).create_checkpoint()
+    (uri / "_delta_log" / f"{0:020}.json").unlink()
+    point = uri / "_delta_log" / f"{1:020}.checkpoint.parquet"
+    point.write_bytes(point.read_bytes()[:200])
+    return point.name
+
+
+WAYS: list[dict[str, Any]] = [
+    {"mode": "merge", "key": "x"},
+    {"mode": "delete", "key": "x"},
+    {"mode": "replace_where", "where": "x < 400 AND word <> 'q'"},
+]
+
+
+@pytest.mark.parametrize("feed", [False, True], ids=["ours", "deltalake's"])
+@pytest.mark.parametrize("how", WAYS, ids=[w["mode"] for w in WAYS])
+@pytest.mark.parametrize("damage", [lost, cut, other, gap, torn, pointless])
+def test_a_change_of_a_damaged_table_names_the_file_and_leaves_all_as_it_was(
+    tmp_path: Path, damage: Any, how: dict[str, Any], feed: bool
+) -> None:
+    uri = tmp_path / "t"
+    kept = {"delta.enableChangeDataFeed": "true"} if feed else None
+    for _ in range(2):
+        write_deltalake(uri, ROWS, mode="append", configuration=kept)
+    name = damage(uri)
+    load_version.cache_clear()
+    before = {p: p.read_bytes() for p in uri.rglob("*") if p.is_file()}
+    with pytest.raises(LakeError) as caught:
+        lepton.write(ROWS.slice(0, 300), uri, **how)
+
+    told = str(caught.value)
+    assert name in told
+    assert f"{uri}'@" in told
+    assert {p: p.read_bytes() for p in uri.rglob("*") if p.is_file()} == before

@@ -1,12 +1,14 @@
 """A table's schema grows on request, in ways that lose nothing, or stays as it is."""
 
 from decimal import Context, Decimal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 import lepton
 from benchmarks.conformance_log import Log, column, metadata, protocol
@@ -14,6 +16,7 @@ from lepton.errors import LakeError, WriteConflict
 from lepton.lake.commit import add_columns
 from lepton.lake.evolution import Evolution, evolution, widens
 from lepton.lake.files import write_files
+from lepton.lake.read import unchecked_files
 from lepton.lake.rules import rules_of
 
 OLD = pa.table({"x": pa.array([1, 2], pa.int32()), "p": ["a", "b"]})
@@ -81,7 +84,7 @@ REFUSED: list[tuple[pa.Table, str, str]] = [
     (
         NEW.set_column(0, "x", pa.array([2**40])),
         "widen",
-        r"x \(int32 to int64\).*delta.enableTypeWidening.*mode='overwrite'",
+        r"x \(int32 to int64\).*delta.enableTypeWidening.*evolve='rewrite'",
     ),
 ]
 
@@ -124,6 +127,70 @@ def test_an_overwrite_takes_wider_types_and_keeps_the_rest(tmp_path: Path) -> No
     assert opened.schema().fields[0].metadata == {"comment": "how many"}
     assert opened.metadata().configuration == {"delta.appendOnly": "false"}
     assert lepton.table(tmp_path / "t", version=0).to_arrow().to_pylist() == [{"x": 1, "p": "a"}]
+
+
+def narrow_table(path: Path, **configuration: str) -> str:
+    schema = pa.schema({"x": pa.int32(), "f": pa.float32(), "p": pa.string()})
+    for n in range(3):
+        rows = pa.table({"x": [n], "f": [0.1], "p": ["ab"[n % 2]]}, schema=schema)
+        config = configuration if n == 0 else None
+        write_deltalake(path, rows, mode="append", partition_by=["p"], configuration=config)
+    return str(path)
+
+
+WIDE = pa.table({"x": [2**40], "f": pa.array([0.1]), "p": ["b"], "y": [7]})
+
+
+def test_an_append_writes_every_file_anew_for_wider_types_on_request(tmp_path: Path) -> None:
+    uri = narrow_table(tmp_path / "t")
+    with pytest.raises(LakeError, match="evolve='rewrite'"):
+        lepton.write(WIDE, uri, evolve="widen")
+    table = lepton.write(WIDE, uri, evolve="rewrite", txn=("job", 1))
+
+    assert lepton.write(WIDE, uri, evolve="rewrite", txn=("job", 1)).version == table.version == 3
+    assert [f.type for f in table.schema] == [pa.int64(), pa.float64(), pa.string(), pa.int64()]
+    narrow = float(np.float32(0.1))
+    assert sorted(map(repr, table.to_arrow().to_pylist())) == sorted(
+        map(
+            repr,
+            [{"x": n, "f": narrow, "p": "ab"[n % 2], "y": None} for n in range(3)]
+            + WIDE.to_pylist(),
+        )
+    )
+    assert unchecked_files(table.load()) == ()
+    assert lepton.table(uri, version=2).count_rows() == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [("delta.appendOnly", "append-only"), ("delta.enableChangeDataFeed", "change data feed")],
+)
+def test_a_table_whose_files_must_stay_is_not_written_anew(
+    tmp_path: Path, rule: str, told: str
+) -> None:
+    uri = narrow_table(tmp_path / "t", **{rule: "true"})
+    files = set(Path(uri).rglob("*.parquet"))
+    with pytest.raises(LakeError, match=rf"@2; nothing was committed: .*{told}"):
+        lepton.write(WIDE, uri, evolve="rewrite")
+    assert set(Path(uri).rglob("*.parquet")) == files
+
+
+def test_rows_that_come_while_a_table_is_written_anew_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("lepton.lake.write")
+    uri = narrow_table(tmp_path / "t")
+    real = module.written_wider
+
+    def late(*given: Any) -> Any:
+        lepton.write(pa.table({"x": [9], "f": [0.5], "p": ["a"]}), uri)
+        return real(*given)
+
+    monkeypatch.setattr(module, "written_wider", late)
+    with pytest.raises(WriteConflict, match="commit 3"):
+        lepton.write(WIDE, uri, evolve="rewrite")
+    assert sorted(lepton.table(uri).to_arrow()["x"].to_pylist()) == [0, 1, 2, 9]
+    assert len(set(Path(uri).rglob("part-*.parquet"))) == 4
 
 
 def test_writers_that_add_at_once_agree_or_conflict(uri: str) -> None:

@@ -156,9 +156,10 @@ def test_a_compiled_net_is_asked_as_it_is(run: lepton.Run) -> None:
     signature = Signature(inputs=(spec,), outputs=(spec,), net="net")
     net: Any = torch.compile(torch.nn.Linear(3, 3), backend=refuse)
     rows = torch.ones(2, 3)
-    found = Twin(net, signature, [rows]).answers({"net": net.state_dict()})
-    assert found is not None
-    assert torch.equal(found["output/output"], net._orig_mod(rows).detach())
+    for state in (net.state_dict(), net._orig_mod.state_dict()):
+        found = Twin(net, signature, [rows]).answers({"net": state})
+        assert found is not None
+        assert torch.equal(found["output/output"], net._orig_mod(rows).detach())
 
 
 def refuse(*_: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton.serving.arrays import Arrays, arrays_in
@@ -23,6 +23,7 @@ numbers = st.one_of(
     st.floats(-100, 100, width=32),
     st.integers(-(2**70), 2**70),
     st.integers(2**24 - 2, 2**24 + 2),
+    st.sampled_from([-(2**63), 2**63 - 1, 3.4028234663852886e38, 3.4028235677973366e38, -1e39]),
     st.booleans(),
     st.none(),
     st.sampled_from(["1", "a", [1.0], {}]),
@@ -72,6 +73,7 @@ def test_ordinary_requests_are_read_at_once(rows: list[Any]) -> None:
     assert both(request(nested, n, id="mine")) is not None
 
 
+@settings(max_examples=500)
 @given(st.lists(numbers, min_size=1, max_size=6), st.lists(numbers, min_size=1, max_size=3))
 def test_nothing_is_taken_that_the_careful_way_refuses(x: list[Any], n: list[Any]) -> None:
     big = [v for v in (*x, *n) if isinstance(v, int) and not -(2**63) <= v < 2**63]

@@ -111,3 +111,20 @@ def test_records_reach_a_collector() -> None:
     assert odd.span_id.hex() == RUN.span_id
     assert attributes_of(odd) == {"lepton.run": "digits", "lepton.rank": 3}
     assert attributes_of(failed)["exception.type"] == "KeyError"
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_warnings_are_seen_as_if_nobody_kept_them(configured: bool, tmp_path: Path) -> None:
+    script = f"""
+import logging, pathlib
+from lepton import telemetry
+if {configured}:
+    logging.basicConfig(format="configured: %(message)s")
+for name in ("a", "b"):
+    telemetry.keep_logs(telemetry.Carrier(), dict, pathlib.Path({str(tmp_path)!r}) / name)
+logging.getLogger("lepton.some").warning("seven rows are odd")
+logging.getLogger("lepton.some").info("and that is no news")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == ("configured: " if configured else "") + "seven rows are odd\n"
+    assert len(list(tmp_path.glob("*/rank-0000.jsonl"))) == 2

@@ -18,6 +18,7 @@ from lepton.errors import LakeError, TrainingError
 from lepton.export.restore import Predictor
 from lepton.lake import Snapshot
 from lepton.preprocess import Preparation
+from lepton.stream import mix
 from lepton.telemetry import spans_of
 from lepton.training import evaluations
 from lepton.training.run import load_run
@@ -176,6 +177,37 @@ def test_a_regression_through_a_preparation(tmp_path: Path) -> None:
     assert 0.9 < last["r2"] < 1
     assert last["confusion"] is None
     assert last["mse"] == pytest.approx(np.mean(run.losses[-5:]), rel=0.5)
+
+
+def test_a_mixture_is_judged_and_a_net_may_give_more_than_scores(
+    table: Snapshot, held_out: Snapshot, tmp_path: Path
+) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            hidden = self.layer(x)
+            return {"scores": hidden.to(torch.bfloat16), "hidden": hidden}
+
+    def loop(worker: Any) -> None:
+        torch.manual_seed(0)
+        net = Net()
+        worker.attach(net=net, opt=torch.optim.Adam(net.parameters(), lr=0.05))
+        for batch in worker.batches():
+            scores = net(batch["x"])["hidden"]
+            worker.step(functional.cross_entropy(scores, batch["y"], reduction="sum"))
+
+    rows = mix(table.stream(batch_size=40, epochs=2), held_out.stream(batch_size=20))
+    judge = Validation(held_out, label="y", every=4)
+    run = lepton.train(loop, rows, name="r", home=str(tmp_path), validate=judge)
+
+    assert run.evaluations()["rows"].to_pylist()[0] == 170
+    assert run.evaluations()["accuracy"].to_pylist()[-1] > 0.5
+    assert [o["name"] for o in run.checkpoint.signature["outputs"]] == ["scores", "hidden"]
+    after = lepton.evaluate(run, held_out, label="y", home=str(tmp_path))
+    assert after.metrics["accuracy"] == run.evaluations()["accuracy"].to_pylist()[-1]
 
 
 def odd_loop(worker: Any) -> None:
