@@ -182,6 +182,9 @@ def goodput(
 ) -> float | None:
     """Return new steps under one kill per period as a share of what comes undisturbed, percent.
 
+    Undisturbed is half a period before the kills and half a one after them, together: on a machine
+    that has other things to do, too, neither alone says much.
+
     Args:
         folder: with the records.
         process: the peer, which trains with all its workers.
@@ -189,9 +192,7 @@ def goodput(
         period_s: seconds from one kill to the next.
         periods: how many.
     """
-    since = time.time_ns()
-    time.sleep(period_s / 2)
-    rate = _furthest(folder, time.time_ns()) - _furthest(folder, since)
+    undisturbed = _made_in(folder, period_s / 2)
     began = time.time_ns()
     for _ in range(periods):
         kill()
@@ -199,7 +200,15 @@ def goodput(
         if process.poll() is not None:
             return None
     made = _furthest(folder, time.time_ns()) - _furthest(folder, began)
-    return 100 * made / (rate * 2 * periods) if rate > 0 else None
+    undisturbed += _made_in(folder, period_s / 2)
+    return 100 * made / (undisturbed * periods) if undisturbed > 0 else None
+
+
+def _made_in(folder: Path, seconds: float) -> int:
+    """Wait, and return how many new steps were made meanwhile."""
+    since = time.time_ns()
+    time.sleep(seconds)
+    return _furthest(folder, time.time_ns()) - _furthest(folder, since)
 
 
 def _furthest(folder: Path, until_ns: int) -> int:

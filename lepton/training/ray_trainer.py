@@ -32,15 +32,15 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import get_node_ip_address as node_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lepton import cluster, telemetry
+from lepton import cluster
 from lepton.errors import LeptonError, TrainingError
 from lepton.stream import Mixture
 from lepton.telemetry import name_process
+from lepton.training.lookout import ANSWER_S, END_S, Lookout
 from lepton.training.meeting import Meeting
 from lepton.training.membership import Membership
-from lepton.training.progress import Line, watch
-from lepton.training.recovery import fatal_rank, in_a_row
-from lepton.training.rendezvous import Event
+from lepton.training.progress import watch
+from lepton.training.recovery import fatal_rank
 from lepton.training.reserves import Reserves
 from lepton.training.run import next_attempt
 from lepton.training.waiting import Waiting, room_for
@@ -55,10 +55,6 @@ HEALTH_CHECK_S = "0.5"
 POLL_S = 0.25
 RETRIES = 100
 """What Ray Train is allowed; the rendezvous knows better how a run gets on (``max_failures``)."""
-ANSWER_S = 30.0
-"""How long an actor of the run may take to answer."""
-END_S = 3.0
-"""How long Ray Train may take to end after the run has: it may wait for a node that is gone."""
 
 
 class _Bare(Backend):
@@ -193,7 +189,7 @@ def train_on_ray(
     try:
         with watch(Path(plan.folder), stream.steps, stream.batch_size, show=show) as line:
             waiting = Waiting(str(plan.lineage["run"]), core, each, start_timeout_s)
-            trainer.look_after = _Watch(plan, meeting, reserves, line, waiting, max_failures)
+            trainer.look_after = Lookout(plan, meeting, reserves, line, waiting, max_failures)
             with _interruptions() as trainer.interrupted:
                 _fit(trainer, plan)
     finally:
@@ -204,74 +200,6 @@ def train_on_ray(
             f"run {plan.lineage['run']!r} ended before its last step: train again by the same name "
             "to go on from its last checkpoint"
         )
-
-
-@dataclass
-class _Watch:
-    """Looks after a run several times a second, from the driver."""
-
-    plan: Plan
-    meeting: Any
-    reserves: Reserves
-    line: Line
-    waiting: Waiting
-    max_failures: int
-    stopped_at: float = 0.0
-    slow: int = 0
-
-    def __call__(self) -> bool:
-        """Return whether the run has finished.
-
-        Raises:
-            TrainingError: a worker's loop raised, or too many workers were lost in a row.
-        """
-        self.reserves.look_after()
-        status = self._asked()
-        if status is None:
-            return False  # a machine under load; the next poll asks again
-        self.line.tell(status["events"])
-        self._record_stragglers(status["events"])
-        if status["error"]:
-            self.stopped_at = self.stopped_at or time.monotonic()
-            if time.monotonic() - self.stopped_at > END_S:  # Ray Train would have said it better
-                raise TrainingError(status["error"])
-        losses = [e.step for e in status["events"] if e.kind == "lost"]
-        lost = in_a_row(losses, self.plan.checkpoint_every)
-        if lost > self.max_failures:
-            raise TrainingError(
-                f"run {self.plan.lineage['run']!r} lost {lost} workers without making "
-                f"{self.plan.checkpoint_every} steps in between, which is more than max_failures="
-                f"{self.max_failures}: look into the workers' logs, then train again by the same "
-                "name to go on from the last checkpoint"
-            )
-        if status["events"]:
-            self.reserves.start()
-        self.waiting.look(started=bool(status["pids"] or status["events"]))
-        return bool(status["finished"])
-
-    def _record_stragglers(self, events: list[Event]) -> None:
-        """Name those in the trace that hold the others up, each time once."""
-        found = [e for e in events if e.kind == "slow"]
-        for event in found[self.slow :]:
-            telemetry.measure("lepton.train.stragglers", 1)
-            telemetry.record(
-                "lepton.train.straggler",
-                self.plan.carrier,
-                event.time_ns,
-                attributes={
-                    "lepton.worker": event.who,
-                    "lepton.step": event.step,
-                    "lepton.world_size": event.world_size,
-                },
-            )
-        self.slow = len(found)
-
-    def _asked(self) -> Any:
-        """Return the rendezvous' status, None if it did not answer: no poll may wait for ever."""
-        try:
-            return ray.get(self.meeting.status.remote(), timeout=ANSWER_S)
-        except ray.exceptions.GetTimeoutError:
-            return None
 
 
 @contextmanager

@@ -1,9 +1,15 @@
 """Who is named as the one that the others wait for."""
 
+import io
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from lepton.training.progress import described
+from lepton import telemetry
+from lepton.telemetry import Carrier, spans_of
+from lepton.training.progress import Line, described
 from lepton.training.rendezvous import Event
 from lepton.training.stragglers import FACTOR, LEAST_S, Slow, Stragglers
 
@@ -61,3 +67,23 @@ def test_the_progress_line_shows_it() -> None:
     event = Event(kind="slow", who="w", world_size=3, step=7, time_ns=1, detail=detail)
 
     assert described(event) == f"worker w is slow after step 7: {detail}"
+
+
+def test_the_trace_and_the_line_name_each_of_them_once(tmp_path: Path) -> None:
+    from lepton.training.lookout import record_stragglers
+
+    directory = str(tmp_path / "traces")
+    shown = io.StringIO()
+    line = Line("r", 100, 10, Console(file=shown, width=200))
+    events = [Event(kind="slow", who=w, world_size=3, step=7, time_ns=1, detail="x") for w in "ab"]
+    with telemetry.span("lepton.train", Carrier("", directory)) as span:
+        told = record_stragglers(span.carrier, events[:1], 0)
+        assert record_stragglers(span.carrier, events, told) == 2
+        line.tell(events[:1])
+        line.tell(events)
+    found = [s for s in spans_of(directory) if s.name == "lepton.train.straggler"]
+
+    assert sorted(s.attributes["lepton.worker"] for s in found) == ["a", "b"]
+    assert [x.split(":")[1] for x in shown.getvalue().splitlines()] == [
+        f" worker {w} is slow after step 7" for w in "ab"
+    ]
