@@ -159,6 +159,11 @@ def test_the_report_opens_in_a_browser_without_a_network(
     assert len(page.screenshot) > 50_000  # a blank page of this size compresses to a tenth
 
 
+def heed_ctrl_c() -> None:
+    """Tests that a shell runs in the background ignore it, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_nothing_behind_and_names_the_stage(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -167,6 +172,7 @@ def test_ctrl_c_leaves_nothing_behind_and_names_the_stage(tmp_path: Path) -> Non
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
     end = time.monotonic() + 120
     while not list((out / "runs").glob("*/steps/*.jsonl")):  # the workers are training

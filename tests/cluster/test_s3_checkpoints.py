@@ -18,6 +18,7 @@ import lepton
 from lepton import checkpoints
 from lepton.errors import CheckpointError, TrainingError
 from lepton.export.restore import Predictor
+from lepton.registry import Registry
 from lepton.serving.following import Follower
 from lepton.telemetry import Carrier
 from tests.cluster.test_checkpoints import WRITER
@@ -181,7 +182,8 @@ def test_train_resume_keep_register_evaluate_and_serve_from_s3(
     assert accuracy == lepton.evaluate(whole, table, label="y", home=home).metrics["accuracy"]
     model = lepton.register(run, "m", home=home)
     assert model.checkpoint == run.checkpoint.uri
-    lepton.promote(model, home=home)
+    registry = Registry(f"{home}/registry")
+    registry.promote("m", 1, expect=registry.state("m").pointer.seq, gate=[], trace_id="")
     served = Follower("m", home, Carrier())
     rows = table.to_arrow().select(["x"]).slice(0, 5)
     expected = Predictor(whole.checkpoint)(rows)["output"].numpy()
