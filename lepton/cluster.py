@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -26,6 +27,7 @@ LOCAL_CPUS = 6
 _CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.widgets.util")
 """Loggers that say at every start what is as it should be, or what lepton does not need."""
 
+_PORTS = range(20_000, 30_000)
 _HELD: list[str] = []
 _FOLDERS: list[str] = []
 
@@ -121,12 +123,28 @@ def _haproxy() -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of this machine that nobody listens on just now."""
+    """Return ports of this machine that nobody uses just now.
+
+    They are not of those that Linux gives to connections (from 32768 on): one of these could be
+    taken again before the process that it is meant for has come up. Nor are they Ray's own.
+
+    Raises:
+        OSError: there are not so many.
+    """
+    found: list[int] = []
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+            if len(found) == count:
+                break
+            one = stack.enter_context(socket.socket())
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+    if len(found) < count:
+        raise OSError(f"this machine has no {count} free ports from {_PORTS[0]} to {_PORTS[-1]}")
+    return found
 
 
 @contextmanager
