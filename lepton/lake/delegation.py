@@ -6,11 +6,11 @@ commit, which changes no row; where others commit meanwhile, the files may stay 
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from lepton.lake.commit import (
     removable,
     verify,
 )
+from lepton.lake.history import first_line
 from lepton.lake.log import DataFile, Version, load_version
 from lepton.lake.read import OpenFile
 from lepton.lake.replacement import Target
@@ -39,6 +40,8 @@ from lepton.lake.spelling import refuse_respelled
 from lepton.lake.storage import opened_table
 
 _TRIES = 5
+
+log = logging.getLogger("lepton")
 
 
 def delegate(
@@ -116,10 +119,11 @@ def _replace(opened: DeltaTable, rows: pa.Table, where: str, properties: CommitP
 def reseal(uri: str, since: int, options: Mapping[str, str] | None) -> None:
     """Write files without page checksums that came after a version anew; rows stay as they are.
 
-    Best effort: nothing is lost where it does not come to it.
+    The change itself is committed: where it does not come to this, nothing is lost, and it is said.
     """
     pairs = tuple(sorted((options or {}).items()))
-    with suppress(DeltaError, LakeError, OSError, ValueError):
+    why = "other commits came first each time"
+    try:
         old = {f.path for f in load_version(uri, since, pairs).files}
         for _ in range(_TRIES):
             opened = opened_table(uri, options)
@@ -130,6 +134,13 @@ def reseal(uri: str, since: int, options: Mapping[str, str] | None) -> None:
                 opened, rules, version, [[f] for f in bare], "RESEAL", options=options
             ):
                 return
+    except (DeltaError, LakeError, OSError, ValueError) as e:
+        why = first_line(e)
+    log.warning(
+        "%s: files written after version %d have no page checksums (%s); lepton optimize rewrites "
+        "small ones with them",
+        *(uri, since, why),
+    )
 
 
 def commit_anew(
@@ -170,8 +181,10 @@ def commit_anew(
             newest = opened_table(version.uri, options)
             if landed(version.uri, version.number, newest.version(), mark, options):
                 return True
-        discard(written, version.uri, options)
-        if isinstance(e, CommitFailedError):
+        lost = isinstance(e, CommitFailedError)
+        if lost or not sent:  # else the commit may still land, and would name them
+            discard(written, version.uri, options)
+        if lost:
             return False
         raise
     return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +42,38 @@ def replicas_for(context: Any) -> tuple[int, dict[str, Any]]:
     return wanted(context.total_num_requests, busy, answered, target), {}
 
 
+def wanted_s() -> float:
+    """Return the seconds that this thread ran or waited for a processor so far.
+
+    Source: the kernel's ``schedstat``; without it, the thread's time on a processor.
+    """
+    try:
+        ran, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return time.thread_time()
+    return (int(ran) + int(waited)) / 1e9
+
+
 class Busy:
     """The share of the time that a thread ran or wanted to run, since it was asked last.
 
-    Asked from the thread itself. Source: the kernel's ``schedstat``, nanoseconds on a processor
-    and waiting for one; without it, the thread's time on a processor.
+    Asked from the thread itself.
+
+    Args:
+        clock: seconds.
+        busy_s: seconds of the thread, as :func:`wanted_s`.
     """
 
-    def __init__(self) -> None:
-        self._before = (time.monotonic(), self._wanted_s())
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        busy_s: Callable[[], float] = wanted_s,
+    ) -> None:
+        self._now = lambda: (clock(), busy_s())
+        self._before = self._now()
 
     def share(self) -> float:
         """Return it, from 0 to 1."""
-        now = (time.monotonic(), self._wanted_s())
-        passed, wanted_s = now[0] - self._before[0], now[1] - self._before[1]
-        self._before = now
-        return min(1.0, wanted_s / passed) if passed > 0 else 0.0
-
-    @staticmethod
-    def _wanted_s() -> float:
-        try:
-            ran, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
-        except (OSError, ValueError):
-            return time.thread_time()
-        return (int(ran) + int(waited)) / 1e9
+        before, self._before = self._before, self._now()
+        passed, busy = (now - then for now, then in zip(self._before, before, strict=True))
+        return min(1.0, busy / passed) if passed > 0 else 0.0

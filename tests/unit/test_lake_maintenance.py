@@ -228,6 +228,39 @@ def test_optimize_that_another_commit_comes_before_changes_nothing(
     assert len(parquet(uri) - files) == 1
 
 
+def test_files_of_a_commit_that_may_still_land_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = grown(tmp_path / "t")
+    lepton.write(pa.table({"x": [7]}), uri)
+    before, real = values(uri), delegation.commit_changes
+    lands: list[Any] = []
+
+    def unanswered(*given: Any, **named: Any) -> None:
+        lands.append(lambda: real(*given, **named))
+        raise OSError("Generic S3 error: request timed out")
+
+    monkeypatch.setattr(delegation, "commit_changes", unanswered)
+    with pytest.raises((LakeError, OSError)):
+        optimize(uri)
+    assert values(uri) == before
+    lands[0]()  # the store has taken it after all
+    assert values(uri) == before
+
+
+def test_it_is_said_where_files_stay_without_checksums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = grown(tmp_path / "t")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("Generic S3 error: access is gone")
+
+    monkeypatch.setattr(delegation, "opened_table", fails)
+    delegation.reseal(uri, 0, None)
+    assert "have no page checksums (Generic S3 error: access is gone)" in caplog.text
+
+
 def test_optimize_refuses_what_is_not_there(tmp_path: Path) -> None:
     uri = grown(tmp_path / "t")
     with pytest.raises(LakeError, match=r"t@3 has no column y"):

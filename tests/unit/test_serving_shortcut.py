@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from lepton.serving import shortcut
-from lepton.serving.scaling import Busy, wanted
+from lepton.serving.scaling import Busy, wanted, wanted_s
 from lepton.serving.shortcut import Shortcut, open_lane
 
 
@@ -141,10 +141,13 @@ def test_replicas_for_a_demand(
 
 
 def test_how_busy_a_thread_is() -> None:
-    busy = Busy()
-    end = time.monotonic() + 0.2
-    while time.monotonic() < end:
+    clock, thread = iter([10.0, 14.0, 18.0, 18.0]), iter([1.0, 2.0, 9.0, 9.0])
+    busy = Busy(lambda: next(clock), lambda: next(thread))
+    assert [busy.share(), busy.share(), busy.share()] == [0.25, 1.0, 0.0]
+
+
+def test_a_threads_own_time_is_counted() -> None:
+    before, own = wanted_s(), time.thread_time()
+    while time.thread_time() < own + 0.02:
         pass
-    working = busy.share()
-    time.sleep(0.2)
-    assert 0 <= busy.share() < 0.5 < working <= 1
+    assert wanted_s() > before
