@@ -12,7 +12,7 @@ import pytest
 
 import lepton
 from lepton.serving.figures import Figures
-from lepton.telemetry import Common, Ended, Spool, metrics, spans_of, watch_gpus
+from lepton.telemetry import Common, Left, Spool, metrics, spans_of, watch_gpus
 from lepton.telemetry.rounds import rounds
 
 
@@ -55,8 +55,8 @@ def _answered(version: int, *, variant: str = "champion", error: str = "", kind:
     return Common("lepton.request", kind, error, (), about)
 
 
-def _spans(common: Common, count: int) -> list[Ended]:
-    return [Ended(common, "ab" * 16, f"{n:016x}", "", 0, 10**9) for n in range(count)]
+def _spans(common: Common, count: int) -> list[Left]:
+    return [Left(common, f"00-{'ab' * 16}-{n:016x}-01", "", 0, 10**9) for n in range(count)]
 
 
 def test_requests_are_measured_by_answer_version_and_variant(kept: Kept) -> None:
@@ -82,8 +82,8 @@ def test_unsampled_requests_are_measured_too(kept: Kept, tmp_path: Path) -> None
     common = Common("lepton.request")
     for flag in ("00", "01", "03"):
         parent = f"00-{'ab' * 16}-{'cd' * 8}-{flag}"
-        assert spool.leave(common, parent, 1)[-2:] == f"0{int(flag) & 1}"
-    spool.leave(common, f"00-{'ab' * 16}-{'cd' * 8}-00", 1, certain=True)
+        assert spool.leave(common, parent, 1, 2)[-2:] == f"0{int(flag) & 1}"
+    spool.leave(common, f"00-{'ab' * 16}-{'cd' * 8}-00", 1, 2, certain=True)
     spool.close()
 
     assert sorted(told) == [("lepton.request", 1, False), ("lepton.request", 3, True)]
