@@ -124,7 +124,7 @@ def _mapped(directory: str) -> mmap.mmap:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        os.truncate(file, SIZE)
+        os.posix_fallocate(file, 0, SIZE)  # a page that a full disk has no room for kills
         return mmap.mmap(file, SIZE)
     finally:
         os.close(file)

@@ -184,7 +184,10 @@ class Spool:
 
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):
-            self.flush()
+            try:
+                self.flush()
+            except Exception:  # the next ones may be well
+                log.exception("telemetry: some request spans cannot be encoded and are lost")
             self._think_of_ids()
 
 
