@@ -30,7 +30,7 @@ class Figures:
         if common.kind != "server":
             return
         about, error = common.attributes, common.error
-        took = [(end - start) / 1e9 for *_, start, end in spans]
+        took = [max(0, end - start) / 1e9 for *_, start, end in spans]
         labels = {key: about[key] for key in _LABELS} | ({"error.type": error} if error else {})
 
         def trace_of(at: int) -> str:

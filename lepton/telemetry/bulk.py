@@ -62,7 +62,8 @@ def encode_alike(encoder: Encoder, spans: Sequence[Left], *, sent: bool = True) 
 def ended(span: Left) -> Ended:
     """Return the same with ids apart."""
     common, traceparent, above, start_ns, end_ns = span
-    return Ended(common, traceparent[_TRACE], traceparent[_SPAN], above[_SPAN], start_ns, end_ns)
+    ids = traceparent[_TRACE], traceparent[_SPAN], above[_SPAN]
+    return Ended(common, *ids, start_ns, max(start_ns, end_ns))
 
 
 def _fits(spans: Sequence[Left]) -> bool:
@@ -79,7 +80,7 @@ def _many(encoder: Encoder, spans: Sequence[Left], *, sent: bool) -> Encoded:
     text = {"trace": _cut(np, own, _TRACE), "span": _cut(np, own, _SPAN)}
     if above[0]:
         text["parent"] = _cut(np, above, _SPAN)
-    times = {"start": starts, "end": ends}
+    times = {"start": starts, "end": list(map(max, starts, ends))}  # a clock may be put back
     digits = {name: "".join(map(str, values)).encode() for name, values in times.items()}
     lines = _filled(np, first.line, _places_in_line(first.line, text), {**text, **digits})
     if not sent:

@@ -45,6 +45,7 @@ class Delivery:
 
     Attributes:
         dropped: items given up.
+        batch: as given, and no more than may wait.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Delivery:
     ) -> None:
         self.what: Signal = what
         self.dropped = 0
-        self._make, self._most, self._batch, self._delay_s = make, most, batch, delay_s
+        self._make, self._most, self._delay_s = make, most, delay_s
+        self.batch = batch if batch == 1 else max(2, min(batch, most))
         self._exporter: Exporter | None = None
         self._waiting: deque[tuple[Any, int]] = deque()
         self._count = 0
@@ -83,7 +85,7 @@ class Delivery:
                 gone = self._waiting.popleft()[1]
                 self._count -= gone
                 self.dropped += gone
-            enough = self._count >= self._batch
+            enough = self._count >= self.batch
         if enough:
             self._awake.set()
 
@@ -122,7 +124,7 @@ class Delivery:
         with self._changed:
             batch: list[Any] = []
             self._sending = 0
-            while self._waiting and self._sending < self._batch:
+            while self._waiting and self._sending < self.batch:
                 items, count = self._waiting.popleft()
                 batch.append(items)
                 self._sending += count
@@ -173,7 +175,7 @@ class Delivery:
         exporters.answered.pop(self.what, None)
         try:
             self._exporter = self._exporter or self._make()
-            result = self._exporter.export(batch[0] if self._batch == 1 else batch)
+            result = self._exporter.export(batch[0] if self.batch == 1 else batch)
         except Exception as e:  # noqa: BLE001 - whatever an exporter raises is a reason
             return f"{type(e).__name__}: {e}"
         if result.name == "SUCCESS":

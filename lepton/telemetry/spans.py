@@ -230,7 +230,7 @@ def _ended(span: ReadableSpan) -> Ended:
         f"{context.span_id:016x}",
         f"{parent.span_id:016x}" if parent else "",
         span.start_time or 0,
-        span.end_time or 0,
+        max(span.start_time or 0, span.end_time or 0),  # a clock may be put back
     )
 
 

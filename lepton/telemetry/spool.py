@@ -19,6 +19,7 @@ from itertools import repeat
 from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ParentBased
 
 from lepton.telemetry import settings
 from lepton.telemetry.bulk import Left, encode_alike
@@ -64,6 +65,8 @@ class Spool:
             if os.environ.get("OTEL_TRACES_SAMPLER")
             else None
         )
+        judges = self._sampler is not None and not isinstance(self._sampler, ParentBased)
+        self._judge = self._sampler if judges else None  # whatever a caller's flag says
         self._writing = threading.Lock()
         self._stop = threading.Event()
         self._random = random.Random(os.urandom(16)).getrandbits  # noqa: S311 - ids, not secrets
@@ -122,7 +125,7 @@ class Spool:
         except IndexError:  # more requests than were thought of
             own = f"{self._random(64) or 1:016x}"
         if above:
-            flag = above[54] in _SAMPLED
+            flag = above[54] in _SAMPLED if self._judge is None else self._judged(above, common)
             traceparent = above[:36] + own + ("-01" if flag else "-00")
         else:
             number = self._random(128)
@@ -143,12 +146,13 @@ class Spool:
         with self._writing:
             sent = settings.otlp("traces")
             encoder = encoder_of(os.getpid())
+            chunk = min(CHUNK, delivery_of("traces").batch) if sent else CHUNK
             lines: list[bytes] = []
             for common, spans in _alike(self._waiting):
                 if self._told is not None:
                     self._told(common, spans, True)
-                for at in range(0, len(spans), CHUNK):
-                    some = spans[at : at + CHUNK]
+                for at in range(0, len(spans), chunk):
+                    some = spans[at : at + chunk]
                     encoded = encode_alike(encoder, some, sent=sent)
                     lines.append(encoded.line)
                     if sent:
@@ -169,8 +173,12 @@ class Spool:
         self._thread.join()
         self.flush()
 
+    def _judged(self, above: str, common: Common) -> bool:
+        """Whether a request is sampled, by a sampler that asks nobody else."""
+        return self._root(int(above[3:35], 16), common.name)
+
     def _root(self, trace_id: int, name: str) -> bool:
-        """Whether a trace that begins here is sampled."""
+        """Whether a trace is sampled by what the environment names."""
         if self._sampler is None:
             return True
         return self._sampler.should_sample(None, trace_id, name).decision.is_sampled()
