@@ -25,6 +25,7 @@ from lepton.errors import LakeError, WriteConflict
 from lepton.lake.evolution import Evolution
 from lepton.lake.files import Written
 from lepton.lake.history import OPERATION, actions_of, first_line
+from lepton.lake.journal import gone, info_of, keep_short, named, once, publish
 from lepton.lake.log import DataFile
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.spelling import plain
@@ -50,7 +51,7 @@ def removable(file: DataFile) -> bool:
 
     It names no deletion vector in what it removes, and spells odd paths in its own way.
     """
-    return file.vector is None and plain(file.path)
+    return file.vector is None and file.spelled is None and plain(file.path)
 
 
 def commit_changes(
@@ -59,6 +60,8 @@ def commit_changes(
     added: Sequence[Written],
     removed: Sequence[DataFile],
     *,
+    uri: str,
+    options: Mapping[str, str] | None,
     operation: str,
     txn: tuple[str, int] | None,
     mark: str,
@@ -66,11 +69,16 @@ def commit_changes(
 ) -> None:
     """Commit files that come and go as the version after the handle's, or not at all.
 
+    deltalake does where it can say it, and lepton where it cannot: change data, and files that
+    have deletion vectors or odd paths.
+
     Args:
         opened: the version that everything was worked out from.
         rules: of the table.
-        added: files that are there.
-        removed: files for which :func:`removable` holds.
+        added: files that are there, change data among them.
+        removed: files that are live in that version.
+        uri: the table.
+        options: as deltalake takes them.
         operation: what the history calls it.
         txn: application transaction.
         mark: to know the commit by if its answer is lost.
@@ -79,18 +87,27 @@ def commit_changes(
     Raises:
         CommitFailedError: another commit came first, or the answer was lost.
     """
+    if any(w.feed for w in added) or not all(removable(f) for f in removed):
+        number = opened.version() + 1
+        told = [info_of(operation, {_MARK: mark, "readVersion": opened.version()})]
+        told += [once(*txn)] if txn else []
+        told += [named(w, data_change=data_change) for w in added]
+        told += [gone(f, data_change=data_change) for f in removed]
+        publish(uri, number, told, options)
+        keep_short(uri, number, options)
+        return
     now = int(time.time() * 1000)
-    gone = [RemoveAction(f.path, data_change, now) for f in removed]
-    told = {_MARK: mark, OPERATION: operation, "isBlindAppend": False}
+    taken = [RemoveAction(f.path, data_change, now) for f in removed]
+    info = {_MARK: mark, OPERATION: operation, "isBlindAppend": False}
     opened.create_write_transaction(
-        [*_actions(added, data_change), *gone],
+        [*_actions(added, data_change), *taken],
         "append",
         opened.schema(),
         partition_by=list(rules.partition_columns),
         commit_properties=CommitProperties(
             max_commit_retries=0,  # then deltalake settles no conflicts
             app_transactions=[Transaction(*txn)] if txn else None,
-            custom_metadata={**told, "readVersion": opened.version()},
+            custom_metadata={**info, "readVersion": opened.version()},
         ),
     )
 

@@ -32,13 +32,17 @@ _INDEXED, _PREFIX, _LAST = 32, 32, "\U0010ffff"  # as Delta's own writers: colum
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A data file that a commit may add: path inside the table, bytes, partition, statistics."""
+    """A file that a commit may add: path inside the table, bytes, partition, statistics.
+
+    It holds rows of the table or, with ``feed``, rows that tell what became of rows.
+    """
 
     path: str
     size: int
     partition: Mapping[str, str | None]
     statistics: str
     modified_ms: int
+    feed: bool = False
 
 
 def write_files(
@@ -48,10 +52,12 @@ def write_files(
     options: Mapping[str, str] | None = None,
     *,
     job: str = "",
+    feed: bool = False,
 ) -> list[Written]:
     """Write rows (aligned, checked) as data files of at most about 256 MiB in memory.
 
-    Their names begin with ``part-`` and the job's name.
+    Their names begin with ``part-`` and the job's name; those of change data are in a folder of
+    their own.
 
     Raises:
         LakeError: a partition value that Delta cannot tell from NULL, or of a type it cannot hold.
@@ -61,6 +67,7 @@ def write_files(
     written: list[Written] = []
     for partition, part in list(_partitions(rows, partition_columns)):
         folder = "".join(f"{_plain(k)}={_plain(v)}/" for k, v in partition.items())
+        folder = f"_change_data/{folder}" if feed else folder
         if folder and "://" not in uri:
             Path(uri, folder).mkdir(parents=True, exist_ok=True)
         step = max(1, len(part) * FILE_BYTES // max(1, part.nbytes))
@@ -68,7 +75,8 @@ def write_files(
             piece = part.slice(start, step)
             path, size = again(lambda f=folder, p=piece: _write(store, f"{f}part-{job}", p))
             now = int(time.time() * 1000)
-            written.append(Written(path, size, partition, statistics_json(piece), now))
+            told = "" if feed else statistics_json(piece)
+            written.append(Written(path, size, partition, told, now, feed))
     return written
 
 

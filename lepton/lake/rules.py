@@ -31,6 +31,7 @@ WRITER_FEATURES = frozenset(
         "v2Checkpoint",
     }
 )
+_OF_NEW_ROWS = ("allowColumnDefaults", "identityColumns")
 _RULES = ("delta.invariants", "delta.generationExpression")
 _CONSTRAINT = "delta.constraints."
 
@@ -56,8 +57,13 @@ class Rules:
     feed: bool = False
 
 
-def rules_of(opened: DeltaTable, uri: str) -> Rules:
+def rules_of(opened: DeltaTable, uri: str, *, same_rows: bool = False) -> Rules:
     """Return the rules of an open table.
+
+    Args:
+        opened: the table.
+        uri: its name in messages.
+        same_rows: only rows that the table has will be written: what it asks of new ones is left.
 
     Raises:
         LakeError: it asks for something that lepton does not do when it writes.
@@ -67,14 +73,10 @@ def rules_of(opened: DeltaTable, uri: str) -> Rules:
     properties: dict[str, Any] = dict(metadata.configuration)
     text = opened.schema().to_json()
     specs: list[dict[str, Any]] = json.loads(text)["fields"]
-    _refuse(opened, properties, specs, what)
+    _refuse(opened, properties, [] if same_rows else specs, what, _OF_NEW_ROWS if same_rows else ())
     try:
         schema = pa.schema([f.arrow() for f in fields_of(text, "none")])
-        constraints = {
-            k.removeprefix(_CONSTRAINT): str(v)
-            for k, v in properties.items()
-            if k.startswith(_CONSTRAINT)
-        } | _invariants(specs)
+        constraints = {} if same_rows else _constraints(properties) | _invariants(specs)
         for name, condition in constraints.items():
             constraint_expression(name, condition, schema)
     except LakeError as e:
@@ -89,11 +91,20 @@ def rules_of(opened: DeltaTable, uri: str) -> Rules:
     )
 
 
+def _constraints(properties: Mapping[str, Any]) -> dict[str, str]:
+    named = {k: str(v) for k, v in properties.items() if k.startswith(_CONSTRAINT)}
+    return {k.removeprefix(_CONSTRAINT): v for k, v in named.items()}
+
+
 def _refuse(
-    opened: DeltaTable, properties: Mapping[str, Any], specs: list[dict[str, Any]], what: str
+    opened: DeltaTable,
+    properties: Mapping[str, Any],
+    specs: list[dict[str, Any]],
+    what: str,
+    more: tuple[str, ...],
 ) -> None:
     protocol = opened.protocol()
-    asks = sorted(set(protocol.writer_features or []) - WRITER_FEATURES)
+    asks = sorted(set(protocol.writer_features or []) - WRITER_FEATURES - set(more))
     if protocol.min_writer_version > 7:
         asks.append(f"writer version {protocol.min_writer_version}")
     if str(properties.get("delta.columnMapping.mode", "none")) != "none":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,18 +24,16 @@ from lepton.lake.commit import (
     discard,
     reached,
 )
-from lepton.lake.delegation import delegate
 from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
 from lepton.lake.files import Written
-from lepton.lake.history import first_line
 from lepton.lake.kinds import storable
 from lepton.lake.log import damaged
-from lepton.lake.rewrite import Change, Operation, Unfit, rewrite, written_wider
+from lepton.lake.rewrite import Change, Operation, rewrite, written_wider
 from lepton.lake.rows import check_names
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
-from lepton.lake.source import Place, Rows, gathered
+from lepton.lake.source import Place, Rows
 from lepton.lake.spelling import refuse_respelled
 from lepton.lake.storage import opened_table, table_or_none
 
@@ -207,23 +204,7 @@ def _rewrite(opened: DeltaTable, rules: Rules, rows: Rows, asked: _Asked) -> Non
         uri=asked.path,
         options=asked.options,
     )
-    with suppress(Unfit):
-        rewrite(opened, rules, source, change)
-        return
-    try:
-        delegate(
-            opened,
-            rules,
-            gathered(source),
-            uri=asked.path,
-            key=asked.key,
-            where=asked.where,
-            txn=asked.txn,
-            options=asked.options,
-            deletes=asked.mode == "delete",
-        )
-    except (DeltaError, OSError, ValueError) as e:
-        raise LakeError(first_line(e)) from e
+    rewrite(opened, rules, source, change)
 
 
 def _commit(
