@@ -17,7 +17,7 @@ from lepton.errors import LakeError
 
 pc: Any = pyarrow.compute  # its stubs know no arrays of unknown type
 
-_BITS = 63
+_BITS = 62
 Curve = np.ndarray[Any, np.dtype[np.int64]]
 
 

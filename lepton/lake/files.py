@@ -23,6 +23,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
+from lepton.lake.fields import Field
+from lepton.lake.mapping import stored, stored_partition
 from lepton.lake.storage import again, store_of
 
 pc: Any = pyarrow.compute  # its stubs know no arrays of unknown type
@@ -53,11 +55,12 @@ def write_files(
     *,
     job: str = "",
     feed: bool = False,
+    fields: Sequence[Field] = (),
 ) -> list[Written]:
     """Write rows (aligned, checked) as data files of at most about 256 MiB in memory.
 
-    Their names begin with ``part-`` and the job's name; those of change data are in a folder of
-    their own.
+    Their names begin with ``part-`` and the job's name; those of change data (``feed``) are in a
+    folder of their own. With ``fields`` columns go under their physical names.
 
     Raises:
         LakeError: a partition value that Delta cannot tell from NULL, or of a type it cannot hold.
@@ -72,11 +75,12 @@ def write_files(
             Path(uri, folder).mkdir(parents=True, exist_ok=True)
         step = max(1, len(part) * FILE_BYTES // max(1, part.nbytes))
         for start in range(0, len(part), step):
-            piece = part.slice(start, step)
+            piece = stored(part.slice(start, step), fields)
             path, size = again(lambda f=folder, p=piece: _write(store, f"{f}part-{job}", p))
             now = int(time.time() * 1000)
             told = "" if feed else statistics_json(piece)
-            written.append(Written(path, size, partition, told, now, feed))
+            at = stored_partition(partition, fields)
+            written.append(Written(path, size, at, told, now, feed))
     return written
 
 
@@ -102,10 +106,10 @@ def _partitions(
         "\0at", pa.array(range(len(rows)), pa.int64())
     )
     groups: Any = keys.group_by(list(columns), use_threads=False).aggregate([("\0at", "list")])
-    stored = rows.drop_columns(list(columns))
+    rest = rows.drop_columns(list(columns))
     for group in range(len(groups)):
         partition = {c: _text_of(groups[c][group], c) for c in columns}
-        yield partition, stored.take(groups["\0at_list"][group].values)
+        yield partition, rest.take(groups["\0at_list"][group].values)
 
 
 def _text_of(scalar: Any, column: str) -> str | None:

@@ -20,6 +20,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lepton.errors import LakeError
 from lepton.lake.files import Written
+from lepton.lake.history import actions_of
 from lepton.lake.log import DataFile
 from lepton.lake.storage import opened_table
 from lepton.lake.vectors import descriptor_of
@@ -51,7 +52,16 @@ def publish(
 def info_of(operation: str, more: Mapping[str, Any]) -> dict[str, Any]:
     """Return the action that says what a commit did, and who."""
     told = {"timestamp": _now(), "operation": operation, "operationParameters": {}}
-    return {"commitInfo": {**told, "engineInfo": "lepton", "isBlindAppend": False, **more}}
+    return {"commitInfo": {**told, "engineInfo": "lepton", **more}}
+
+
+def stamp(uri: str, before: int, options: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the time that a commit carries ("In-Commit Timestamps"), later than the former's."""
+    times = [_now()]
+    for action in actions_of(uri, before, options) or ():
+        info: dict[str, Any] = action.get("commitInfo") or {}
+        times.append(int(info.get("inCommitTimestamp") or 0) + 1)
+    return {"inCommitTimestamp": max(times)}
 
 
 def once(application: str, version: int) -> dict[str, Any]:

@@ -59,8 +59,9 @@ class Target:
 
     def write(self, rows: pa.Table) -> list[Written]:
         """Write rows as data files."""
-        columns = self.rules.partition_columns
-        return write_files(rows, self.version.uri, columns, self.options, job=self.job)
+        columns, uri = self.rules.partition_columns, self.version.uri
+        fields = self.rules.stored
+        return write_files(rows, uri, columns, self.options, job=self.job, fields=fields)
 
     def tell(self, **changed: pa.Table) -> list[Written]:
         """Write what became of rows, by kind of change, as change data where the table keeps it."""
@@ -70,7 +71,10 @@ class Target:
         told = [rows.append_column(KIND, pa.array([k] * len(rows))) for k, rows in kinds]
         columns, uri = self.rules.partition_columns, self.version.uri
         whole = pa.concat_tables(told)
-        return write_files(whole, uri, columns, self.options, job=self.job, feed=True)
+        fields = self.rules.stored
+        return write_files(
+            whole, uri, columns, self.options, job=self.job, feed=True, fields=fields
+        )
 
 
 def candidates(version: Version, keys: pa.Table) -> list[DataFile]:

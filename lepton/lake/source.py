@@ -154,7 +154,8 @@ def _files(reader: pa.RecordBatchReader, rules: Rules, place: Place) -> list[Wri
     try:
         for rows in _coalesced(reader):
             checked = _checked(rows, rules, place)
-            written += write_files(checked, path, rules.partition_columns, options)
+            columns, fields = rules.partition_columns, rules.stored
+            written += write_files(checked, path, columns, options, fields=fields)
     except BaseException:
         discard(written, path, options)
         raise

@@ -159,9 +159,9 @@ def _write(data: Any, asked: _Asked) -> None:
     try:
         if rules.append_only and asked.mode != "append":
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
-        if opened is not None and asked.mode == "overwrite":
-            refuse_respelled(opened, rules.what)
         grown = _grown(rows, rules, asked)
+        if opened is not None and (grown.added or grown.widened):
+            _check_growth(opened, rules, asked)
         if opened is not None and asked.mode in _OPERATIONS:
             _rewrite(opened, rules, rows, asked)
             return
@@ -174,6 +174,16 @@ def _write(data: Any, asked: _Asked) -> None:
         _make(rules, rows, files, asked)
     else:
         _commit(opened, rules, grown, files, asked)
+
+
+def _check_growth(opened: DeltaTable, rules: Rules, asked: _Asked) -> None:
+    if rules.own:
+        raise LakeError(
+            "its schema has parts that evolve= would lose (mapped names, column defaults or "
+            "widened types): add the column with the engine that made it"
+        )
+    if asked.mode == "overwrite":
+        refuse_respelled(opened, rules.what)
 
 
 def _opened(path: str, options: dict[str, str] | None) -> DeltaTable | None:
@@ -232,7 +242,7 @@ def _commit(
         mode="overwrite" if anew or asked.mode == "overwrite" else "append",
         next_only=anew,
         txn=asked.txn,
-        schema=Schema.from_json(text),
+        schema=Schema.from_json(text) if grown.widened else None,
         options=options,
     )
 

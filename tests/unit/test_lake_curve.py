@@ -59,6 +59,7 @@ def test_values_of_every_kind_have_a_place(values: list[object]) -> None:
 
 def test_more_columns_than_bits_and_nested_ones(tmp_path: Path) -> None:
     assert curve_of(pa.table({f"c{i}": [1, 0] for i in range(70)})).tolist()[1] == 0
+    assert curve_of(pa.table({"x": [3, 3]})).tolist() == [0, 0]
     lepton.write(pa.table({"x": [[1]], "y": [1]}), tmp_path / "t")
     with pytest.raises(LakeError, match=r"column x is list.*no order"):
         optimize(tmp_path / "t", zorder=["x"])
