@@ -147,9 +147,7 @@ def _end(process: Any, records: Records, folder: Path) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    for pid in records.pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    records.kill_all()
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -142,7 +142,7 @@ def _checkpoints(folder: str, *, quick: bool) -> dict[str, list[float]]:
 
     import lepton
 
-    steps = 250 if quick else 350
+    steps = 300 if quick else 400
     rows = _table(f"{folder}/big", 8 * steps)
     share: list[float] = []
     wait: list[float] = []

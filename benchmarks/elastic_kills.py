@@ -72,9 +72,7 @@ def peer_at_work(peer: str) -> Generator[tuple[Records, Any]]:
         raise RuntimeError(f"{e}; it said last: {_last_words(folder / 'log')}") from e
     finally:
         end(process, signal.SIGINT)
-        for pid in records.pids:  # torchrun leaves hung workers behind
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        records.kill_all()
         shutil.rmtree(folder, ignore_errors=True)
 
 

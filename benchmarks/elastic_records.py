@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,10 +62,17 @@ class Records:
         """Return the newest step that was made by then; 0 if none was."""
         return max((m.step for m in self.all() if m.time_ns <= until_ns), default=0)
 
-    @property
-    def pids(self) -> set[int]:
-        """Of all ranks that ever made a step."""
-        return {m.pid for m in self.all()}
+    def kill_all(self) -> None:
+        """Kill every rank that is left: hung ones, and those that never made a step, too."""
+        told = str(self._folder).encode()
+        found = {m.pid for m in self.all()}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if told in path.read_bytes():
+                    found.add(int(path.parent.name))
+        for pid in found - {os.getpid()}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def wait_for(look: Callable[[], T | None], limit_s: float, process: Any) -> T | None:
