@@ -25,7 +25,7 @@ from benchmarks.elastic_changes import Cost, cost_of, settled
 from benchmarks.elastic_peers import EVERY, WORKERS
 from benchmarks.elastic_records import Records, wait_for
 
-START_S, AGAIN_S = 120.0, 30.0
+START_S, AGAIN_S = 180.0, 30.0
 SETTLED_S = 8.0  # a run is killed in its middle, not while it starts
 MINUTE_S = 60.0
 
