@@ -289,6 +289,37 @@ def test_any_schedule_of_faults_ends_with_the_same_model(
     check(run_of(tmp_path / "r"), undisturbed, table)
 
 
+def adapted(worker: Any, gate: Path) -> None:
+    """Train a head on a frozen body, which is another one in each process until they meet."""
+    torch.manual_seed(os.getpid())
+    net = torch.nn.Sequential(torch.nn.Linear(3, 400), torch.nn.Linear(400, 3))
+    net[0].requires_grad_(False)
+    worker.attach(net=net, opt=torch.optim.Adam(net.parameters(), lr=0.01))
+    for batch in worker.batches():
+        while worker.step_number == 30 and not gate.exists():
+            time.sleep(0.01)
+        worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+
+
+def test_survivors_hand_on_what_is_frozen_too(table: Snapshot, tmp_path: Path) -> None:
+    plan = replace(prepare(tmp_path / "r", stream_of(table)), trainable_only=True)
+    gate = tmp_path / "gate"
+    crew = Crew(partial(adapted, gate=gate), stream_of(table), plan, most=2, first=2)
+    crew.wait_for(lambda s: past(30)(s) and bool(checkpoints.all_of(plan.kept_in)))
+    crew.add()
+    crew.wait_for(lambda s: len(s["waiting"]) == 1)
+    os.kill(crew.pid_of_rank(0), signal.SIGKILL)  # who alone has written so far
+    gate.touch()
+    status = crew.join()
+
+    assert not status["error"]
+    kept = run_of(tmp_path / "r").checkpoints
+    assert len({c.files[checkpoints.BASE]["in"] for c in kept}) == 1
+    first, last = (checkpoints.restore(c)["net"] for c in (kept[0], kept[-1]))
+    assert torch.equal(first["0.weight"], last["0.weight"])
+    assert not torch.equal(first["1.weight"], last["1.weight"])
+
+
 def exact_loop(worker: Any) -> None:
     """In single precision, with dropout: nothing but the order of sums keeps this equal."""
     torch.manual_seed(0)
