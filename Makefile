@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 S3 := $(VENV)/s3/bin/moto_server
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 
-.PHONY: demo test check bench clean chromium prometheus phoenix
+.PHONY: demo test check static bench clean chromium prometheus phoenix
 
 demo: $(STAMP)                    ## the whole loop on real data
 	$(BIN)/lepton demo $(ARGS)
@@ -13,12 +13,14 @@ demo: $(STAMP)                    ## the whole loop on real data
 test: $(STAMP)-dev chromium prometheus $(S3) ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(STAMP)-dev               ## format, lint, types, layers, unit tests
+check: static                     ## format, lint, types, layers, unit tests
+	$(BIN)/python -m pytest -q tests/unit
+
+static: $(STAMP)-dev              ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -q tests/unit
 
 bench: $(STAMP)-bench             ## measure beside peers: make bench NAME=stream ARGS=--quick
 	$(BIN)/python -m benchmarks.$(or $(NAME),stream) $(ARGS)

@@ -1,10 +1,9 @@
 """One quiet local Ray and one S3 server for all cluster tests of a session."""
 
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -12,7 +11,7 @@ import pytest
 
 from lepton import cluster
 from tests.cluster.crew import Crew
-from tests.cluster.world import World
+from tests.cluster.world import World, wait_until
 
 S3_PYTHON = Path(__file__).parents[2] / ".venv" / "s3" / "bin" / "python"
 S3_SERVER = Path(__file__).parents[2] / "benchmarks" / "lake_s3.py"
@@ -67,25 +66,25 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a real S3 server listens; it has the bucket ``lake``."""
     if not S3_PYTHON.exists():
         pytest.skip("no S3 server: run the tests by make test")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = cluster.free_ports(1)
     url = f"http://127.0.0.1:{port}"
     with (tmp_path_factory.mktemp("s3") / "log").open("w") as log:
         command = [str(S3_PYTHON), str(S3_SERVER), str(port)]
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        for _ in range(300):
-            try:
-                httpx.put(f"{url}/lake", timeout=5).raise_for_status()
-                break
-            except httpx.TransportError:
-                assert server.poll() is None
-                time.sleep(0.1)
+        wait_until(lambda: server.poll() is not None or made(f"{url}/lake"))
+        assert server.poll() is None
         yield url
     finally:
         server.kill()
         server.wait()
+
+
+def made(bucket: str) -> bool:
+    """Whether the server has come up and made a bucket."""
+    with suppress(httpx.TransportError):
+        return httpx.put(bucket, timeout=60).is_success
+    return False
 
 
 @pytest.fixture(scope="session")

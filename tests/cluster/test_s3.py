@@ -2,13 +2,13 @@
 
 import json
 import random
-import socket
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from deltalake import DeltaTable, QueryBuilder
 
 import lepton
 from benchmarks.lake_writers import Crowd, kill_at_random
+from lepton import cluster
 from lepton.cli import main
 from lepton.errors import ConflictError, LakeError
 from lepton.lake import Snapshot
@@ -29,6 +30,7 @@ from lepton.lake.maintenance import vacuum
 from lepton.lake.source import Place, Rows
 from lepton.registry import Registry
 from lepton.stream import Cursor, Digest
+from tests.cluster.world import wait_until
 
 PROXY = Path(__file__).parents[2] / "benchmarks" / "lake_proxy.py"
 VECTORS = Path(__file__).parents[1] / "data/delta-tables/dv-partitioned-with-checkpoint/table"
@@ -39,25 +41,25 @@ pytestmark = [
 ]
 
 
+def answers(url: str) -> bool:
+    """Whether somebody listens by now."""
+    with suppress(httpx.TransportError):
+        return httpx.get(url, timeout=60).is_success
+    return False
+
+
 @pytest.fixture
 def troubled(endpoint: str, options: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
     """The same server by a way on which one of eight requests runs into trouble."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = cluster.free_ports(1)
     url = f"http://127.0.0.1:{port}"
     with (tmp_path / "log").open("w") as log:
         proxy = subprocess.Popen(
             [sys.executable, str(PROXY), str(port), endpoint, "8"], stdout=log, stderr=log
         )
     try:
-        for _ in range(300):
-            try:
-                httpx.get(f"{url}/troubles", timeout=5).raise_for_status()
-                break
-            except httpx.TransportError:
-                assert proxy.poll() is None
-                time.sleep(0.1)
+        wait_until(lambda: proxy.poll() is not None or answers(f"{url}/troubles"))
+        assert proxy.poll() is None
         yield options | {"AWS_ENDPOINT_URL": url, "timeout": "1s"}
     finally:
         proxy.kill()
@@ -150,7 +152,7 @@ def test_vacuum_on_s3_removes_orphans_and_what_nobody_needs(
         lepton.write(rows, uri, mode=mode, storage_options=options)
     orphans = {f.path for f in write_files(rows, uri, ["p"], options)}
     dead = {f.path for f in lepton.table(uri, version=2, storage_options=options).files()}
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while set(vacuum(uri, protect=[1], storage_options=options).removed) != orphans | dead:
         assert time.monotonic() < end  # S3 tells whole seconds: files of this one are too young
         time.sleep(0.2)
@@ -275,7 +277,7 @@ def test_everything_is_read_and_written_once_on_a_bad_way(
         assert len(found) == len(expected) == table.count_rows()
     assert by_tasks.version == 4
     assert there.version == 5
-    told = httpx.get(f"{troubled['AWS_ENDPOINT_URL']}/troubles", timeout=60).json()
+    told = httpx.get(f"{troubled['AWS_ENDPOINT_URL']}/troubles", timeout=180).json()
     assert set(told) == {"refused", "closed", "lost", "cut", "stalled"}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ import lepton
 import lepton.promotion
 from lepton import checkpoints
 from lepton.errors import CheckpointError, ConflictError, GateError, ServingError
+from lepton.export.restore import Predictor
 from lepton.promotion import CanaryRule
 from tests.cluster.world import Load, World, post, request, wait_until
 
@@ -135,7 +137,7 @@ def test_the_same_user_gets_the_same_version(world: World) -> None:
     world.app.wait_for(state.pointer.seq)
     body = request(world)
     got: dict[str, set[str]] = {}
-    with httpx.Client(timeout=30) as http:
+    with httpx.Client(timeout=120) as http:
         for user in [f"user-{i}" for i in range(20)] * 3:
             reply = http.post(world.app.infer_url, content=body, headers={"x-user": user})
             got.setdefault(user, set()).add(reply.json()["model_version"])
@@ -149,9 +151,11 @@ def test_a_shadow_is_asked_and_compared_and_never_answers(world: World) -> None:
     champion = world.registry.state("m").pointer.champion
     other = next(v for v in world.versions if v.version != champion)
     rule = CanaryRule(bake_s=0, min_requests=20, max_difference=0.0)
-    asked = np.random.default_rng(0).normal(5, 2, (4000, 3)).astype("float32")
-    with Load(world, rows=asked) as load:
-        # two nets of other seeds do not agree on every row of many
+    x = np.random.default_rng(0).normal(5, 2, (20_000, 3)).astype("float32")
+    nets = [Predictor(checkpoints.load(v.checkpoint)) for v in (world.champion(), other)]
+    one, two = (net(pa.table({"x": list(x)}))["output"].argmax(1).numpy() for net in nets)
+    assert (one != two).any()
+    with Load(world, rows=x[one != two]) as load:
         with pytest.raises(ServingError, match=r"answers are .* from the champion's"):
             lepton.promote(
                 other, shadow=1.0, rule=replace(rule, patience_s=120, bake_s=100), home=world.home
