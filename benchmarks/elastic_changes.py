@@ -1,4 +1,4 @@
-"""What a change of nodes costs: two added, two drained, two lost; and goodput under kills.
+"""What a change of nodes costs: two added, two drained, two lost.
 
 Read from the workers' own records of steps (:mod:`benchmarks.elastic_peers`), alike for all peers.
 """
@@ -12,17 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from benchmarks import claims
+from benchmarks.elastic_records import Made, Records, wait_for
 from benchmarks.elastic_sites import EACH, MOST
-
-T = TypeVar("T")
 
 CHANGES = (("add", MOST), ("drain", EACH), ("add again", MOST), ("lose", EACH))
 """What is done to a run of two workers, and how many are to train after it."""
@@ -31,15 +30,6 @@ WORDS = {
     "drain": "two workers told to go",
     "lose": "a node of two workers lost",
 }
-
-
-@dataclass(frozen=True)
-class Made:
-    """A step that a process saw made."""
-
-    step: int
-    time_ns: int
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -55,16 +45,6 @@ class Cost:
     pause: float | None
     again: int
     full: float | None
-
-
-def steps_in(folder: Path) -> list[Made]:
-    """Return what all ranks recorded, by time."""
-    found = [
-        Made(*map(int, line.split()))
-        for path in folder.glob("*.steps")
-        for line in path.read_text().split("\n")[:-1]
-    ]
-    return sorted(found, key=lambda m: m.time_ns)
 
 
 def cost_of(records: Sequence[Made], since_ns: int, size: int, until_ns: int = 0) -> Cost:
@@ -108,20 +88,16 @@ def settled(records: Sequence[Made], size: int, for_s: float) -> bool:
     return before and len(whole) >= 3 and all(len(steps[s]) == size for s in whole)
 
 
-def wait_for(look: Callable[[], T | None], limit_s: float, process: Any) -> T | None:
-    """Poll until there is something, as long as the process lives."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end and process.poll() is None:
-        if (found := look()) is not None and found is not False:
-            return found
-        time.sleep(0.1)
-    return None
+def one_site(
+    peer: str, found: dict[str, Cost], *, steady_s: float = 5.0, limit_s: float = 150.0
+) -> None:
+    """Put a peer through all changes; what each cost goes into ``found`` at once.
 
-
-def one_site(peer: str, *, quick: bool) -> dict[str, Cost]:
-    """Put a peer through all changes; those that it does not come to are missing."""
-    steady_s, limit_s = (4.0, 90.0) if quick else (10.0, 180.0)
+    Raises:
+        RuntimeError: it did not come to train with as many workers as it should.
+    """
     folder = Path(tempfile.mkdtemp(prefix="lepton-sites-"))
+    records = Records(folder)
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.elastic_sites", peer, str(folder)],
@@ -132,38 +108,37 @@ def one_site(peer: str, *, quick: bool) -> dict[str, Cost]:
             env={**os.environ, "LEPTON_HOME": str(folder)},
             text=True,
         )
-    found: dict[str, Cost] = {}
     try:
         size = EACH
         for change, after in CHANGES:
-            ready = wait_for(
-                lambda s=size: settled(steps_in(folder), s, steady_s), limit_s, process
-            )
-            if ready is None:
-                print(f"{peer}: {size} workers did not get to train steadily", file=sys.stderr)
-                break
-            found[change] = _change(folder, process, change.split()[0], after, limit_s)
+
+            def steady(size: int = size) -> bool:
+                lately = records.since(time.time_ns() - int((steady_s + 2) * 1e9))
+                return settled(lately, size, steady_s)
+
+            if not wait_for(steady, limit_s, process):
+                raise RuntimeError(f"{size} workers did not get to train within {limit_s:g} s")
+            found[change] = _change(records, process, change.split()[0], after, limit_s)
             size = after
     finally:
-        _end(process, folder)
-    return found
+        _end(process, records, folder)
 
 
-def _change(folder: Path, process: Any, word: str, after: int, limit_s: float) -> Cost:
+def _change(records: Records, process: Any, word: str, after: int, limit_s: float) -> Cost:
     since = time.time_ns()
     process.stdin.write(f"{word}\n")
     process.stdin.flush()
 
     def over() -> Cost | None:
-        cost = cost_of(steps_in(folder), since, after)
+        cost = cost_of(records.since(since), since, after)
         return cost if cost.full is not None else None
 
     wait_for(over, limit_s, process)
     time.sleep(2)  # what comes right after belongs to it
-    return cost_of(steps_in(folder), since, after, time.time_ns())
+    return cost_of(records.since(since), since, after, time.time_ns())
 
 
-def _end(process: Any, folder: Path) -> None:
+def _end(process: Any, records: Records, folder: Path) -> None:
     with suppress(OSError):
         process.stdin.close()
     try:
@@ -171,56 +146,19 @@ def _end(process: Any, folder: Path) -> None:
     except subprocess.TimeoutExpired:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    for pid in {m.pid for m in steps_in(folder)}:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    records.kill_all()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def goodput(
-    folder: Path, process: Any, kill: Callable[[], None], *, period_s: float, periods: int
-) -> float | None:
-    """Return new steps under one kill per period as a share of what comes undisturbed, percent.
-
-    Undisturbed is half a period before the kills and half a one after them, together: on a machine
-    that has other things to do, too, neither alone says much.
-
-    Args:
-        folder: with the records.
-        process: the peer, which trains with all its workers.
-        kill: ends one worker.
-        period_s: seconds from one kill to the next.
-        periods: how many.
-    """
-    undisturbed = _made_in(folder, period_s / 2)
-    began = time.time_ns()
-    for _ in range(periods):
-        kill()
-        time.sleep(period_s)
-        if process.poll() is not None:
-            return None
-    made = _furthest(folder, time.time_ns()) - _furthest(folder, began)
-    undisturbed += _made_in(folder, period_s / 2)
-    return 100 * made / (undisturbed * periods) if undisturbed > 0 else None
-
-
-def _made_in(folder: Path, seconds: float) -> int:
-    """Wait, and return how many new steps were made meanwhile."""
-    since = time.time_ns()
-    time.sleep(seconds)
-    return _furthest(folder, time.time_ns()) - _furthest(folder, since)
-
-
-def _furthest(folder: Path, until_ns: int) -> int:
-    return max((m.step for m in steps_in(folder) if m.time_ns <= until_ns), default=0)
-
-
-def claims_of(found: dict[str, list[dict[str, Cost]]]) -> list[claims.Claim]:
+def claims_of(found: dict[str, dict[str, Cost]]) -> list[claims.Claim]:
     """Return what was measured."""
     made: list[claims.Claim] = []
     for change, words in WORDS.items():
-        for peer, runs in found.items():
-            costs = [run[c] for run in runs for c in run if c.split()[0] == change]
+        for peer, run in found.items():
+            costs = [cost for name, cost in run.items() if name.split()[0] == change]
+            if not costs:
+                continue
             goals = {"lose": 5.0} if peer == "lepton" else {}
             none = 0 if peer == "lepton" else None
             for text, values, goal, unit in (

@@ -19,7 +19,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     """Return medians of seconds a step: bare and by lepton, without and with checkpoints."""
     import torch
 
-    rounds, steps = (1, 60) if quick else (5, 200)
+    rounds, steps = (1, 60) if quick else (7, 200)
     bare: list[float] = []
     ours: list[float] = []
     threads = torch.get_num_threads()
@@ -142,7 +142,7 @@ def _checkpoints(folder: str, *, quick: bool) -> dict[str, list[float]]:
 
     import lepton
 
-    steps = 250 if quick else 450
+    steps = 300 if quick else 400
     rows = _table(f"{folder}/big", 8 * steps)
     share: list[float] = []
     wait: list[float] = []
@@ -165,7 +165,7 @@ def _checkpoints(folder: str, *, quick: bool) -> dict[str, list[float]]:
         lepton.train(loop, stream, name=name, home=folder, checkpoint_every=every, progress=False)
         return times
 
-    for k in range(1 if quick else 3):
+    for k in range(1 if quick else 2):
         without = run(f"without{k}", 10**6)
         kept = run(f"with{k}", 100)
         plain = statistics.mean(without[150:-50])

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.elastic_peers import BATCH, EPOCHS, EVERY, data_of, lepton_loop, ray_loop
 
 EACH, MOST = 2, 4
-NOTICE_S = 60
+NOTICE_S = 20
 """How long before it goes a node is said to go."""
 STORE = 100 * 2**20
 
@@ -94,6 +94,8 @@ class Agents:
                 *("-m", "benchmarks.elastic_peers", "torchrun_worker", self._folder),
             ],
             start_new_session=True,
+            # agents that share a store wait for ever for its address in a second round
+            env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         )
 
     def add(self) -> None:

@@ -3,7 +3,9 @@
 ``python -m benchmarks.promotion [--quick]`` moves a model's champion back and forth while clients
 ask without pause, and reads from their own records when the first answer of the new version came,
 how long the slowest request took, and how many failed. Beside it: the same change by a new
-``serve.run`` of a plain Ray Serve deployment. Writes ``results/promotion.json``.
+``serve.run`` of a plain Ray Serve deployment. Writes ``results/promotion.json``. With
+``--large [MEGABYTES]`` it promotes versions of 500 MB instead, each to be loaded first, and
+writes ``results/promotion_large.json``.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from lepton import cluster
 from lepton.registry import Registry
 from lepton.serving import App
 from lepton.serving.app import leave
+from lepton.telemetry import spans_of
 
 CLIENTS = 4
 SETTLE_S = 0.5
@@ -198,11 +201,101 @@ def state(mine: Moves, theirs: Moves) -> list[claims.Claim]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a replica keeps of its own, without what it shares with the file cache, in bytes."""
+
+    before: int
+    most: int
+
+
+class MemoryWatch:
+    """Looks at a process's own memory a hundred times a second."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._before = self._most = self._now()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def found(self) -> Memory:
+        """What was seen so far."""
+        return Memory(self._before, self._most)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.01):
+            self._most = max(self._most, self._now())
+
+    def _now(self) -> int:
+        told = Path(f"/proc/{self._pid}/status").read_text()
+        fields = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
+        return int(fields["RssAnon"].split()[0]) * 1024
+
+
+def large(folder: Path, megabytes: int, count: int) -> list[claims.Claim]:
+    """Promote versions of so many megabytes, one after another, each to be loaded anew."""
+    home = str(folder)
+    made = serving_model.make_heavy(folder, 3, megabytes)
+    body = serving_model.bodies(folder)["1 row, JSON"][0]
+    app = lepton.promote(made[0], home=home, port=cluster.free_ports(1)[0])
+    (told,) = app.replicas()
+    registry = Registry(f"{home}/registry")
+    order = [str((i + 1) % 3 + 1) for i in range(count)]  # the next one is never in memory
+    moves: list[tuple[str, Callable[[], object]]] = [
+        (v, lambda v=v: lepton.promote(serving_model.MODEL, int(v), home=home)) for v in order
+    ]
+    with MemoryWatch(told["pid"]) as watch:
+        mine = moved(
+            Clients(app.infer_url, body),
+            moves,
+            lambda: registry.history(serving_model.MODEL)[-1].time.timestamp(),
+        )
+    app.flush()
+    spans = [s for s in spans_of(f"{home}/traces") if s.name == "lepton.model.load"]
+    loads = [(s.end_ns - s.start_ns) / 1e9 for s in spans][-count:]
+    if len(loads) < count:
+        raise SystemExit(f"{len(loads)} loads are recorded for {count} promotions")
+    beyond = [p - took for p, took in zip(mine.published, loads, strict=True)]
+    size = megabytes * 2**20
+    grown = (watch.found.most - watch.found.before) / size
+    middle, claim = statistics.median, claims.claim
+    of = f"{megabytes} MB"
+    return [
+        claim(f"{of}: load and checks, median", middle(loads), None, "s", runs=count),
+        claim(f"{of}: published -> new answer", middle(mine.published), None, "s", runs=count),
+        claim(f"{of}: of that beyond the load", middle(beyond), 0.2, "s", -1, runs=count),
+        claim(f"{of}: of that beyond the load, worst", max(beyond), None, "s", runs=count),
+        claim(f"{of}: p99 before", mine.p99_ms, None, "ms", runs=count),
+        claim(f"{of}: slowest request, worst", max(mine.worst_ms), None, "ms", runs=count),
+        claim(f"{of}: slowest request, median", middle(mine.worst_ms), None, "ms", runs=count),
+        claim(f"{of}: most memory beside one version", grown, None, "times its size", runs=count),
+        claim(f"{of}: failed requests", mine.failed, 0, "requests", -1, runs=count),
+        claim(f"{of}: requests", mine.requests, None, "requests", runs=count),
+    ]
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--large", nargs="?", type=int, const=500, metavar="MEGABYTES")
     args = parser.parse_args()
+    if args.large:
+        with tempfile.TemporaryDirectory(prefix="lepheavy") as scratch:
+            found = large(Path(scratch), args.large, 3 if args.quick else 9)
+            leave()
+            cluster.disconnect()
+        claims.record(found, "promotion_large")
+        return
     with tempfile.TemporaryDirectory(prefix="leppromote") as scratch:
         folder = Path(scratch)
         made = serving_model.make(folder, versions=2)

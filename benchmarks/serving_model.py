@@ -31,6 +31,46 @@ def loop(worker: Any) -> None:
         worker.step(torch.nn.functional.cross_entropy(scores, batch["label"], reduction="sum"))
 
 
+class Heavy(torch.nn.Module):
+    """As quick as a small net, but with random weights of so many megabytes to load."""
+
+    def __init__(self, megabytes: int) -> None:
+        super().__init__()
+        self.last = torch.nn.Linear(PIXELS, CLASSES)
+        rows = megabytes * 2**20 // (4 * CLASSES)
+        self.register_buffer("ballast", torch.rand(rows, CLASSES))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return scores, each row's with a little of one row of the ballast."""
+        place = pixels.sum(1).abs().long() % self.ballast.shape[0]
+        return self.last(pixels) + 1e-3 * self.ballast[place]
+
+
+def heavy_loop(megabytes: int) -> Any:
+    """Return a loop that trains for a step or two: what matters is what is saved."""
+
+    def train(worker: Any) -> None:
+        torch.set_num_threads(1)
+        net = Heavy(megabytes)
+        worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+        for batch in worker.batches():
+            scores = net(batch["pixels"])
+            worker.step(torch.nn.functional.cross_entropy(scores, batch["label"], reduction="sum"))
+
+    return train
+
+
+def make_heavy(folder: Path, versions: int, megabytes: int) -> list[lepton.ModelVersion]:
+    """Train and register versions with so much to load, below ``folder``."""
+    table = write_digits(str(folder / "lake" / MODEL))
+    made: list[lepton.ModelVersion] = []
+    for seed in range(versions):
+        stream = table.stream(batch_size=1000, seed=seed)
+        run = lepton.train(heavy_loop(megabytes), stream, name=f"heavy{seed}", home=str(folder))
+        made.append(lepton.register(run, MODEL, metrics={}, home=str(folder)))
+    return made
+
+
 def make(folder: Path, versions: int = 1) -> list[lepton.ModelVersion]:
     """Train and register ``versions`` versions below ``folder``, with seeds of their own."""
     table = write_digits(str(folder / "lake" / MODEL))

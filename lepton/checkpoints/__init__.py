@@ -10,15 +10,27 @@ A sharded model's tensors are in a file for each rank and put together by whoeve
     checkpoints/
       step-00000120.json          the manifest: the commit point
       data/step-00000120-<id>/    state.safetensors, state.json, program.pt2, answers.safetensors
+      data/base-00000100-<id>/    what several checkpoints share, where a run keeps only what it
+                                  trains: base.safetensors, program.pt2
 """
 
 from lepton.checkpoints.manifest import VERSION, Manifest
-from lepton.checkpoints.reading import STATE, TREE, all_of, latest, load, restore, verify
+from lepton.checkpoints.reading import BASE, STATE, TREE, all_of, latest, load, restore, verify
 from lepton.checkpoints.states import flatten, joined, split
-from lepton.checkpoints.writing import ANSWERS, PROGRAM, prune, remove, save, write, write_shard
+from lepton.checkpoints.writing import (
+    ANSWERS,
+    PROGRAM,
+    prune,
+    remove,
+    save,
+    write,
+    write_shard,
+    write_shared,
+)
 
 __all__ = [
     "ANSWERS",
+    "BASE",
     "PROGRAM",
     "STATE",
     "TREE",
@@ -37,4 +49,5 @@ __all__ = [
     "verify",
     "write",
     "write_shard",
+    "write_shared",
 ]

@@ -23,7 +23,8 @@ class Manifest:
         uri: address of the manifest itself: a path, or a URL of an object store.
         step: optimiser steps made.
         cursor: where the stream stands, from ``state_dict()``.
-        files: file name to ``{"sha256", "bytes"}``.
+        files: file name to ``{"sha256", "bytes"}``; one that other checkpoints share has its
+            folder in ``"in"``.
         folder: data folder, relative to the manifest's.
         lineage: table uri and version, columns, filter, seed, batch size, lanes, code version, …
         preparation: JSON of the preparation, or None.
@@ -67,6 +68,20 @@ class Manifest:
         """Bytes of all data files."""
         return sum(int(f["bytes"]) for f in self.files.values())
 
+    @property
+    def own_size(self) -> int:
+        """Bytes of the data files that no other checkpoint shares."""
+        return sum(int(f["bytes"]) for f in self.files.values() if "in" not in f)
+
+    @property
+    def folders(self) -> set[str]:
+        """All data folders that it needs."""
+        return {self.folder, *(str(f["in"]) for f in self.files.values() if "in" in f)}
+
+    def place(self, name: str) -> str:
+        """Return where a data file is, relative to the manifest's folder."""
+        return f"{self.files[name].get('in', self.folder)}/{name}"
+
     def path(self, name: str) -> Path:
         """Return the path of a data file: of the file itself, or of a local copy that matches.
 
@@ -75,7 +90,7 @@ class Manifest:
         """
         if name not in self.files:
             raise CheckpointError(f"checkpoint {self.uri} has no {name}; it has {list(self.files)}")
-        return self.storage.path(f"{self.folder}/{name}", self.files[name])
+        return self.storage.path(self.place(name), self.files[name])
 
     def to_bytes(self) -> bytes:
         """Return the file's content."""

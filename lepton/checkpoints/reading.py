@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 STATE, TREE = "state.safetensors", "state.json"
+BASE = "base.safetensors"
+"""What a run does not train, in one file that all its checkpoints share."""
 
 Where = str | os.PathLike[str]
 Options = Mapping[str, str] | None
@@ -63,7 +65,7 @@ def verify(manifest: Manifest, *, thorough: bool = True) -> None:
     storage = manifest.storage
     for name, expected in manifest.files.items():
         try:
-            storage.check(f"{manifest.folder}/{name}", expected, thorough=thorough)
+            storage.check(manifest.place(name), expected, thorough=thorough)
         except OSError as e:
             raise Unreachable(f"checkpoint {manifest.uri}: {name} cannot be read: {e}") from e
 
@@ -83,7 +85,8 @@ def restore(manifest: Manifest, fill: Fill | None = None) -> dict[str, Any]:
 
     verify(manifest)
     try:
-        saved = {path: held(t) for path, t in load_file(manifest.path(STATE)).items()}
+        names = [name for name in (BASE, STATE) if name in manifest.files]  # the latter wins
+        saved = {p: held(t) for n in names for p, t in load_file(manifest.path(n)).items()}
         if SHARDS in manifest.files:
             saved |= lying(manifest.path)
         tree = json.loads(manifest.path(TREE).read_text())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from lepton.errors import CheckpointError
@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     Tensors = dict[str, torch.Tensor]
 
 
-def flatten(state: Any, into: Tensors | None = None) -> tuple[Tensors, Any]:
+def flatten(
+    state: Any, into: Tensors | None = None, *, leave: Collection[str] = ()
+) -> tuple[Tensors, Any]:
     """Return copies in CPU memory of all tensors, by path, and a JSON tree of the rest.
 
     Args:
         state: nested dicts, lists and tuples.
         into: tensors that a former call returned, and nobody reads any more: those of the same
             shape are written over, which is several times faster than new memory.
+        leave: paths of tensors that are not to be copied, and not in what is returned.
 
     Raises:
         CheckpointError: a leaf is neither a tensor nor a plain value.
@@ -29,6 +32,8 @@ def flatten(state: Any, into: Tensors | None = None) -> tuple[Tensors, Any]:
     tensors, tree = split(state)
     copies: Tensors = {}
     for path, tensor in tensors.items():
+        if path in leave:
+            continue
         copy = (into or {}).get(path)
         if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
             copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")

@@ -57,13 +57,15 @@ def write(
     program: Path | None = None,
     answers: Tensors | None = None,
     shards: Shards | None = None,
+    shared: Mapping[str, Mapping[str, Any]] | None = None,
     options: Options = None,
     **described: Any,
 ) -> Manifest:
     """Write a state that :func:`flatten` has copied and commit it; see :func:`save`.
 
     ``answers`` are rows and the net's answers to them, to be kept with it; ``shards`` is what other
-    ranks, and this one, have written of it by :func:`write_shard`.
+    ranks, and this one, have written of it by :func:`write_shard`; ``shared`` what
+    :func:`write_shared` has.
 
     Raises:
         CheckpointError: the storage is full or cannot be written; nothing was committed.
@@ -90,7 +92,7 @@ def write(
                 uri=f"{storage.where}/step-{step:08d}.json",
                 step=step,
                 cursor=dict(cursor),
-                files={**files, **(shards.files if shards else {})},
+                files={**files, **(shards.files if shards else {}), **(shared or {})},
                 folder=folder,
                 options=dict(options or {}),
                 **described,
@@ -129,6 +131,43 @@ def write_shard(
             return measured(place / name)
     except (OSError, SafetensorError) as e:
         raise _unwritable(storage, int(folder.split("-")[1]), e, options) from e
+
+
+def write_shared(
+    directory: Where,
+    step: int,
+    files: Mapping[str, Tensors | Path],
+    options: Options = None,
+) -> dict[str, dict[str, Any]]:
+    """Write files that several checkpoints refer to; nobody sees them before one does.
+
+    Args:
+        directory: the run's checkpoint folder, or its URL on an object store.
+        step: of the first of these checkpoints.
+        files: what goes into each, by name: tensors, or a file to be copied.
+        options: how to reach an object store.
+
+    Returns:
+        for :func:`write`: file name to ``{"sha256", "bytes", "in"}``.
+
+    Raises:
+        CheckpointError: the storage is full or cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    storage = storage_of(directory, options)
+    folder = f"data/base-{step:08d}-{secrets.token_hex(4)}"
+    try:
+        with swept(storage, folder), storage.staged(folder) as place:
+            for name, content in files.items():
+                if isinstance(content, Path):
+                    shutil.copyfile(content, place / name)
+                else:
+                    save_file(content, place / name)
+            return {name: {**measured(place / name), "in": folder} for name in files}
+    except (OSError, SafetensorError) as e:
+        raise _unwritable(storage, step, e, options) from e
 
 
 def _unwritable(storage: Storage, step: int, error: Exception, options: Options) -> CheckpointError:
@@ -170,7 +209,7 @@ def remove(manifest: Manifest) -> None:
 def prune(directory: Where, options: Options = None) -> int:
     """Delete data folders that no manifest names (of killed writers); return how many."""
     storage = storage_of(directory, options)
-    named = {m.folder for m in all_of(directory, options)}
+    named = {folder for m in all_of(directory, options) for folder in m.folders}
     try:
         orphans = [folder for folder in storage.folders() if folder not in named]
         for orphan in orphans:

@@ -168,10 +168,11 @@ def _create(client: Any, entry: ModelVersion, manifest: Manifest) -> Any:
         client.log_metric(run, key, value)
     with tempfile.TemporaryDirectory(prefix="lepton-mlflow-") as scratch:
         whole = Path(scratch)
-        (whole / manifest.folder).mkdir(parents=True)
         (whole / manifest.name).write_bytes(manifest.storage.read(manifest.name))
         for file in manifest.files:
-            (whole / manifest.folder / file).symlink_to(manifest.path(file).resolve())
+            place = whole / manifest.place(file)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(manifest.path(file).resolve())
         client.log_artifacts(run, scratch, FOLDER)
     said = {k: v for k, v in asdict(entry).items() if k != "created"}
     client.log_text(run, json.dumps(said), f"{FOLDER}/{SAID}")
@@ -202,10 +203,10 @@ def _kept(folder: Path, target: Path, digest: str) -> Manifest:
             "manifest has changed"
         )
     checkpoints.verify(manifest)
-    data = target / digest[:16] / manifest.folder
-    data.mkdir(parents=True, exist_ok=True)
     for file in manifest.files:
-        (data / file).write_bytes(manifest.path(file).read_bytes())
+        place = target / digest[:16] / manifest.place(file)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(manifest.path(file).read_bytes())
     stays = target / digest[:16] / came.name
     stays.write_bytes(came.read_bytes())
     return checkpoints.load(stays)

@@ -7,10 +7,8 @@ call of training: an argument whose name is a column, or that is a batch's tenso
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import threading
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,13 +16,14 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
 
 from lepton.errors import CheckpointError
+from lepton.export.graph import Graph, digest_of, read_graph
 
 if TYPE_CHECKING:
     import torch
 
 
 _LOADING = threading.Lock()  # torch.export.load keeps its state in a global
-_LOADED: WeakValueDictionary[bytes, Program] = WeakValueDictionary()
+_LOADED: WeakValueDictionary[tuple[bytes, str], Program] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,23 +63,31 @@ class Signature:
 class Program:
     """An exported net with the weights of one checkpoint."""
 
-    def __init__(self, module: Any, signature: Signature) -> None:
-        self._module = module
-        self._shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    def __init__(self, graph: Graph, weights: Sequence[Any], signature: Signature) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._names = [spec.name for spec in signature.outputs]
+        self._away = graph.device != "cpu"
         self.signature = signature
 
+    @property
+    def device(self) -> str:
+        """Where it computes, as torch names it."""
+        return self._graph.device
+
     def __call__(self, columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the outputs for prepared columns, each of shape (rows, …).
+        """Return the outputs for prepared columns, each of shape (rows, …), on the CPU.
 
         Raises:
             ValueError: a column has another shape than the program was exported with.
         """
-        import torch
-
         arguments = [_fitting(columns[spec.name], spec) for spec in self.signature.inputs]
-        with torch.inference_mode():
-            values: Sequence[Any] = self._module.forward(*arguments)
-        return dict(zip((s.name for s in self.signature.outputs), values, strict=True))
+        if self._away:
+            arguments = [values.to(self._graph.device) for values in arguments]
+        found = self._graph.call(*arguments, *self._weights)
+        if self._away:
+            found = [values.cpu() for values in found]
+        return dict(zip(self._names, found, strict=True))
 
     def load_weights(self, state: Mapping[str, torch.Tensor]) -> None:
         """Put in other weights of the same architecture.
@@ -88,26 +95,11 @@ class Program:
         Raises:
             CheckpointError: names or shapes differ.
         """
-        shapes = {name: tensor.shape for name, tensor in state.items()}
-        if shapes != self._shapes:
-            wrong = sorted(
-                name
-                for name in shapes.keys() | self._shapes.keys()
-                if shapes.get(name) != self._shapes.get(name)
-            )
-            raise CheckpointError(
-                f"the weights do not fit the program; is the checkpoint of another model? {wrong} "
-                "are missing, unknown or of another shape"
-            )
-        own = self._module.state_dict()
-        copies = {name: t.to(own[name].dtype, copy=True) for name, t in state.items()}
-        self._module.load_state_dict(copies, strict=False, assign=True)
+        self._weights = self._graph.weights_of(state)
 
     def twin(self, signature: Signature) -> Program:
         """Return a program of the same graph; other weights put into it leave this one alone."""
-        found = Program(copy.copy(self._module), signature)
-        found._shapes = self._shapes  # a copied module counts constants as weights
-        return found
+        return Program(self._graph, self._weights, signature)
 
 
 def _fitting(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
@@ -203,43 +195,29 @@ def _spec(name: str, tensor: Any) -> TensorSpec:
     )
 
 
-def load_program(path: Path, signature: Signature) -> Program:
+def load_program(path: Path, signature: Signature, device: str = "cpu") -> Program:
     """Load a saved program; its weights are to be replaced by a checkpoint's.
 
     Reading a graph takes tens of milliseconds in which Python does nothing else, so that requests
     would wait for a new version. If a program in memory has the same graph, it is shared, and so is
     whatever other weights do not replace.
+
+    Args:
+        path: of the file.
+        signature: what it takes and gives.
+        device: where it shall compute, as torch names it.
+
+    Raises:
+        CheckpointError: it cannot be read, or not be moved there.
     """
     with _LOADING:
         try:
-            graph = _graph_of(path)
-            alike = _LOADED.get(graph)
-            program = alike.twin(signature) if alike else Program(_load(path), signature)
+            key = digest_of(path), device
+            alike = _LOADED.get(key)
+            program = (
+                alike.twin(signature) if alike else Program(*read_graph(path, device), signature)
+            )
         except Exception as e:
             raise CheckpointError(f"cannot load the program at {path}: {e}") from e
-        _LOADED[graph] = program
+        _LOADED[key] = program
     return program
-
-
-def _load(path: Path) -> Any:
-    import torch
-    from torch.fx.graph import CodeGen
-
-    module: Any = torch.export.load(path).module(check_guards=False)
-    # Checks that a call repeats and that cost more than a small net itself; ours is _fitting().
-    module._forward_pre_hooks.clear()  # torch has no other way
-    module.graph.set_codegen(CodeGen())  # arguments and outputs as flat tuples
-    module.recompile()
-    return module
-
-
-def _graph_of(path: Path) -> bytes:
-    """Hash everything in a saved program but the weights: its graph and its constants."""
-    digest = hashlib.sha256()
-    with zipfile.ZipFile(path) as archive:
-        for entry in sorted(archive.infolist(), key=lambda i: i.filename):
-            name = entry.filename.partition("/")[2]
-            if not name.startswith(("data/weights/weight_", "data/sample_inputs/", ".data/")):
-                digest.update(f"{name} {entry.file_size} ".encode())
-                digest.update(archive.read(entry))
-    return digest.digest()

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 class Predictor:
     """A checkpoint's preparation and program together: raw columns in, outputs out.
 
+    Args:
+        manifest: of the checkpoint.
+        program: that its weights are put into; None reads the checkpoint's own.
+        device: where that one computes, as torch names it; rows and answers are on the CPU.
+
     Raises:
         CheckpointError: damaged, or the net could not be exported when it was trained.
     """
 
-    def __init__(self, manifest: Manifest, program: Program | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, program: Program | None = None, device: str = "cpu"
+    ) -> None:
         if manifest.signature is None:
             raise CheckpointError(
                 f"checkpoint {manifest.uri} cannot answer: {manifest.program_error or 'no program'}"
@@ -38,7 +45,7 @@ class Predictor:
         self._labels = whole
         self._dtypes = [(s.name, _dtype(s.dtype)) for s in self.signature.inputs]
         state = checkpoints.restore(manifest)
-        self.program = program or load_program(manifest.path(PROGRAM), self.signature)
+        self.program = program or load_program(manifest.path(PROGRAM), self.signature, device)
         self.program.load_weights(state[self.signature.net])
 
     def __call__(self, rows: pa.Table) -> dict[str, Any]:
@@ -56,7 +63,9 @@ class Predictor:
 
     def _answers(self, columns: dict[str, Any]) -> dict[str, Any]:
         for name, dtype in self._dtypes:
-            columns[name] = columns[name].to(dtype)
+            values = columns[name]
+            if values.dtype != dtype:
+                columns[name] = values.to(dtype)
         return self.program(columns)
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,9 +26,10 @@ from lepton.errors import LakeError, WriteConflict
 from lepton.lake.evolution import Evolution
 from lepton.lake.files import Written
 from lepton.lake.history import OPERATION, actions_of, first_line
-from lepton.lake.log import DataFile
+from lepton.lake.journal import gone, info_of, keep_short, named, once, publish, stamp
+from lepton.lake.log import DataFile, load_version
 from lepton.lake.rules import Rules, rules_of
-from lepton.lake.spelling import plain
+from lepton.lake.spelling import plain, respelled_files
 from lepton.lake.storage import TRIES, opened_table, passes, store_of, table_or_none
 
 _MARK = "leptonCommit"
@@ -50,7 +52,7 @@ def removable(file: DataFile) -> bool:
 
     It names no deletion vector in what it removes, and spells odd paths in its own way.
     """
-    return file.vector is None and plain(file.path)
+    return file.vector is None and file.spelled is None and plain(file.path)
 
 
 def commit_changes(
@@ -59,6 +61,8 @@ def commit_changes(
     added: Sequence[Written],
     removed: Sequence[DataFile],
     *,
+    uri: str,
+    options: Mapping[str, str] | None,
     operation: str,
     txn: tuple[str, int] | None,
     mark: str,
@@ -66,11 +70,16 @@ def commit_changes(
 ) -> None:
     """Commit files that come and go as the version after the handle's, or not at all.
 
+    deltalake does where it can say it, and lepton where it cannot: change data, and files that
+    have deletion vectors or odd paths.
+
     Args:
         opened: the version that everything was worked out from.
         rules: of the table.
-        added: files that are there.
-        removed: files for which :func:`removable` holds.
+        added: files that are there, change data among them.
+        removed: files that are live in that version.
+        uri: the table.
+        options: as deltalake takes them.
         operation: what the history calls it.
         txn: application transaction.
         mark: to know the commit by if its answer is lost.
@@ -79,18 +88,28 @@ def commit_changes(
     Raises:
         CommitFailedError: another commit came first, or the answer was lost.
     """
+    if rules.own or any(w.feed for w in added) or not all(removable(f) for f in removed):
+        info = {_MARK: mark, "readVersion": opened.version(), "isBlindAppend": False}
+        info = stamp(uri, opened.version(), options) | info if rules.stamped else info
+        told = [info_of(operation, info)]
+        told += [once(*txn)] if txn else []
+        told += [named(w, data_change=data_change) for w in added]
+        told += [gone(f, data_change=data_change) for f in removed]
+        publish(uri, opened.version() + 1, told, options)
+        keep_short(uri, opened.version() + 1, options)
+        return
     now = int(time.time() * 1000)
-    gone = [RemoveAction(f.path, data_change, now) for f in removed]
-    told = {_MARK: mark, OPERATION: operation, "isBlindAppend": False}
+    taken = [RemoveAction(f.path, data_change, now) for f in removed]
+    info = {_MARK: mark, OPERATION: operation, "isBlindAppend": False}
     opened.create_write_transaction(
-        [*_actions(added, data_change), *gone],
+        [*_actions(added, data_change), *taken],
         "append",
         opened.schema(),
         partition_by=list(rules.partition_columns),
         commit_properties=CommitProperties(
             max_commit_retries=0,  # then deltalake settles no conflicts
             app_transactions=[Transaction(*txn)] if txn else None,
-            custom_metadata={**told, "readVersion": opened.version()},
+            custom_metadata={**info, "readVersion": opened.version()},
         ),
     )
 
@@ -209,28 +228,29 @@ def commit_files(
     """
     verify(files, uri, options)
     failure: Exception | None = None
-    for attempt in range(ATTEMPTS):
+    own = rules.own or _odd(opened, mode, schema)
+    for attempt in range(ATTEMPTS * (5 if own else 1)):  # deltalake has tries of its own
         if attempt:
             time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))  # noqa: S311 (no secret)
             before, opened = opened.version(), opened_table(uri, options)
-            if _committed(opened, files, uri):
-                return True  # what failed came after the commit, such as Delta's own checkpoint
-            if reached(opened, txn):
-                discard(files, uri, options)
-                return False
-            now = rules_of(opened, uri)
-            same = replace(now, what=rules.what) == rules
-            if not same or (mode == "overwrite" and opened.version() > before):
+            there = _committed(opened, files, uri)
+            if there or reached(opened, txn):  # what failed came after, such as Delta's checkpoint
+                discard([] if there else files, uri, options)
+                return there
+            if not _goes(opened, rules, before, mode, uri):
                 discard(files, uri, options)
                 raise conflict(opened, before, uri) from failure
         try:
-            opened.create_write_transaction(
-                _actions(files),
-                mode,
-                schema or opened.schema(),
-                partition_by=list(rules.partition_columns),
-                commit_properties=properties_of(txn, retries=0 if next_only else None),
-            )
+            if own:
+                _commit_rows(opened, rules, files, mode=mode, txn=txn, uri=uri, options=options)
+            else:
+                opened.create_write_transaction(
+                    _actions(files),
+                    mode,
+                    schema or opened.schema(),
+                    partition_by=list(rules.partition_columns),
+                    commit_properties=properties_of(txn, retries=0 if next_only else None),
+                )
         except (DeltaError, OSError, ValueError) as e:
             failure = e
             if not isinstance(e, CommitFailedError) and _done(e, rules, files, uri, options):
@@ -242,6 +262,44 @@ def commit_files(
         raise LakeError(f"cannot commit to table {rules.what}: {told}") from failure
     discard(files, uri, options)
     raise conflict(opened, opened.version() - 1, uri) from failure
+
+
+def _goes(opened: DeltaTable, rules: Rules, before: int, mode: str, uri: str) -> bool:
+    """Whether files still mean the same after commits that came meanwhile."""
+    same = replace(rules_of(opened, uri), what=rules.what) == rules
+    return same and (mode != "overwrite" or opened.version() == before)
+
+
+def _odd(opened: DeltaTable, mode: str, schema: Schema | None) -> bool:
+    """Whether files have to go that deltalake could not remove."""
+    return mode == "overwrite" and schema is None and bool(respelled_files(opened))
+
+
+def _commit_rows(
+    opened: DeltaTable,
+    rules: Rules,
+    files: Sequence[Written],
+    *,
+    mode: str,
+    txn: tuple[str, int] | None,
+    uri: str,
+    options: Mapping[str, str] | None,
+) -> None:
+    """Commit files as the next version in lepton's own hand, in place of all files or not."""
+    pairs, removed = tuple(sorted((options or {}).items())), tuple[DataFile, ...]()
+    if mode == "overwrite":
+        removed = load_version(uri, opened.version(), pairs).files
+    commit_changes(
+        opened,
+        replace(rules, own=True),
+        files,
+        removed,
+        uri=uri,
+        options=options,
+        operation="WRITE",
+        txn=txn,
+        mark=uuid.uuid4().hex,
+    )
 
 
 def _done(

@@ -49,6 +49,7 @@ class Field:
         id: the Parquet field id in column mapping mode ``id``, else None.
         type: the logical Arrow type.
         children: struct members; the element of a list; key and value of a map.
+        tag: the Parquet field id to write.
     """
 
     name: str
@@ -58,10 +59,13 @@ class Field:
     nullable: bool = True
     children: tuple[Field, ...] = ()
     comment: str | None = None
+    tag: int | None = None
 
     def arrow(self) -> pa.Field[Any]:
         """Return the logical Arrow field."""
         metadata = {"comment": self.comment} if self.comment else None
+        if self.tag is not None:
+            metadata = {"PARQUET:field_id": str(self.tag)}
         return pa.field(self.name, self.type, self.nullable, metadata=metadata)
 
 

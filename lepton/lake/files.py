@@ -23,6 +23,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
+from lepton.lake.fields import Field
+from lepton.lake.mapping import stored, stored_partition
 from lepton.lake.storage import again, store_of
 
 pc: Any = pyarrow.compute  # its stubs know no arrays of unknown type
@@ -32,13 +34,17 @@ _INDEXED, _PREFIX, _LAST = 32, 32, "\U0010ffff"  # as Delta's own writers: colum
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A data file that a commit may add: path inside the table, bytes, partition, statistics."""
+    """A file that a commit may add: path inside the table, bytes, partition, statistics.
+
+    It holds rows of the table or, with ``feed``, rows that tell what became of rows.
+    """
 
     path: str
     size: int
     partition: Mapping[str, str | None]
     statistics: str
     modified_ms: int
+    feed: bool = False
 
 
 def write_files(
@@ -48,10 +54,13 @@ def write_files(
     options: Mapping[str, str] | None = None,
     *,
     job: str = "",
+    feed: bool = False,
+    fields: Sequence[Field] = (),
 ) -> list[Written]:
     """Write rows (aligned, checked) as data files of at most about 256 MiB in memory.
 
-    Their names begin with ``part-`` and the job's name.
+    Their names begin with ``part-`` and the job's name; those of change data (``feed``) are in a
+    folder of their own. With ``fields`` columns go under their physical names.
 
     Raises:
         LakeError: a partition value that Delta cannot tell from NULL, or of a type it cannot hold.
@@ -61,14 +70,17 @@ def write_files(
     written: list[Written] = []
     for partition, part in list(_partitions(rows, partition_columns)):
         folder = "".join(f"{_plain(k)}={_plain(v)}/" for k, v in partition.items())
+        folder = f"_change_data/{folder}" if feed else folder
         if folder and "://" not in uri:
             Path(uri, folder).mkdir(parents=True, exist_ok=True)
         step = max(1, len(part) * FILE_BYTES // max(1, part.nbytes))
         for start in range(0, len(part), step):
-            piece = part.slice(start, step)
+            piece = stored(part.slice(start, step), fields)
             path, size = again(lambda f=folder, p=piece: _write(store, f"{f}part-{job}", p))
             now = int(time.time() * 1000)
-            written.append(Written(path, size, partition, statistics_json(piece), now))
+            told = "" if feed else statistics_json(piece)
+            at = stored_partition(partition, fields)
+            written.append(Written(path, size, at, told, now, feed))
     return written
 
 
@@ -94,10 +106,10 @@ def _partitions(
         "\0at", pa.array(range(len(rows)), pa.int64())
     )
     groups: Any = keys.group_by(list(columns), use_threads=False).aggregate([("\0at", "list")])
-    stored = rows.drop_columns(list(columns))
+    rest = rows.drop_columns(list(columns))
     for group in range(len(groups)):
         partition = {c: _text_of(groups[c][group], c) for c in columns}
-        yield partition, stored.take(groups["\0at_list"][group].values)
+        yield partition, rest.take(groups["\0at_list"][group].values)
 
 
 def _text_of(scalar: Any, column: str) -> str | None:

@@ -53,6 +53,7 @@ class DataFile:
         partition: logical column name to typed value.
         vector: its deletion vector, if it has one.
         modified_ms: when it was written, Unix milliseconds, as the log says.
+        spelled: the path letter by letter as in the log, where that is another.
     """
 
     path: str
@@ -60,6 +61,7 @@ class DataFile:
     partition: Mapping[str, Any] = dataclass_field(default_factory=dict[str, Any])
     vector: Vector | None = None
     modified_ms: int = 0
+    spelled: str | None = None
 
     @property
     def live(self) -> int | None:
@@ -93,6 +95,14 @@ class Version:
     def schema(self) -> pa.Schema:
         """The logical Arrow schema, partition columns included."""
         return pa.schema([f.arrow() for f in self.fields])
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each file, by path."""
+        columns: Any = self.statistics
+        if columns is None:
+            return {}
+        paths: list[str] = columns["path"].to_pylist()
+        return dict(zip(paths, columns["size_bytes"].to_pylist(), strict=True))
 
     def without_files(self) -> Version:
         """Return what a task that has its files already needs: small, however large the table."""
@@ -212,7 +222,9 @@ def _files(
 ) -> tuple[tuple[DataFile, ...], pa.Table]:
     actions = pa.RecordBatchReader.from_stream(opened.get_add_actions()).read_all()
     encoded: Any = actions["path"].to_pylist()
-    paths = pa.array([unquote(p) if "%" in p else p for p in encoded], pa.string())
+    decoded = [unquote(p) if "%" in p else p for p in encoded]
+    spelled = {d: e for d, e in zip(decoded, encoded, strict=True) if d != e}
+    paths = pa.array(decoded, pa.string())
     actions = actions.set_column(actions.column_names.index("path"), "path", paths)
     actions = actions.sort_by("path")
     names = set(actions.column_names)
@@ -236,6 +248,7 @@ def _files(
                 partition=_values(parts[i]) if parts else {},
                 vector=vectors.get(path),
                 modified_ms=int(times[i]),
+                spelled=spelled.get(path),
             )
         )
     kept = [c for c in _STATISTICS if c in names]

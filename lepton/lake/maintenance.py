@@ -20,8 +20,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lepton import telemetry
 from lepton.errors import LakeError
-from lepton.lake.commit import removable as removable_file
-from lepton.lake.delegation import commit_anew, reseal
+from lepton.lake.compaction import commit_anew
 from lepton.lake.history import first_line
 from lepton.lake.log import DataFile, Version, open_table
 from lepton.lake.orphans import (
@@ -33,7 +32,7 @@ from lepton.lake.orphans import (
     storage_of,
 )
 from lepton.lake.predicate import near_names
-from lepton.lake.rules import Rules, rules_of
+from lepton.lake.rules import rules_of
 from lepton.lake.snapshot import Snapshot, table
 from lepton.lake.spelling import refuse_respelled
 from lepton.telemetry import Carrier
@@ -80,8 +79,7 @@ def optimize(
 ) -> Upkeep:
     """Rewrite small files as fewer large ones, in one commit; older versions stay as they were.
 
-    Files with deletion vectors and Z curves are deltalake's work, which a second commit follows:
-    its files are written anew with page checksums.
+    All files that it writes have page checksums and complete statistics.
 
     Args:
         uri: the table.
@@ -107,51 +105,23 @@ def optimize(
         if dry_run:
             chosen = _candidates(before, partition or {}, None if zorder else target_bytes)
             return _told(span, _diff(before, before, chosen))
-        bins = [] if zorder else _bins(before, partition or {}, target_bytes)
+        if zorder:
+            groups = _groups(before, partition or {}, None)
+        else:
+            groups = _bins(before, partition or {}, target_bytes)
         with _explained("optimize", pinned):
             opened = _opened(pinned)
-            rules = _rules(opened, pinned)
-            if zorder or rules is None or not all(removable_file(f) for g in bins for f in g):
-                refuse_respelled(opened, str(pinned))
-                _delegate(opened, zorder or (), partition or {}, target_bytes)
-                reseal(pinned.uri, pinned.version, dict(pinned.options))
-            elif bins:
-                _compact(opened, rules, pinned, before, bins)
+            curve = (tuple(zorder), target_bytes) if zorder else None
+            if groups and not commit_anew(
+                opened,
+                rules_of(opened, pinned.uri, same_rows=True),
+                before,
+                groups,
+                options=dict(pinned.options),
+                curve=curve,
+            ):
+                raise CommitFailedError("another commit came first")
         return _told(span, _diff(before, _newest(pinned)))
-
-
-def _rules(opened: DeltaTable, pinned: Snapshot) -> Rules | None:
-    """The table's rules; None where it asks for what only others can write."""
-    try:
-        return rules_of(opened, pinned.uri)
-    except LakeError:
-        return None
-
-
-def _compact(
-    opened: DeltaTable,
-    rules: Rules,
-    pinned: Snapshot,
-    version: Version,
-    bins: Sequence[Sequence[DataFile]],
-) -> None:
-    options = dict(pinned.options)
-    if not commit_anew(opened, rules, version, bins, "OPTIMIZE", options=options):
-        raise CommitFailedError("another commit came first")
-
-
-def _delegate(
-    opened: DeltaTable, zorder: Sequence[str], partition: Mapping[str, Any], target_bytes: int
-) -> None:
-    """What deltalake has to do: Z curves, and files that only it can remove."""
-    how: dict[str, Any] = {
-        "partition_filters": [(k, "=", str(v)) for k, v in partition.items()] or None,
-        "target_size": target_bytes,
-    }
-    if zorder:
-        opened.optimize.z_order(list(zorder), **how)
-    else:
-        opened.optimize.compact(**how)
 
 
 def vacuum(
@@ -315,16 +285,8 @@ def _check_columns(pinned: Snapshot, asked: Iterable[str], known: Sequence[str],
             )
 
 
-def _sizes(version: Version) -> dict[str, int]:
-    if version.statistics is None:
-        return {}
-    columns: Any = version.statistics
-    paths: list[str] = columns["path"].to_pylist()
-    return dict(zip(paths, columns["size_bytes"].to_pylist(), strict=True))
-
-
 def _diff(before: Version, after: Version, chosen: Sequence[str] | None = None) -> Upkeep:
-    old, new = _sizes(before), _sizes(after)
+    old, new = before.sizes(), after.sizes()
     removed = [p for p in old if p not in new] if chosen is None else list(chosen)
     added = [p for p in new if p not in old]
     return Upkeep(
@@ -348,7 +310,7 @@ def _candidates(version: Version, partition: Mapping[str, Any], below: int | Non
 def _groups(
     version: Version, partition: Mapping[str, Any], below: int | None
 ) -> list[list[DataFile]]:
-    sizes = _sizes(version)
+    sizes = version.sizes()
     groups: dict[tuple[Any, ...], list[DataFile]] = defaultdict(list)
     for file in version.files:
         same = all(str(file.partition.get(k)) == str(v) for k, v in partition.items())
@@ -359,7 +321,7 @@ def _groups(
 
 def _bins(version: Version, partition: Mapping[str, Any], target: int) -> list[list[DataFile]]:
     """Files to write as one, of about the target's bytes together."""
-    sizes = _sizes(version)
+    sizes = version.sizes()
     bins: list[list[DataFile]] = []
     for files in _groups(version, partition, target):
         filled = target

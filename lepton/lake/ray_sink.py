@@ -97,8 +97,10 @@ class _Files(Datasink[list[Written]]):
         for rows in _joined(blocks):
             aligned = align(rows, rules.schema)
             check_rows(aligned, rules.schema, rules.constraints)
-            columns = rules.partition_columns
-            written += write_files(aligned, self._uri, columns, self._options, job=self._job)
+            columns, fields = rules.partition_columns, rules.stored
+            written += write_files(
+                aligned, self._uri, columns, self._options, job=self._job, fields=fields
+            )
         return written
 
     def on_write_complete(self, write_result: WriteResult[list[Written]]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from lepton.lake.changes import KIND
 from lepton.lake.fields import POSITION
 from lepton.lake.files import Written, write_files
 from lepton.lake.log import DataFile, Version
@@ -58,8 +59,22 @@ class Target:
 
     def write(self, rows: pa.Table) -> list[Written]:
         """Write rows as data files."""
-        columns = self.rules.partition_columns
-        return write_files(rows, self.version.uri, columns, self.options, job=self.job)
+        columns, uri = self.rules.partition_columns, self.version.uri
+        fields = self.rules.stored
+        return write_files(rows, uri, columns, self.options, job=self.job, fields=fields)
+
+    def tell(self, **changed: pa.Table) -> list[Written]:
+        """Write what became of rows, by kind of change, as change data where the table keeps it."""
+        kinds = [(k, rows) for k, rows in changed.items() if len(rows)]
+        if not self.rules.feed or not kinds:
+            return []
+        told = [rows.append_column(KIND, pa.array([k] * len(rows))) for k, rows in kinds]
+        columns, uri = self.rules.partition_columns, self.version.uri
+        whole = pa.concat_tables(told)
+        fields = self.rules.stored
+        return write_files(
+            whole, uri, columns, self.options, job=self.job, feed=True, fields=fields
+        )
 
 
 def candidates(version: Version, keys: pa.Table) -> list[DataFile]:
@@ -112,8 +127,9 @@ def replaced(
         fetch: gets a block.
     """
     rows = align(target.rows(file), target.rules.schema)
+    old = rows.filter(pa.array(found >= 0)) if target.rules.feed else rows.slice(0, 0)
     if blocks is None:
-        return target.write(rows.filter(pa.array(found < 0)))
+        return target.write(rows.filter(pa.array(found < 0))) + target.tell(delete=old)
     pieces, order = [rows], np.arange(len(rows))
     owners = np.where(found < 0, -1, np.searchsorted(starts, found, side="right") - 1)
     count = len(rows)
@@ -122,7 +138,9 @@ def replaced(
         pieces.append(fetch(blocks[owner]).take(_numbers(found[at] - starts[owner])))
         order[at] = np.arange(count, count + len(at))
         count += len(at)
-    return target.write(pa.concat_tables(pieces).take(_numbers(order)))
+    new = pa.concat_tables(pieces[1:]) if target.rules.feed else old
+    told = target.tell(update_preimage=old, update_postimage=new)
+    return target.write(pa.concat_tables(pieces).take(_numbers(order))) + told
 
 
 def _numbers(values: Ints) -> Any:
@@ -133,7 +151,8 @@ def inserted(
     target: Target, parts: Sequence[tuple[Any, np.ndarray[Any, Any] | None]], fetch: Fetch
 ) -> list[Written]:
     """Write blocks of new rows together: of each those that its mask has, or all."""
-    return target.write(pa.concat_tables(_chosen(parts, fetch)))
+    rows = pa.concat_tables(_chosen(parts, fetch))
+    return target.write(rows) + target.tell(insert=rows)
 
 
 def without(target: Target, file: DataFile, view: Snapshot) -> list[Written] | None:
@@ -142,8 +161,9 @@ def without(target: Target, file: DataFile, view: Snapshot) -> list[Written] | N
     gone = view.read_part(target.version, file)[POSITION]
     if len(gone) == 0:
         return None
-    kept = whole.filter(pc.invert(pc.is_in(whole[POSITION], gone.combine_chunks())))
-    return target.write(align(kept.drop_columns(POSITION), target.rules.schema))
+    goes = pc.is_in(whole[POSITION], gone.combine_chunks())
+    rows = align(whole.drop_columns(POSITION), target.rules.schema)
+    return target.write(rows.filter(pc.invert(goes))) + target.tell(delete=rows.filter(goes))
 
 
 def _chosen(

@@ -3,8 +3,8 @@
 The files are ours (page checksums, complete statistics) and take the others' places in one commit,
 which counts only as the very next version: a merge that another commit came before is worked out
 again for the files that it has not seen, a replacement would take away rows that it had not seen,
-so there the other commit wins. Where deltalake has to do it (a change data feed, deletion vectors,
-odd paths), its files are written anew afterwards (:mod:`lepton.lake.delegation`).
+so there the other commit wins. Where the table keeps a change data feed, the same commit names
+files that tell every change.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from lepton.lake.commit import (
     discard,
     landed,
     reached,
-    removable,
     sweep,
     verify,
 )
@@ -99,20 +98,13 @@ class Change:
     options: Mapping[str, str] | None = field(repr=False)
 
 
-class Unfit(Exception):  # noqa: N818 - no error: deltalake does it then
-    """A table or file that only deltalake can change."""
-
-
 def rewrite(opened: DeltaTable, rules: Rules, source: Source, change: Change) -> None:
     """Change a table by rows: all of it in one commit, or nothing.
 
     Raises:
-        Unfit: files would have to go that only deltalake can remove; nothing was written.
         WriteConflict: other commits came first each time, or changed the table's rules.
         LakeError: a file cannot be read or written.
     """
-    if rules.feed:
-        raise Unfit("a change data feed")
     work = _Work(source, rules, change, opened.version())
     failure: Exception | None = None
     with work.tidied():
@@ -171,12 +163,6 @@ def _opened(change: Change) -> DeltaTable:
     return opened_table(change.uri, change.options)
 
 
-def _refuse(files: Sequence[DataFile]) -> None:
-    for file in files:
-        if not removable(file):
-            raise Unfit(file.path)
-
-
 @dataclass(slots=True)
 class _Work:
     """What was worked out so far: a file's part holds for as long as the file is live."""
@@ -211,6 +197,8 @@ class _Work:
                 self.rules,
                 added,
                 removed,
+                uri=change.uri,
+                options=change.options,
                 operation=change.operation,
                 txn=change.txn,
                 mark=self.mark,
@@ -243,7 +231,7 @@ class _Work:
         try:
             yield
         except BaseException as e:
-            if not self.sent and not self.committed and not isinstance(e, Unfit | WriteConflict):
+            if not self.sent and not self.committed and not isinstance(e, WriteConflict):
                 sweep(self.source.job, self.change.uri, self.change.options)
             raise
         finally:
@@ -279,7 +267,6 @@ class _Work:
         shared = source.run(matched, [(target, f, keys) for f in new])
         self.found |= {f.path: m for f, m in zip(new, shared, strict=True)}
         touched = [f for f in files if self.found[f.path] is not None]
-        _refuse(touched)
         starts = np.concatenate([[0], np.cumsum(source.rows)])[:-1].astype(np.int64)
         blocks = None if self.change.operation == "DELETE" else source.blocks
         new = [f for f in touched if f.path not in self.replaced]
@@ -293,7 +280,6 @@ class _Work:
 
     def _replacing(self, target: Target, view: Snapshot) -> list[DataFile]:
         files = list(view.files())
-        _refuse(files)
         calls = [(target, f, replace(view, columns=None)) for f in files]
         written = self.source.run(without, calls)
         self.replaced = {f.path: w for f, w in zip(files, written, strict=True) if w is not None}

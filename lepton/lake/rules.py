@@ -15,22 +15,35 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from lepton.errors import LakeError
-from lepton.lake.fields import fields_of
+from lepton.lake.fields import Field, fields_of
+from lepton.lake.mapping import storing
 from lepton.lake.rows import constraint_expression
 
 WRITER_FEATURES = frozenset(
     {
+        "allowColumnDefaults",  # a write has a value for each column
         "appendOnly",
         "changeDataFeed",
         "checkConstraints",
-        "columnMapping",  # refused below where it is in use
+        "columnMapping",
+        "domainMetadata",
+        "inCommitTimestamp",
         "deletionVectors",
         "generatedColumns",  # refused below where a column is one
         "invariants",
         "timestampNtz",
+        "typeWidening",
+        "typeWidening-preview",
         "v2Checkpoint",
+        "vacuumProtocolCheck",
     }
 )
+_OF_NEW_ROWS = ("identityColumns",)
+_OURS = frozenset(
+    {"allowColumnDefaults", "columnMapping", "domainMetadata", "inCommitTimestamp", "typeWidening"}
+    | {"typeWidening-preview", "vacuumProtocolCheck"}
+)
+"""Of these deltalake writes no table: the commits are lepton's own."""
 _RULES = ("delta.invariants", "delta.generationExpression")
 _CONSTRAINT = "delta.constraints."
 
@@ -46,6 +59,9 @@ class Rules:
         constraints: CHECK constraints and invariants, by name.
         append_only: rows may not be changed or deleted.
         feed: the table keeps a change data feed.
+        stored: how a table with column mapping stores its columns.
+        own: only lepton can write its commits, not deltalake.
+        stamped: commits carry their time.
     """
 
     what: str
@@ -54,10 +70,18 @@ class Rules:
     constraints: Mapping[str, str]
     append_only: bool = False
     feed: bool = False
+    stored: tuple[Field, ...] = ()
+    own: bool = False
+    stamped: bool = False
 
 
-def rules_of(opened: DeltaTable, uri: str) -> Rules:
+def rules_of(opened: DeltaTable, uri: str, *, same_rows: bool = False) -> Rules:
     """Return the rules of an open table.
+
+    Args:
+        opened: the table.
+        uri: its name in messages.
+        same_rows: only rows that the table has will be written: what it asks of new ones is left.
 
     Raises:
         LakeError: it asks for something that lepton does not do when it writes.
@@ -67,37 +91,48 @@ def rules_of(opened: DeltaTable, uri: str) -> Rules:
     properties: dict[str, Any] = dict(metadata.configuration)
     text = opened.schema().to_json()
     specs: list[dict[str, Any]] = json.loads(text)["fields"]
-    _refuse(opened, properties, specs, what)
+    _refuse(opened, properties, [] if same_rows else specs, what, _OF_NEW_ROWS if same_rows else ())
     try:
         schema = pa.schema([f.arrow() for f in fields_of(text, "none")])
-        constraints = {
-            k.removeprefix(_CONSTRAINT): str(v)
-            for k, v in properties.items()
-            if k.startswith(_CONSTRAINT)
-        } | _invariants(specs)
+        constraints = {} if same_rows else _constraints(properties) | _invariants(specs)
         for name, condition in constraints.items():
             constraint_expression(name, condition, schema)
     except LakeError as e:
         raise LakeError(f"cannot write to table {what}: {e}") from e
+    mapped = str(properties.get("delta.columnMapping.mode", "none")) != "none"
     return Rules(
         what=what,
         schema=schema,
         partition_columns=tuple(metadata.partition_columns),
         constraints=constraints,
-        append_only=str(properties.get("delta.appendOnly", "")).lower() == "true",
-        feed=str(properties.get("delta.enableChangeDataFeed", "")).lower() == "true",
+        append_only=_is_on(properties, "delta.appendOnly"),
+        feed=_is_on(properties, "delta.enableChangeDataFeed"),
+        stored=storing(text) if mapped else (),
+        own=mapped or bool(_OURS & set(opened.protocol().writer_features or [])),
+        stamped=_is_on(properties, "delta.enableInCommitTimestamps"),
     )
 
 
+def _is_on(properties: Mapping[str, Any], name: str) -> bool:
+    return str(properties.get(name, "")).lower() == "true"
+
+
+def _constraints(properties: Mapping[str, Any]) -> dict[str, str]:
+    named = {k: str(v) for k, v in properties.items() if k.startswith(_CONSTRAINT)}
+    return {k.removeprefix(_CONSTRAINT): v for k, v in named.items()}
+
+
 def _refuse(
-    opened: DeltaTable, properties: Mapping[str, Any], specs: list[dict[str, Any]], what: str
+    opened: DeltaTable,
+    properties: Mapping[str, Any],
+    specs: list[dict[str, Any]],
+    what: str,
+    more: tuple[str, ...],
 ) -> None:
     protocol = opened.protocol()
-    asks = sorted(set(protocol.writer_features or []) - WRITER_FEATURES)
+    asks = sorted(set(protocol.writer_features or []) - WRITER_FEATURES - set(more))
     if protocol.min_writer_version > 7:
         asks.append(f"writer version {protocol.min_writer_version}")
-    if str(properties.get("delta.columnMapping.mode", "none")) != "none":
-        asks.append("columnMapping")
     for spec in specs:
         keys = list(spec.get("metadata") or {})
         if "delta.generationExpression" in keys:

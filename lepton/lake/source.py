@@ -24,8 +24,6 @@ from lepton.lake.rules import Rules
 
 FILES_AT_ONCE = 4
 """Files of an object store that are read or written at once."""
-GATHERED_BYTES = 4 * 2**30
-"""Rows of a Ray Dataset that may come to this process where deltalake has to merge them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,22 +106,6 @@ class Rows:
         return write_dataset(self._data, rules, place.path, place.options)
 
 
-def gathered(source: Source) -> pa.Table:
-    """Return a source's rows in this process.
-
-    Raises:
-        LakeError: they are too many for that.
-    """
-    size = sum(source.sizes)
-    if size > GATHERED_BYTES:
-        raise LakeError(
-            f"the rows are {size} bytes, and deltalake has to merge them in one process, which "
-            f"takes {GATHERED_BYTES}: the table has a change data feed, deletion vectors or odd "
-            "paths in the way; merge in parts, or compact the table first (lepton optimize)"
-        )
-    return pa.concat_tables([source.fetch(block) for block in source.blocks])
-
-
 def check_of(rules: Rules, place: Place) -> Callable[[pa.Table], pa.Table]:
     """Return what aligns and checks rows; it may be sent to tasks."""
 
@@ -172,7 +154,8 @@ def _files(reader: pa.RecordBatchReader, rules: Rules, place: Place) -> list[Wri
     try:
         for rows in _coalesced(reader):
             checked = _checked(rows, rules, place)
-            written += write_files(checked, path, rules.partition_columns, options)
+            columns, fields = rules.partition_columns, rules.stored
+            written += write_files(checked, path, columns, options, fields=fields)
     except BaseException:
         discard(written, path, options)
         raise

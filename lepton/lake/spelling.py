@@ -30,11 +30,16 @@ def respelled(path: str) -> str:
     return quote(unquote(path), safe=_KEPT)
 
 
-def refuse_respelled(opened: DeltaTable, what: str) -> None:
-    """Raise LakeError if a live file of a table is one that deltalake could not remove."""
+def respelled_files(opened: DeltaTable) -> list[str]:
+    """Return the live files that deltalake could not remove, as the log spells them."""
     actions = pa.RecordBatchReader.from_stream(opened.get_add_actions()).read_all()
     paths: Any = actions["path"].to_pylist()
-    lost = [p for p in paths if not plain(p) and respelled(p) != p]
+    return [p for p in paths if not plain(p) and respelled(p) != p]
+
+
+def refuse_respelled(opened: DeltaTable, what: str) -> None:
+    """Raise LakeError if a live file of a table is one that deltalake could not remove."""
+    lost = respelled_files(opened)
     if lost:
         raise LakeError(
             f"table {what} has {len(lost)} files whose paths deltalake spells otherwise than the "

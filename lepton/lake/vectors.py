@@ -48,6 +48,18 @@ class Vector:
     deleted: int
 
 
+def descriptor_of(vector: Vector) -> dict[str, Any]:
+    """Return the descriptor that names a vector in the log."""
+    told = {
+        "storageType": vector.storage,
+        "pathOrInlineDv": vector.place,
+        "offset": vector.offset,
+        "sizeInBytes": vector.size,
+        "cardinality": vector.deleted,
+    }
+    return {k: v for k, v in told.items() if v is not None}
+
+
 def vector_of(descriptor: Mapping[str, Any]) -> Vector:
     """Return the vector of a descriptor in an ``add`` action.
 

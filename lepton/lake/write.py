@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,18 +24,16 @@ from lepton.lake.commit import (
     discard,
     reached,
 )
-from lepton.lake.delegation import delegate
 from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
 from lepton.lake.files import Written
-from lepton.lake.history import first_line
 from lepton.lake.kinds import storable
 from lepton.lake.log import damaged
-from lepton.lake.rewrite import Change, Operation, Unfit, rewrite, written_wider
+from lepton.lake.rewrite import Change, Operation, rewrite, written_wider
 from lepton.lake.rows import check_names
 from lepton.lake.rules import Rules, rules_of
 from lepton.lake.snapshot import Snapshot, table
-from lepton.lake.source import Place, Rows, gathered
+from lepton.lake.source import Place, Rows
 from lepton.lake.spelling import refuse_respelled
 from lepton.lake.storage import opened_table, table_or_none
 
@@ -162,9 +159,9 @@ def _write(data: Any, asked: _Asked) -> None:
     try:
         if rules.append_only and asked.mode != "append":
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
-        if opened is not None and asked.mode == "overwrite":
-            refuse_respelled(opened, rules.what)
         grown = _grown(rows, rules, asked)
+        if opened is not None and (grown.added or grown.widened):
+            _check_growth(opened, rules, asked)
         if opened is not None and asked.mode in _OPERATIONS:
             _rewrite(opened, rules, rows, asked)
             return
@@ -177,6 +174,16 @@ def _write(data: Any, asked: _Asked) -> None:
         _make(rules, rows, files, asked)
     else:
         _commit(opened, rules, grown, files, asked)
+
+
+def _check_growth(opened: DeltaTable, rules: Rules, asked: _Asked) -> None:
+    if rules.own:
+        raise LakeError(
+            "its schema has parts that evolve= would lose (mapped names, column defaults or "
+            "widened types): add the column with the engine that made it"
+        )
+    if asked.mode == "overwrite":
+        refuse_respelled(opened, rules.what)
 
 
 def _opened(path: str, options: dict[str, str] | None) -> DeltaTable | None:
@@ -207,23 +214,7 @@ def _rewrite(opened: DeltaTable, rules: Rules, rows: Rows, asked: _Asked) -> Non
         uri=asked.path,
         options=asked.options,
     )
-    with suppress(Unfit):
-        rewrite(opened, rules, source, change)
-        return
-    try:
-        delegate(
-            opened,
-            rules,
-            gathered(source),
-            uri=asked.path,
-            key=asked.key,
-            where=asked.where,
-            txn=asked.txn,
-            options=asked.options,
-            deletes=asked.mode == "delete",
-        )
-    except (DeltaError, OSError, ValueError) as e:
-        raise LakeError(first_line(e)) from e
+    rewrite(opened, rules, source, change)
 
 
 def _commit(
@@ -251,7 +242,7 @@ def _commit(
         mode="overwrite" if anew or asked.mode == "overwrite" else "append",
         next_only=anew,
         txn=asked.txn,
-        schema=Schema.from_json(text),
+        schema=Schema.from_json(text) if grown.widened else None,
         options=options,
     )
 

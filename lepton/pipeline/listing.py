@@ -12,7 +12,7 @@ from lepton.lake import home_of
 from lepton.pipeline.origin import sources_of
 from lepton.registry import ModelState, Registry
 from lepton.registry.events import ROLES
-from lepton.training import Run, load_run
+from lepton.training import Run, load_run, outcome_of
 from lepton.training.steps import effective, loss_of, replayed
 
 
@@ -53,6 +53,7 @@ def _run(run: Run, body: dict[str, Any]) -> dict[str, Any]:
     lives = run.attempts
     counted = effective(lives)
     made = [counted[n] for n in sorted(counted)]
+    outcome = outcome_of(run)
     times = [max(part.time_ns for part in parts) / 1e9 for parts in (made[:1] + made[-1:])]
     return {
         "run": run.name,
@@ -63,6 +64,7 @@ def _run(run: Run, body: dict[str, Any]) -> dict[str, Any]:
         "workers": [a.world_size for a, _ in lives],
         "replayed": replayed(lives),
         "goodput": _goodput(run, times),
+        "forecast": None if outcome is None else outcome.to_dict(),
         "began": _moment(body["time"]),
         "last_step": _moment(times[-1]) if times else None,
         "tables": body.get("tables") or [body["table"]],

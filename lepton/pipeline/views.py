@@ -90,9 +90,8 @@ def runs(arguments: argparse.Namespace, console: Console) -> None:
     rows = listing.runs(arguments.home)
     if arguments.json:
         return _say(console, json.dumps(rows, indent=1))
-    shown = Table(
-        "run", "status", "steps", "loss", "workers", "replayed", "goodput", "when", "table"
-    )
+    columns = ("run", "status", "steps", "loss", "workers", "replayed", "goodput", "forecast")
+    shown = Table(*columns, "when", "table")
     for row in rows:
         if row["problem"]:
             _add(shown, row["run"], f"unreadable: {row['problem']}")
@@ -106,10 +105,16 @@ def runs(arguments: argparse.Namespace, console: Console) -> None:
             " → ".join(str(n) for n in row["workers"]),
             str(row["replayed"]),
             "" if row["goodput"] is None else f"{row['goodput']:.1%}",
+            _off(row["forecast"]),
             _minute(row["last_step"] or row["began"]),
             "\n".join(row["tables"]),
         )
     return _show(shown, console)
+
+
+def _off(outcome: Mapping[str, float] | None) -> str:
+    """How long a run was to take, and how much longer (+) or shorter (-) it took."""
+    return "" if outcome is None else f"{outcome['predicted']:.1f} s {outcome['off']:+.1%}"
 
 
 def models(arguments: argparse.Namespace, console: Console) -> None:

@@ -79,14 +79,13 @@ def grants_in(environment: Mapping[str, str]) -> tuple[Grant, ...] | None:
     return tuple(found)
 
 
-def refuse_strangers(
-    host: str | None, grants: Sequence[Grant] | None, environment: Mapping[str, str]
-) -> None:
+def refuse_strangers(host: str | None, grants: object, environment: Mapping[str, str]) -> None:
     """See to it that nothing is served to other machines by mistake.
 
     Args:
         host: that the ingress listens on; None is loopback.
-        grants: who may ask: None where nothing was said, empty for everybody.
+        grants: who may ask, or a file that says so; None where nothing was said, empty for
+            everybody.
         environment: may have tokens.
 
     Raises:
@@ -108,8 +107,15 @@ class Access:
     """
 
     def __init__(self, grants: Sequence[Grant], model: str) -> None:
-        self._known = [(bytes.fromhex(g.sha256), not g.models or model in g.models) for g in grants]
         self._model = model
+        self._known: list[tuple[bytes, bool]] = []
+        self.know(grants)
+
+    def know(self, grants: Sequence[Grant]) -> None:
+        """Have these and no others ask from now on."""
+        self._known = [
+            (bytes.fromhex(g.sha256), not g.models or self._model in g.models) for g in grants
+        ]
 
     def refusal(self, header: bytes | None) -> tuple[int, str] | None:
         """Return why a request with that Authorization header is refused, or None.

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +22,8 @@ from lepton.serving.access import grants_in, refuse_strangers
 from lepton.serving.client import App
 from lepton.serving.service import POLICY, Service, replicas_of, service_of
 from lepton.serving.shared import JOINT, SharedReplica, models_of
+from lepton.serving.tokens import VARIABLE as TOKENS_FILE
+from lepton.serving.tokens import read_grants
 from lepton.telemetry import Carrier
 
 PORT = 8000
@@ -38,8 +41,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
             number; ``service`` as a :class:`lepton.serving.service.Service` or its fields.
     """
     service = service_of(args.get("service"))
-    if service.access is None:
-        service = replace(service, access=grants_in(os.environ))
+    service = _with_tokens(service, os.environ)
     if service.grpc_port == 0:
         service = replace(service, grpc_port=cluster.free_ports(1)[0])
     fewest, most = replicas_of(args.get("replicas", 1), service)
@@ -70,6 +72,21 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     models = models_of(args["model"])
     told = replace(service, policy=POLICY)  # a person's function is the controller's alone
     return deployment.bind(models, args["home"], args.get("trace"), told)
+
+
+def _with_tokens(service: Service, environment: Mapping[str, str]) -> Service:
+    """Have the environment say who may ask where the settings do not.
+
+    Raises:
+        ValueError: the tokens are wrong, as far as this machine can see.
+    """
+    if service.access is None and service.tokens_file is None:
+        path = environment.get(TOKENS_FILE)
+        told = {"tokens_file": path} if path else {"access": grants_in(environment)}
+        service = replace(service, **told)
+    if service.tokens_file is not None and Path(service.tokens_file).exists():
+        read_grants(service.tokens_file)  # a node of its own may have it where this one does not
+    return service
 
 
 def start(
@@ -136,8 +153,10 @@ def serve_all(
     if name not in running or running[name].status != "RUNNING":
         args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
         args |= {"service": service or Service()}
-        for host in (_client().http_config.host, service and service.grpc_host):
-            refuse_strangers(host, service and service.access, os.environ)
+        settled = _with_tokens(service or Service(), os.environ)
+        told = settled.tokens_file or settled.access
+        for host in (_client().http_config.host, settled.grpc_host):
+            refuse_strangers(host, told, os.environ)
         _run(name, args)
     return {model: _app(model, name) for model in together}
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from lepton.errors import ServingError
 from lepton.serving.access import Access, guarded
+from lepton.serving.devices import device_for
 from lepton.serving.generation import Generation
 from lepton.serving.replica import Replica
 from lepton.serving.service import Service
 from lepton.serving.shortcut import Reply
+from lepton.serving.tokens import FileAccess
 from lepton.telemetry import Carrier
 
 
@@ -28,8 +31,9 @@ class DeployedReplica(Replica):
         service: Service | None = None,
     ) -> None:
         settings = service or Service()
-        self._access = Access(settings.access, model) if settings.access else None
-        Replica.__init__(self, model, home, trace, settings.threads)
+        self._access = access_for(settings, model)
+        device = device_for(settings)
+        Replica.__init__(self, model, home, trace, settings.threads, device)
 
     def __serve_build_asgi_app__(self) -> Any:
         generation = Generation(
@@ -48,3 +52,17 @@ class DeployedReplica(Replica):
         if self._access and self._access.refusal(headers.get(b"authorization")):
             return None
         return Replica.at_once(self, headers, body)
+
+
+def access_for(settings: Service, model: str) -> Access | None:
+    """Return what checks who asks, or None where everybody may.
+
+    Raises:
+        ServingError: the file of tokens is wrong.
+    """
+    if settings.tokens_file is not None:
+        try:
+            return FileAccess(settings.tokens_file, model)
+        except ValueError as e:
+            raise ServingError(f"model {model!r} is not served: {e}") from e
+    return Access(settings.access, model) if settings.access else None

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from lepton import telemetry
-from lepton.telemetry import Common, Ended
+from lepton.telemetry import Common, Left
 
 SHARES_S = 5.0
 """Over so long versions' shares of the requests are taken."""
@@ -25,16 +25,16 @@ class Figures:
         self._since = time.monotonic()
         self._answered: Counter[tuple[object, object]] = Counter()
 
-    def take(self, common: Common, spans: Sequence[Ended], sampled: bool) -> None:
+    def take(self, common: Common, spans: Sequence[Left], sampled: bool) -> None:
         """Measure requests that were answered alike; those made for a shadow do not count."""
         if common.kind != "server":
             return
         about, error = common.attributes, common.error
-        took = [(end - start) / 1e9 for *_, start, end in spans]
+        took = [max(0, end - start) / 1e9 for *_, start, end in spans]
         labels = {key: about[key] for key in _LABELS} | ({"error.type": error} if error else {})
 
         def trace_of(at: int) -> str:
-            return f"00-{spans[at][1]}-{spans[at][2]}-0{sampled:d}"
+            return f"{spans[at][1][:53]}0{sampled:d}"
 
         telemetry.measure_all("http.server.request.duration", took, labels, trace_of)
         rows = [about["lepton.rows"]] * len(spans)

@@ -84,14 +84,17 @@ class Follower:
         model: the registered name.
         home: where the registry is.
         trace: the span that loads are recorded under.
+        device: where nets compute, as torch names it.
 
     Raises:
         LeptonError: there is no champion, or it cannot be loaded.
     """
 
-    def __init__(self, model: str, home: str, trace: Carrier) -> None:
+    def __init__(self, model: str, home: str, trace: Carrier, device: str = "cpu") -> None:
         self._model = model
         self._trace = trace
+        self._device = device
+        self._unread = ""
         self._registry = Registry(f"{home}/registry")
         self.resident: dict[int, Resident] = {}
         self.error = ""
@@ -127,19 +130,25 @@ class Follower:
     def _take_up(self) -> None:
         try:
             pointer = self._registry.state(self._model).pointer
-            if pointer.seq > max(self.now.seq, self._failed_seq):
-                try:
-                    self.now = self._load(pointer)
-                    self.error = ""
-                    self.rollbacks = self._rollbacks()
-                except LeptonError as e:
-                    self._failed_seq, self.error = pointer.seq, str(e)
-                    log.warning(
-                        "replica of %s keeps version %s: %s",
-                        *(self._model, self.now.champion.version, e),
-                    )
-        except LeptonError as e:
-            log.warning("replica of %s cannot read the registry: %s", self._model, e)
+        except Exception as e:  # noqa: BLE001 - whatever a store does: it is asked again soon
+            if str(e) != self._unread:
+                self._unread = str(e)
+                log.warning("replica of %s cannot read the registry: %s", self._model, e)
+            return
+        self._unread = ""
+        if pointer.seq <= max(self.now.seq, self._failed_seq):
+            return
+        try:
+            self.now = self._load(pointer)
+            self.error = ""
+            self.rollbacks = self._rollbacks()
+        except Exception as e:  # noqa: BLE001 - such as no memory left: it answers as before
+            self._failed_seq = pointer.seq
+            self.error = str(e) if isinstance(e, LeptonError) else f"{type(e).__name__}: {e}"
+            log.warning(
+                "replica of %s keeps version %s: %s",
+                *(self._model, self.now.champion.version, self.error),
+            )
 
     def _load(self, pointer: Pointer) -> Serving:
         if pointer.champion is None:
@@ -177,7 +186,7 @@ class Follower:
                 f"checkpoint {entry.checkpoint} is not the one that was registered as "
                 f"{self._model} version {number}: its manifest has changed"
             )
-        predictor = Predictor(manifest)
+        predictor = Predictor(manifest, device=self._device)
         compare(predictor.program, manifest)
         types = manifest.lineage.get("types", {})
         filled = predictor.filled

@@ -58,6 +58,7 @@ _MESSAGES: Mapping[str, str] = {  # name:type in the order of their numbers; * r
     "raw_output_contents:*bytes",
     "ModelInferResponse.InferOutputTensor": f"{_TENSOR} parameters:%InferParameter "
     "contents:InferTensorContents",
+    "ModelStreamInferResponse": "error_message:string infer_response:ModelInferResponse",
 }
 _CONTENTS: Mapping[str, str] = {
     "BOOL": "bool_contents",
@@ -163,6 +164,11 @@ def body_of(request: Any, timeout_s: float | None = None) -> tuple[bytes, int]:
         ]
     text = orjson.dumps(told)
     return b"".join((text, *pieces)), len(text)
+
+
+def parameters_of(request: Any) -> dict[str, Any]:
+    """Return a request's parameters as plain values."""
+    return _plain(request.parameters)
 
 
 def answer_of(body: bytes, length: int) -> Any:

@@ -9,7 +9,8 @@ it is in Python, HAProxy does not replace it, and it wants to be told the applic
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,15 @@ import orjson
 
 from lepton.errors import ServingError
 from lepton.serving.grpc_messages import MESSAGES, SERVICE, answer_of, body_of
+from lepton.serving.grpc_streams import (
+    HEADERS,
+    answers_of,
+    detail_of,
+    failure_of,
+    sequence_request_of,
+    success_of,
+    tokens_from,
+)
 from lepton.serving.inputs import MAX_BYTES, BadRequest
 
 LENGTH = "inference-header-content-length"
@@ -80,6 +90,12 @@ class Listener:
             )
             for name, call in calls.items()
         }
+        stream: Any = grpc.stream_stream_rpc_method_handler
+        handlers["ModelStreamInfer"] = stream(
+            self._stream,
+            request_deserializer=MESSAGES["ModelInferRequest"].FromString,
+            response_serializer=MESSAGES["ModelStreamInferResponse"].SerializeToString,
+        )
         options = [
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", MAX_BYTES + 2**20),
@@ -127,18 +143,55 @@ class Listener:
 
     async def _infer(self, request: Any, context: Any) -> Any:
         try:
-            body, length = body_of(request, context.time_remaining())
+            reply = await self._asked(request, context)
         except BadRequest as e:
             await context.abort(CODES[400], str(e))
             raise AssertionError from e  # abort() always raises
-        headers = {LENGTH: str(length), "content-length": str(len(body))}
-        path = _path(request.model_name, request.model_version)
-        reply = await self._ask("POST", f"{path}/infer", context, headers, body)
         told = [(name, reply.headers[name]) for name in TOLD if name in reply.headers]
         await context.send_initial_metadata(told)
         if reply.status != 200:
             await _refuse(context, reply)
         return answer_of(reply.body, int(reply.headers[LENGTH]))
+
+    async def _asked(self, request: Any, context: Any) -> Reply:
+        """Ask for one inference.
+
+        Raises:
+            BadRequest: the message cannot be a request.
+        """
+        body, length = body_of(request, context.time_remaining())
+        headers = {LENGTH: str(length), "content-length": str(len(body))}
+        path = _path(request.model_name, request.model_version)
+        return await self._ask("POST", f"{path}/infer", context, headers, body)
+
+    async def _stream(self, requests: Any, context: Any) -> AsyncGenerator[Any]:
+        async def one(request: Any) -> Any:
+            try:
+                reply = await self._asked(request, context)
+            except BadRequest as e:
+                return failure_of(request, str(e))
+            if reply.status == 401:  # so is all that this stream asks
+                await _refuse(context, reply)
+            if reply.status != 200:
+                return failure_of(request, detail_of(reply.body, reply.status))
+            return success_of(answer_of(reply.body, int(reply.headers[LENGTH])))
+
+        async def many(request: Any) -> AsyncGenerator[Any]:
+            path = _path(request.model_name, request.model_version)
+            try:
+                body = sequence_request_of(request)
+            except BadRequest as e:
+                yield failure_of(request, str(e))
+                return
+            headers = {**_given(context), **HEADERS, "content-length": str(len(body))}
+            scope = _scope("POST", f"{path}/generate_stream", headers)
+            async with aclosing(tokens_from(self._app, scope, body, request)) as messages:
+                async for message in messages:
+                    yield message
+
+        async with aclosing(answers_of(requests, one, many)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def _known(self, path: str, context: Any) -> Any:
         reply = await self._get(path, context)
@@ -152,29 +205,14 @@ class Listener:
     async def _ask(
         self, method: str, path: str, context: Any, headers: Mapping[str, str], body: bytes
     ) -> Reply:
-        given = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
-        asked = {**given, **headers}
-        return await ask(self._app, method, path, asked, body)
+        return await ask(self._app, method, path, {**_given(context), **headers}, body)
 
 
 async def ask(
     app: Any, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
 ) -> Reply:
     """Ask an ASGI application in this event loop."""
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "2",
-        "method": method,
-        "scheme": "grpc",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(k.lower().encode("latin-1"), _latin(v)) for k, v in headers.items()],
-        "client": None,
-        "server": None,
-    }
+    scope = _scope(method, path, headers)
     unread = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[Any] = []
 
@@ -192,6 +230,28 @@ async def ask(
     return Reply(start["status"], told, b"".join(m.get("body", b"") for m in sent[1:]))
 
 
+def _given(context: Any) -> dict[str, str]:
+    """The headers of a call."""
+    return {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+
+
+def _scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "2",
+        "method": method,
+        "scheme": "grpc",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(k.lower().encode("latin-1"), _latin(v)) for k, v in headers.items()],
+        "client": None,
+        "server": None,
+    }
+
+
 def _latin(value: str) -> bytes:
     return value.encode("latin-1", "replace")
 
@@ -202,8 +262,6 @@ def _path(model: str, version: str) -> str:
 
 async def _refuse(context: Any, reply: Reply) -> None:
     """End the call with the status that says what HTTP's said."""
-    try:
-        detail = str(orjson.loads(reply.body)["detail"])
-    except (ValueError, KeyError, TypeError):
-        detail = f"HTTP status {reply.status}"
-    await context.abort(CODES.get(reply.status, grpc.StatusCode.INTERNAL), detail)
+    await context.abort(
+        CODES.get(reply.status, grpc.StatusCode.INTERNAL), detail_of(reply.body, reply.status)
+    )

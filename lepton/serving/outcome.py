@@ -15,7 +15,7 @@ from lepton.serving.following import Resident
 from lepton.serving.protocol import Inquiry
 from lepton.telemetry import Carrier, Common, Spool, traceparent_in
 
-SLOW_S = 1.0
+SLOW_NS = 1_000_000_000
 """From when on a request is slow: its span is recorded though its trace is not sampled."""
 MOST_COMMON = 1000
 """Kinds of answers whose spans' common part is kept; then it begins anew."""
@@ -68,8 +68,9 @@ class Keeper:
         rows = len(came.inquiry.rows) if came.inquiry else 0
         key = (came.version.version, came.variant, came.status, came.kind, rows)
         common = self._commons.get(key) or self._common(key, came)
-        certain = came.status >= 500 or time.time_ns() - came.began_ns > SLOW_S * 1e9
-        return self._spans.leave(common, parent, came.began_ns, certain=certain)
+        ended_ns = time.time_ns()
+        certain = came.status >= 500 or ended_ns - came.began_ns > SLOW_NS
+        return self._spans.leave(common, parent, came.began_ns, ended_ns, certain=certain)
 
     def _common(self, key: tuple[object, ...], came: Outcome) -> Common:
         if len(self._commons) >= MOST_COMMON:

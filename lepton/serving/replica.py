@@ -48,10 +48,23 @@ log = logging.getLogger("lepton")
 
 
 class Replica:
-    """One replica of one model's application."""
+    """One replica of one model's application.
+
+    Args:
+        model: the registered name.
+        home: where the registry is.
+        trace: the span whose directory keeps its spans.
+        threads: that a net computes in, on the CPU.
+        device: where it computes, as torch names it.
+    """
 
     def __init__(
-        self, model: str, home: str, trace: Carrier | None = None, threads: int = 1
+        self,
+        model: str,
+        home: str,
+        trace: Carrier | None = None,
+        threads: int = 1,
+        device: str = "cpu",
     ) -> None:
         begin = partial(_compute_in, threads)
         begin()
@@ -61,7 +74,7 @@ class Replica:
         self._name = str(os.getpid())
         carrier = trace or Carrier("", f"{home}/traces")
         self._directory = carrier.directory
-        self._follower = Follower(model, home, carrier)
+        self._follower = Follower(model, home, carrier, device)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
         self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
         self._batcher = Batcher(begin)
@@ -147,6 +160,7 @@ class Replica:
             "state": state,
             "version": str(follower.now.champion.version),
             "error": follower.error or None,
+            "device": follower.now.champion.predictor.program.device,
             "waiting_rows": self._batcher.waiting_rows,
             "answers_dropped": self._answers.dropped,
         }

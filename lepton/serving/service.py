@@ -26,6 +26,8 @@ class Service:
         access: who may ask, from :func:`lepton.serving.access.grant`; empty for everybody. None
             takes the tokens of ``LEPTON_SERVE_TOKENS`` (``name=token,name=token``); where that is
             not set, everybody may ask over loopback, and nothing is served to other machines.
+        tokens_file: a file of tokens instead, on every node, which may change while replicas run
+            (:mod:`lepton.serving.tokens` says how); None takes ``LEPTON_SERVE_TOKENS_FILE``.
         policy: how many replicas: a policy function of Ray Serve, or where it is imported from,
             ``module:function``; the default is :func:`lepton.serving.scaling.replicas_for`.
         ongoing: requests under way that a replica should have.
@@ -33,19 +35,24 @@ class Service:
         sleep_after_s: seconds without a request after which the last replica goes, where
             ``replicas=(0, most)`` allows that; the next request starts one and waits for it.
         resources: what Ray keeps for each replica: ``CPU`` (a net computes in as many threads as
-            that has whole ones), ``GPU`` (may be a fraction, such as 0.25), ``memory`` in bytes,
-            or resources of the cluster's own. Nets compute on the CPU whatever it says.
+            that has whole ones), ``GPU`` (may be a fraction, such as 0.25, of the memory too),
+            ``memory`` in bytes, or resources of the cluster's own.
+        device: where nets compute, as torch names it, such as ``cuda`` or ``cpu``; None takes the
+            GPU of a replica that ``resources`` give one, else the CPU. Rows come and answers go by
+            the CPU.
     """
 
     grpc_port: int | None = None
     grpc_host: str = "127.0.0.1"
     access: tuple[Grant, ...] | None = None
+    tokens_file: str | None = None
     policy: str | Callable[..., Any] = POLICY
     ongoing: float = 4.0
     grow_after_s: float = 0.5
     shrink_after_s: float = 30.0
     sleep_after_s: float = 60.0
     resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": REPLICA_CPUS})
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.grpc_port is not None and not 0 <= self.grpc_port < 2**16:
@@ -57,9 +64,16 @@ class Service:
                 f"above 0, not {times} and {self.ongoing!r}"
             )
         _check_policy(self.policy)
+        if self.tokens_file is not None and self.access is not None:
+            raise ValueError("access= and tokens_file= both say who may ask: give one of them")
         wrong = {n: v for n, v in self.resources.items() if not 0 <= v < math.inf}
         if wrong:
             raise ValueError(f"resources {wrong} must be numbers of at least 0")
+        if self.device is not None and self.device.startswith("cuda") and not self.gpus:
+            raise ValueError(
+                f"device={self.device!r} needs a GPU that Ray keeps for the replica: say so in "
+                "resources, such as {'GPU': 0.25}"
+            )
         if self.access is not None:
             given = cast("list[Any]", list(self.access))  # of a configuration file: mappings
             grants = tuple(g if isinstance(g, Grant) else Grant(**g) for g in given)
@@ -74,6 +88,11 @@ class Service:
     def threads(self) -> int:
         """In how many threads a net computes: as many as it has whole cores, at least one."""
         return max(1, int(self.actor_options["num_cpus"]))
+
+    @property
+    def gpus(self) -> float:
+        """How many GPUs each replica has; a fraction of one is shared with others."""
+        return self.resources.get("GPU", 0.0)
 
     @property
     def actor_options(self) -> dict[str, Any]:

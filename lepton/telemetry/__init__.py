@@ -13,6 +13,7 @@ nothing waits for a collector (``delivery``). Names are in ``conventions`` (span
 ``instruments`` (metrics). This package knows no Ray.
 """
 
+from lepton.telemetry.bulk import Left
 from lepton.telemetry.context import Carrier, carrier_of, name_process, traceparent_in
 from lepton.telemetry.delivery import flush
 from lepton.telemetry.gpus import watch_gpus
@@ -23,12 +24,12 @@ from lepton.telemetry.pace import Pace, Paced
 from lepton.telemetry.spans import Span, record, span
 from lepton.telemetry.spool import Spool
 from lepton.telemetry.store import SpanRecord, spans_of
-from lepton.telemetry.wire import Common, Ended
+from lepton.telemetry.wire import Common
 
 __all__ = [
     "Carrier",
     "Common",
-    "Ended",
+    "Left",
     "Loss",
     "Pace",
     "Paced",

@@ -45,6 +45,7 @@ class Delivery:
 
     Attributes:
         dropped: items given up.
+        batch: as given, and no more than may wait.
     """
 
     def __init__(
@@ -52,14 +53,15 @@ class Delivery:
     ) -> None:
         self.what: Signal = what
         self.dropped = 0
-        self._make, self._most, self._batch, self._delay_s = make, most, batch, delay_s
+        self._make, self._most, self._delay_s = make, most, delay_s
+        self.batch = batch if batch == 1 else max(2, min(batch, most))
         self._exporter: Exporter | None = None
         self._waiting: deque[tuple[Any, int]] = deque()
         self._count = 0
         self._sending = 0
         self._changed = threading.Condition()
         self._awake, self._hurry = threading.Event(), threading.Event()
-        self._failed = False
+        self._said: set[str] = set()
         self._told = 0
         threading.Thread(target=self._run, name=exporters.THREAD + what, daemon=True).start()
 
@@ -83,7 +85,7 @@ class Delivery:
                 gone = self._waiting.popleft()[1]
                 self._count -= gone
                 self.dropped += gone
-            enough = self._count >= self._batch
+            enough = self._count >= self.batch
         if enough:
             self._awake.set()
 
@@ -122,7 +124,7 @@ class Delivery:
         with self._changed:
             batch: list[Any] = []
             self._sending = 0
-            while self._waiting and self._sending < self._batch:
+            while self._waiting and self._sending < self.batch:
                 items, count = self._waiting.popleft()
                 batch.append(items)
                 self._sending += count
@@ -135,40 +137,55 @@ class Delivery:
     def _deliver(self, batch: Sequence[Any]) -> None:
         for _ in range(TRIES):
             reason = self._try(batch)
+            heard = exporters.answered.get(self.what) or exporters.Answered()
             if reason is None:
-                if self.what == "traces":
-                    ledger.took(self._sending)
+                self._taken(heard)
                 return
-            self._say(reason)
-            self._hurry.wait(PAUSE_S)
+            self._say(
+                "telemetry: %s cannot be sent to %s (%s). It is tried again, %d wait at the most, "
+                "and nothing else waits for it; this is said once. The collector must run there "
+                "and take OTLP over HTTP",
+                reason,
+                self._most,
+            )
+            if heard.useless:
+                break
+            self._hurry.wait(max(PAUSE_S, heard.wait_s))
         with self._changed:
             self.dropped += self._sending
+
+    def _taken(self, heard: exporters.Answered) -> None:
+        """Count what a collector took, and what it did not."""
+        rejected = min(self._sending, max(0, heard.rejected))
+        if self.what == "traces":
+            ledger.took(self._sending - rejected)
+        if heard.rejected > 0:
+            with self._changed:
+                self.dropped += rejected
+            self._say(
+                "telemetry: some %s are rejected by %s (%s), %d at first. What is rejected is not "
+                "sent again, but counted; this is said once",
+                heard.why or "it does not say why",
+                rejected,
+            )
 
     def _try(self, batch: Sequence[Any]) -> str | None:
         """Send; return why it could not be, or None."""
         exporters.reasons.pop(self.what, None)
+        exporters.answered.pop(self.what, None)
         try:
             self._exporter = self._exporter or self._make()
-            result = self._exporter.export(batch[0] if self._batch == 1 else batch)
+            result = self._exporter.export(batch[0] if self.batch == 1 else batch)
         except Exception as e:  # noqa: BLE001 - whatever an exporter raises is a reason
             return f"{type(e).__name__}: {e}"
         if result.name == "SUCCESS":
             return None
         return exporters.reasons.get(self.what, "no reason given")
 
-    def _say(self, reason: str) -> None:
-        if self._failed:
-            return
-        self._failed = True
-        log.warning(
-            "telemetry: %s cannot be sent to %s (%s). It is tried again, %d wait at the most, and "
-            "nothing else waits for it; this is said once. The collector must run there and take "
-            "OTLP over HTTP",
-            _NOUNS[self.what],
-            settings.endpoint(self.what),
-            reason,
-            self._most,
-        )
+    def _say(self, text: str, reason: str, number: int) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            log.warning(text, _NOUNS[self.what], settings.endpoint(self.what), reason, number)
 
 
 _NOUNS = {"traces": "spans", "metrics": "collections of metrics", "logs": "log records"}

@@ -9,6 +9,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -16,6 +19,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from lepton.errors import LeptonError
 from lepton.telemetry import settings
+from lepton.telemetry.connection import Connection, Reply
 from lepton.telemetry.context import resource_of
 from lepton.telemetry.settings import Signal
 from lepton.telemetry.wire import request
@@ -25,6 +29,28 @@ THREAD = "lepton-telemetry-"
 
 reasons: dict[str, str] = {}
 """Why the last try to send a signal failed."""
+
+
+@dataclass
+class Answered:
+    """What a collector said besides taking a request or not.
+
+    Attributes:
+        rejected: items that it did not take of a request that it took.
+        why: its words for that.
+        useless: it will never take this request.
+        wait_s: it wants to be left alone so long.
+    """
+
+    rejected: int = 0
+    why: str = ""
+    useless: bool = False
+    wait_s: float = 0.0
+
+
+answered: dict[str, Answered] = {}
+"""Of each signal's last request; of the thread that sends it."""
+LONGEST_WAIT_S = 60.0
 
 
 class Exporter(Protocol):
@@ -91,21 +117,67 @@ def _made(signal: Signal, module: str, name: str) -> Any:
         ) from e
     for complains in (found.__name__, f"{package}.exporter"):
         logging.getLogger(complains).addFilter(_quiet)
-    light = _light(signal) if protocol != "grpc" else None
-    return getattr(found, name)(_transport=light) if light else getattr(found, name)()
+    if protocol == "grpc":
+        return getattr(found, name)()
+    light = Connection() if _plain(signal) else None
+    exporter = getattr(found, name)(**({"_transport": light} if light else {}))
+    exporter._client._transport = Heard(exporter._client._transport, signal)
+    return exporter
 
 
-def _light(signal: Signal) -> Any:
-    """Return what posts for a third of the usual cost, unless TLS or a proxy is asked for."""
+def _plain(signal: Signal) -> bool:
+    """Whether neither TLS nor a proxy stands before the collector."""
     proxies = {"http_proxy", "all_proxy"} & {name.lower() for name in os.environ}
-    if proxies or not settings.endpoint(signal).startswith("http://"):
-        return None
-    try:
-        transport = import_module("opentelemetry.exporter.http.transport._urllib3")
-    except ModuleNotFoundError:
-        return None
-    return transport.Urllib3HTTPTransport()
+    return not proxies and settings.endpoint(signal).startswith("http://")
 
+
+class Heard:
+    """A transport whose answers are heard to the end: what OpenTelemetry's client leaves out.
+
+    A redirect, which that client takes for success, is none; what a collector rejects of a request
+    that it takes is counted; and how long it wants to be left alone is kept.
+
+    Args:
+        inner: an exporter's transport.
+        signal: what it sends.
+    """
+
+    def __init__(self, inner: Any, signal: Signal) -> None:
+        self._inner = inner
+        self._signal = signal
+        self.is_connection_error: Callable[[Exception | None], bool] = inner.is_connection_error
+        self.close: Callable[[], None] = inner.close
+
+    def request(self, method: str, url: str, **given: Any) -> Any:
+        """Ask, and hear the answer."""
+        heard = answered[self._signal] = Answered()
+        reply = self._inner.request(method, url, **given)
+        status = reply.status_code or 0
+        if status // 100 == _REDIRECTED:
+            where = reply.headers().get("location", "elsewhere")
+            return Reply(error=ValueError(f"status {status}: it is at {where}; name that endpoint"))
+        if status == HTTPStatus.OK:
+            with suppress(Exception):  # an answer that is none of OTLP's says nothing
+                _hear_what_was_rejected(heard, reply.content())
+        heard.useless = status in _USELESS
+        with suppress(ValueError):
+            wait_s = float(reply.headers().get("retry-after") or 0)
+            heard.wait_s = min(max(0.0, wait_s), LONGEST_WAIT_S)
+        return reply
+
+
+def _hear_what_was_rejected(heard: Answered, body: bytes) -> None:
+    """Read a partial success; those of the three signals have the same fields."""
+    if body:
+        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+
+        read = trace_service_pb2.ExportTraceServiceResponse.FromString(body)
+        heard.rejected = read.partial_success.rejected_spans
+        heard.why = read.partial_success.error_message
+
+
+_REDIRECTED = 3
+_USELESS = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}
 
 _PACKAGES = {
     "http/protobuf": "opentelemetry.exporter.otlp.proto.http",

@@ -12,7 +12,7 @@ import mmap
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
@@ -68,15 +68,13 @@ class Ledger:
         with self._adding:
             self._counters[SENT] = 0
 
-    def adder(self) -> Callable[[], None]:
-        """Return what counts a span, without a lock, for one that ends many."""
+    def row(self) -> tuple[memoryview, int, Iterator[int]]:
+        """Return what counts spans without a lock or a call, for one that ends many.
+
+        Each is ``counters[slot] = next(numbers)``.
+        """
         slot = min(next(self._slots), SLOTS - 1)
-        numbers, counters = count(self._counters[slot] + 1), self._counters
-
-        def add() -> None:
-            counters[slot] = next(numbers)
-
-        return add
+        return self._counters, slot, count(self._counters[slot] + 1)
 
     def _describe(self) -> None:
         about = orjson.dumps(self._about)[: SIZE - _ABOUT - 1] + b"\0"
@@ -126,7 +124,7 @@ def _mapped(directory: str) -> mmap.mmap:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        os.truncate(file, SIZE)
+        os.posix_fallocate(file, 0, SIZE)  # a page that a full disk has no room for kills
         return mmap.mmap(file, SIZE)
     finally:
         os.close(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -29,6 +30,8 @@ from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.sampling import Ids, always, sampled
 from lepton.telemetry.store import SpanFile
 from lepton.telemetry.wire import Common, Ended
+
+log = logging.getLogger("lepton")
 
 
 class Span:
@@ -195,7 +198,11 @@ class _Kept(SpanProcessor):
             return
         if self._file is None and not sent:
             return
-        encoded = encoder_of(os.getpid()).encode(_ended(span))
+        try:
+            encoded = encoder_of(os.getpid()).encode(_ended(span))
+        except Exception:  # such as half a character: a span is worth no one's failure
+            log.exception("telemetry: span %r cannot be encoded and is lost", span.name)
+            return
         if self._file is not None:
             self._file.append([encoded.line])
         if sent:
@@ -223,7 +230,7 @@ def _ended(span: ReadableSpan) -> Ended:
         f"{context.span_id:016x}",
         f"{parent.span_id:016x}" if parent else "",
         span.start_time or 0,
-        span.end_time or 0,
+        max(span.start_time or 0, span.end_time or 0),  # a clock may be put back
     )
 
 

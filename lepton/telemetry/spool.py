@@ -14,26 +14,30 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ParentBased
 
 from lepton.telemetry import settings
+from lepton.telemetry.bulk import Left, encode_alike
 from lepton.telemetry.context import Carrier, encoder_of, process_of
 from lepton.telemetry.delivery import before_flush, delivery_of, prepare
 from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.store import SpanFile
-from lepton.telemetry.wire import Common, Ended
+from lepton.telemetry.wire import Common
 
 EVERY_S = 0.2
 MOST = 20_000
+IDS = 2000
 CHUNK = 128
 """Spans that are encoded at once: more would take memory that the kernel has to clear first."""
 
 log = logging.getLogger("lepton")
 
-Told = Callable[[Common, Sequence[Ended], bool], None]
+Told = Callable[[Common, Sequence[Left], bool], None]
 
 
 class Spool:
@@ -46,23 +50,28 @@ class Spool:
 
     def __init__(self, directory: str | None, told: Told | None = None) -> None:
         prepare()
-        self._waiting: deque[Any] = deque()  # tuples like Ended, which are quicker made
+        self._waiting: deque[Any] = deque()  # tuples like Left, which are quicker made
         self._unsampled: deque[Any] = deque(maxlen=MOST)
         self._told = told
         self._dropped = 0
         self._file = SpanFile(directory) if directory is not None else None
         self._wanted = not settings.disabled()
-        self._count = lambda: None
+        self._counters, self._slot, self._numbers = _uncounted()
         if directory is not None and self._wanted:
-            self._count = ledger_of(os.getpid(), directory, process_of(os.getpid())).adder()
+            ledger = ledger_of(os.getpid(), directory, process_of(os.getpid()))
+            self._counters, self._slot, self._numbers = ledger.row()
         self._sampler = (
             TracerProvider(shutdown_on_exit=False).sampler
             if os.environ.get("OTEL_TRACES_SAMPLER")
             else None
         )
+        judges = self._sampler is not None and not isinstance(self._sampler, ParentBased)
+        self._judge = self._sampler if judges else None  # whatever a caller's flag says
         self._writing = threading.Lock()
         self._stop = threading.Event()
         self._random = random.Random(os.urandom(16)).getrandbits  # noqa: S311 - ids, not secrets
+        self._ids: list[str] = []
+        self._think_of_ids()
         encoder_of(os.getpid())  # which cannot be made any more where a process ends
         self._leave = before_flush(self.flush)
         self._thread = threading.Thread(target=self._run, daemon=True, name="lepton-spans")
@@ -94,49 +103,57 @@ class Spool:
             certain: keep it whether or not it is sampled.
         """
         common = Common(name, kind, error, links, attributes or {})
-        traceparent = self.leave(common, parent.traceparent, start_ns, certain=certain)
+        traceparent = self.leave(
+            common, parent.traceparent, start_ns, time.time_ns(), certain=certain
+        )
         return Carrier(traceparent, parent.directory, parent.baggage)
 
-    def leave(self, common: Common, above: str, start_ns: int, *, certain: bool = False) -> str:
-        """Take a span that ends now, like :meth:`add`, for less; return its traceparent.
+    def leave(
+        self, common: Common, above: str, start_ns: int, end_ns: int, *, certain: bool = False
+    ) -> str:
+        """Take a span that is over, like :meth:`add`, for less; return its traceparent.
 
         Args:
             common: one and the same for many spans.
             above: traceparent of where it was asked from, well formed; empty starts a trace.
             start_ns: Unix nanoseconds.
+            end_ns: Unix nanoseconds.
             certain: keep it whether or not it is sampled.
         """
+        try:
+            own = self._ids.pop()
+        except IndexError:  # more requests than were thought of
+            own = f"{self._random(64) or 1:016x}"
         if above:
-            trace_id, parent_id, flag = above[3:35], above[36:52], above[54] in _SAMPLED
+            flag = above[54] in _SAMPLED if self._judge is None else self._judged(above, common)
+            traceparent = above[:36] + own + ("-01" if flag else "-00")
         else:
             number = self._random(128)
-            trace_id, parent_id, flag = f"{number:032x}", "", self._root(number, common.name)
-        span_id = f"{self._random(64) or 1:016x}"
+            flag = self._root(number, common.name)
+            traceparent = f"00-{number:032x}-{own}-0{flag:d}"
         if (flag or certain) and self._wanted:
             if len(self._waiting) < MOST:
-                self._count()
-                self._waiting.append(
-                    (common, trace_id, span_id, parent_id, start_ns, time.time_ns())
-                )
+                self._counters[self._slot] = next(self._numbers)
+                self._waiting.append((common, traceparent, above, start_ns, end_ns))
             else:
                 self._dropped += 1
         elif self._told is not None:
-            ended = (common, trace_id, span_id, parent_id, start_ns, time.time_ns())
-            self._unsampled.append(ended)
-        return f"00-{trace_id}-{span_id}-0{flag:d}"
+            self._unsampled.append((common, traceparent, above, start_ns, end_ns))
+        return traceparent
 
     def flush(self) -> None:
         """Write what waits; never from a request."""
         with self._writing:
             sent = settings.otlp("traces")
-            encode = encoder_of(os.getpid()).encode_alike
+            encoder = encoder_of(os.getpid())
+            chunk = min(CHUNK, delivery_of("traces").batch) if sent else CHUNK
             lines: list[bytes] = []
             for common, spans in _alike(self._waiting):
                 if self._told is not None:
                     self._told(common, spans, True)
-                for at in range(0, len(spans), CHUNK):
-                    some = spans[at : at + CHUNK]
-                    encoded = encode(some, sent=sent)
+                for at in range(0, len(spans), chunk):
+                    some = spans[at : at + chunk]
+                    encoded = encode_alike(encoder, some, sent=sent)
                     lines.append(encoded.line)
                     if sent:
                         delivery_of("traces").put_all(encoded.message, len(some))
@@ -156,25 +173,45 @@ class Spool:
         self._thread.join()
         self.flush()
 
+    def _judged(self, above: str, common: Common) -> bool:
+        """Whether a request is sampled, by a sampler that asks nobody else."""
+        return self._root(int(above[3:35], 16), common.name)
+
     def _root(self, trace_id: int, name: str) -> bool:
-        """Whether a trace that begins here is sampled."""
+        """Whether a trace is sampled by what the environment names."""
         if self._sampler is None:
             return True
         return self._sampler.should_sample(None, trace_id, name).decision.is_sampled()
 
+    def _think_of_ids(self) -> None:
+        """Have ids ready: made many at once, they cost a request next to nothing."""
+        more = IDS - len(self._ids)
+        if more > IDS // 2:
+            digits = os.urandom(8 * more).hex()
+            self._ids += [digits[at : at + 16] for at in range(0, len(digits), 16)]
+
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):
-            self.flush()
+            try:
+                self.flush()
+            except Exception:  # the next ones may be well
+                log.exception("telemetry: some request spans cannot be encoded and are lost")
+            self._think_of_ids()
 
 
-_SAMPLED = frozenset("13579bdf")
+_SAMPLED = "13579bdf"
 """The last digit of flags with the lowest bit set."""
 
 
-def _alike(waiting: deque[Any]) -> Iterable[tuple[Common, list[Ended]]]:
+def _alike(waiting: deque[Any]) -> Iterable[tuple[Common, list[Left]]]:
     """Take what waits, by what spans have in common."""
-    found: dict[Common, list[Ended]] = {}
+    found: dict[Common, list[Left]] = {}
     for _ in range(len(waiting)):
-        ended = waiting.popleft()
-        found.setdefault(ended[0], []).append(ended)
+        left = waiting.popleft()
+        found.setdefault(left[0], []).append(left)
     return found.items()
+
+
+def _uncounted() -> tuple[Any, int, Iterator[int]]:
+    """Return a counter that nobody reads."""
+    return [0], 0, repeat(0)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from typing import Any
 import orjson
 
 from lepton.telemetry import ledger
+
+log = logging.getLogger("lepton")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +37,9 @@ class SpanRecord:
 class SpanFile:
     """This process's file; one write call appends, so that a killed process leaves whole lines.
 
+    Where it cannot be written, that is said once and nobody else hears of it: what is missing there
+    counts as lost. It is tried again with the next spans.
+
     Args:
         directory: folder of span files.
     """
@@ -39,21 +47,49 @@ class SpanFile:
     def __init__(self, directory: str) -> None:
         self._path = ledger.file_of(directory, "jsonl")
         self._file: int | None = None
+        self._torn = False
+        self._failed = False
 
     def append(self, lines: Iterable[bytes]) -> None:
         """Write encoded spans."""
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
-        os.write(self._file, b"".join(lines))
+        content = b"".join([b"\n" if self._torn else b"", *lines])
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+            written = os.write(self._file, content)
+            self._torn = written < len(content)
+            if self._torn:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as e:
+            self._say(e)
+
+    def _say(self, error: OSError) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        log.warning(
+            "telemetry: spans cannot be written to %s (%s). It is tried again with each of them, "
+            "and nothing else fails for it; this is said once. Make room there, or name another "
+            "home",
+            self._path,
+            error,
+        )
 
 
 def spans_of(directory: str, trace_id: str | None = None) -> list[SpanRecord]:
-    """Return the spans kept in a folder, by start time; of one trace, or of all."""
+    """Return the spans kept in a folder, by start time; of one trace, or of all.
+
+    What is no whole span is left out: a full disk may cut a line.
+    """
     found: dict[str, SpanRecord] = {}
+    wanted = trace_id.encode() if trace_id is not None else b""
     for path in sorted(Path(directory).glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            entry = SpanRecord(**orjson.loads(line))
-            if trace_id is None or entry.trace_id == trace_id:
-                found[entry.trace_id + entry.span_id] = entry  # the newest state of a span
+        for line in path.read_bytes().split(b"\n"):
+            if wanted not in line:
+                continue
+            with suppress(ValueError, TypeError):
+                entry = SpanRecord(**orjson.loads(line))
+                if trace_id is None or entry.trace_id == trace_id:
+                    found[entry.trace_id + entry.span_id] = entry  # the newest state of a span
     return sorted(found.values(), key=lambda s: (s.start_ns, s.span_id))

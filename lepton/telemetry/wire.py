@@ -16,15 +16,13 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-FEW = 8
-"""Fewer spans are encoded one by one."""
 MOST_KEPT = 1024
 """Encoded common parts that are kept; then it begins anew."""
 
 _KINDS = {"internal": 1, "server": 2, "client": 3, "producer": 4, "consumer": 5}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_ROOT = struct.Struct("<2s16s2s8scQcQ")
-_CHILD = struct.Struct("<2s16s2s8s2s8scQcQ")
+ROOT = struct.Struct("<2s16s2s8scQcQ")
+CHILD = struct.Struct("<2s16s2s8s2s8scQcQ")
 _LINE = '{"trace_id":"%s","span_id":"%s","parent_id":%s,"start_ns":%d,"end_ns":%d,'
 _ROOT_FLAGS, _REMOTE_FLAGS = 0x100, 0x300
 """It is known whether the parent is of another process: no, and yes."""
@@ -86,7 +84,7 @@ class Encoder:
     def encode(self, span: Ended, *, sent: bool = True) -> Encoded:
         """Return both forms of a span; the message is empty if it is not to be ``sent``."""
         common, trace_id, span_id, parent_id, start_ns, end_ns = span
-        shared = self._shared(common, has_parent=bool(parent_id))
+        shared = self.shared(common, has_parent=bool(parent_id))
         line = _LINE % (trace_id, span_id, _above(parent_id), start_ns, end_ns)
         line_bytes = line.encode() + shared.line
         if not sent:
@@ -94,44 +92,14 @@ class Encoder:
         ids = (b"\x0a\x10", bytes.fromhex(trace_id), b"\x12\x08", bytes.fromhex(span_id))
         times = (b"\x39", start_ns, b"\x41", end_ns)
         if parent_id:
-            head = _CHILD.pack(*ids, b"\x22\x08", bytes.fromhex(parent_id), *times)
+            head = CHILD.pack(*ids, b"\x22\x08", bytes.fromhex(parent_id), *times)
         else:
-            head = _ROOT.pack(*ids, *times)
+            head = ROOT.pack(*ids, *times)
         size = len(head) + len(shared.message)
-        return Encoded(line_bytes, b"".join((b"\x12", _varint(size), head, shared.message)))
+        return Encoded(line_bytes, b"".join((b"\x12", varint(size), head, shared.message)))
 
-    def encode_alike(self, spans: Sequence[Ended], *, sent: bool = True) -> Encoded:
-        """Return both forms of spans (or tuples like them) with one common part, in any order.
-
-        Many cost a fifth of what each would by itself.
-        """
-        found: list[Encoded] = []
-        for has_parent in (True, False):
-            some = [span for span in spans if bool(span[3]) is has_parent]
-            if len(some) < FEW:
-                found += [self.encode(span, sent=sent) for span in some]
-            else:
-                found.append(self._many(some, has_parent=has_parent, sent=sent))
-        return Encoded(b"".join([e.line for e in found]), b"".join([e.message for e in found]))
-
-    def _many(self, spans: Sequence[Ended], *, has_parent: bool, sent: bool) -> Encoded:
-        shared = self._shared(spans[0][0], has_parent=has_parent)
-        _, traces, ids, parents, starts, ends = zip(*spans, strict=True)
-        count = len(spans)
-        values: list[Any] = [None] * (5 * count)
-        above = [f'"{p}"' for p in parents] if has_parent else ["null"] * count
-        for at, column in enumerate((traces, ids, above, starts, ends)):
-            values[at::5] = column
-        template = _LINE + shared.line.decode().replace("%", "%%")
-        lines = (template * count % tuple(values)).encode()
-        if not sent:
-            return Encoded(lines, b"")
-        columns = {"trace": traces, "span": ids, "start": starts, "end": ends}
-        columns |= {"parent": parents} if has_parent else {}
-        return Encoded(lines, _filled(self.encode(spans[0]).message, columns, count))
-
-    def _shared(self, common: Common, *, has_parent: bool) -> Encoded:
-        """The part that spans with this common part share, encoded."""
+    def shared(self, common: Common, *, has_parent: bool) -> Encoded:
+        """Return what spans with this common part share: the ends of their lines and messages."""
         attributes = common.attributes
         if common.error:
             attributes = {**attributes, "error.type": common.error}
@@ -158,47 +126,6 @@ def _above(parent_id: str) -> str:
     return f'"{parent_id}"' if parent_id else "null"
 
 
-def _filled(example: bytes, columns: Mapping[str, Sequence[Any]], count: int) -> bytes:
-    """Return an encoded span many times over, with ids and times of their own.
-
-    Messages with one common part are equally long: they are the rows of a table.
-    """
-    import numpy as np
-
-    head = _CHILD.size if "parent" in columns else _ROOT.size
-    begin = len(example) - _size(example)
-    places = {"trace": 2, "span": 20, "parent": 30, "start": head - 17, "end": head - 8}
-    kinds = dict.fromkeys(columns, "<u8") | {"trace": "2<u8"}  # copied as numbers: the quickest
-    layout = np.dtype(
-        {
-            "names": list(columns),
-            "formats": [kinds[name] for name in columns],
-            "offsets": [begin + places[name] for name in columns],
-            "itemsize": len(example),
-        }
-    )
-    content = bytearray(example * count)
-    table = np.frombuffer(content, layout)
-    for name, values in columns.items():
-        if name in ("start", "end"):
-            table[name] = np.array(values, "<u8")
-        else:
-            ids = np.frombuffer(bytes.fromhex("".join(values)), "<u8")
-            table[name] = ids.reshape(table[name].shape)
-    return bytes(content)
-
-
-def _size(message: bytes) -> int:
-    """The length that a message says, behind its tag of one byte."""
-    size = shift = 0
-    for byte in message[1:]:
-        size |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            break
-    return size
-
-
 def request(resource: Mapping[str, Any], spans: Iterable[bytes]) -> bytes:
     """Return an ``ExportTraceServiceRequest``.
 
@@ -208,18 +135,18 @@ def request(resource: Mapping[str, Any], spans: Iterable[bytes]) -> bytes:
     """
     described = _field(1, b"".join(_field(1, _pair(k, v)) for k, v in resource.items()))
     parts = [_field(1, _field(1, b"lepton")), *spans]  # joined once: it is large
-    scope = _tag(2, _BYTES) + _varint(sum(map(len, parts)))
+    scope = _tag(2, _BYTES) + varint(sum(map(len, parts)))
     size = len(described) + len(scope) + sum(map(len, parts))
-    return b"".join((_tag(1, _BYTES), _varint(size), described, scope, *parts))
+    return b"".join((_tag(1, _BYTES), varint(size), described, scope, *parts))
 
 
 def _message(common: Common, attributes: Mapping[str, Any], *, has_parent: bool) -> bytes:
     """The fields of a ``Span`` that many have in common."""
-    parts = [_field(5, common.name.encode()), _tag(6, _VARINT) + _varint(_KINDS[common.kind])]
+    parts = [_field(5, common.name.encode()), _tag(6, _VARINT) + varint(_KINDS[common.kind])]
     parts += [_field(9, _pair(k, v)) for k, v in attributes.items() if v is not None]
     parts += [_field(13, _link(k)) for k in common.links if k]
     told = common.error.encode()
-    error = _field(2, told) + _tag(3, _VARINT) + _varint(2) if told else b""
+    error = _field(2, told) + _tag(3, _VARINT) + varint(2) if told else b""
     parts.append(_field(15, error))
     parts.append(_flags(16, _REMOTE_FLAGS if has_parent else _ROOT_FLAGS))
     return b"".join(parts)
@@ -242,9 +169,9 @@ def _value(value: object) -> bytes:
     """An ``AnyValue``; what it has no kind for is told as text."""
     match value:
         case bool():
-            return _tag(2, _VARINT) + _varint(value)
+            return _tag(2, _VARINT) + varint(value)
         case int():
-            return _tag(3, _VARINT) + _varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+            return _tag(3, _VARINT) + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
         case float():
             return _tag(4, _FIXED64) + struct.pack("<d", value)
         case list() | tuple():
@@ -255,14 +182,14 @@ def _value(value: object) -> bytes:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    return _tag(number, _BYTES) + _varint(len(content)) + content
+    return _tag(number, _BYTES) + varint(len(content)) + content
 
 
 def _tag(number: int, kind: int) -> bytes:
-    return _varint(number << 3 | kind)
+    return varint(number << 3 | kind)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """Seven bits a byte, the lowest first; lengths of spans take two."""
     if value < 0x80:
         return bytes((value,))

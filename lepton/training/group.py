@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lepton.errors import TrainingError
 from lepton.training.seat import Place, Seat
 
 _dist: Any = dist  # whose stubs leave much of it out
@@ -24,6 +25,8 @@ JOIN_S = 15.0
 COLLECTIVE_S = 120.0
 """How long a collective waits for a peer that neither died nor fell silent. A slower one costs a
 step that is made again, nothing else."""
+TRIES = 20
+"""How often a group is made anew without one step in between before the run gives up."""
 
 
 class PeerLost(RuntimeError):  # noqa: N818 - the event, not the person's mistake
@@ -107,6 +110,31 @@ class Group:
             return self.place
         self._run(self._connect, self.seat)
         return self.place
+
+    def meet(self, step: int | None, then: Callable[[Place], None] | None = None) -> Place:
+        """Join the next generation, however often it takes; see :meth:`join`.
+
+        Args:
+            step: steps that this worker's state has seen; None without state.
+            then: what belongs to joining; where it loses a peer, all of it is tried again.
+
+        Raises:
+            Released: this worker is to leave, or the run has ended.
+            TrainingError: the run was stopped, or the workers cannot connect to each other.
+        """
+        reason: PeerLost | None = None
+        for _ in range(TRIES):
+            try:
+                place = self.join(step)
+                if then is not None:
+                    then(place)
+            except PeerLost as e:
+                reason = e
+                continue
+            return place
+        raise TrainingError(
+            f"the workers cannot connect to each other after {TRIES} tries: {reason}"
+        )
 
     def connect_alone(self) -> None:
         """Make a process group of this worker alone, for what needs one at any size."""

@@ -38,6 +38,7 @@ class Plan:
         validation: what the run is judged by on the way, or None.
         stop: when it ends before its last step, or None.
         tensorboard: folder of TensorBoard files, or None.
+        trainable_only: checkpoints hold what is trained, and refer to the rest.
     """
 
     folder: str
@@ -57,6 +58,7 @@ class Plan:
     validation: Settled | None = None
     stop: EarlyStopping | None = None
     tensorboard: str | None = None
+    trainable_only: bool = False
 
     @property
     def kept_in(self) -> str:

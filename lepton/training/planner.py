@@ -34,6 +34,10 @@ class Outcome:
         """How much longer it took, as a share: 0.1 is 10 % longer, -0.1 is 10 % shorter."""
         return self.actual / self.predicted - 1
 
+    def to_dict(self) -> dict[str, float]:
+        """Return plain JSON values, ``off`` among them."""
+        return {"predicted": self.predicted, "actual": self.actual, "off": self.off}
+
     def __str__(self) -> str:
         longer = "longer" if self.off >= 0 else "shorter"
         return (

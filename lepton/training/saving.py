@@ -16,6 +16,7 @@ from lepton import checkpoints, telemetry
 from lepton.checkpoints import Manifest
 from lepton.export.recorded import Twin
 from lepton.training import sharding
+from lepton.training.frozen import Frozen
 from lepton.training.group import Group
 from lepton.training.plan import Plan
 from lepton.training.retention import thin_out
@@ -32,10 +33,12 @@ class Saver:
 
     Attributes:
         saved: the newest that was committed here.
+        frozen: what checkpoints only refer to.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.saved: Manifest | None = None
+        self.frozen = Frozen(plan)
         self._plan = plan
         self._copy: dict[str, torch.Tensor] = {}
         self._gathered = False
@@ -73,11 +76,12 @@ class Saver:
         """
         self.wait()
         state = {name: thing.state_dict() for name, thing in attached.items()}
-        self._copy, tree = checkpoints.flatten(state, self._copy)
+        frozen = self.frozen.of(attached)
+        self._copy, tree = checkpoints.flatten(state, self._copy, leave=frozen)
         described = self._described(cursor, watcher, metrics)
         self._thread = threading.Thread(
             target=self._write,
-            args=((self._copy, tree), step, described, watcher.twin),
+            args=((self._copy, tree), frozen, step, described, watcher.twin),
             name="lepton-checkpoint",
         )
         self._thread.start()
@@ -179,8 +183,9 @@ class Saver:
     def _write(
         self,
         flat: tuple[Any, Any],
+        frozen: dict[str, torch.Tensor],
         step: int,
-        described: Mapping[str, Any],
+        described: dict[str, Any],
         twin: Twin | None,
     ) -> None:
         began = time.monotonic()
@@ -188,16 +193,21 @@ class Saver:
             with telemetry.span(
                 "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
             ) as span:
+                program, signature = described["program"], described["signature"]
+                shared = self.frozen.entries(frozen, step, program, signature)
+                described["program"] = None if checkpoints.PROGRAM in shared else program
+                state = checkpoints.joined(flat[1], {**frozen, **flat[0]})
                 self.saved = checkpoints.write(
                     self._plan.kept_in,
                     flat,
                     step=step,
                     options=self._plan.options,
                     traceparent=span.carrier.traceparent,
-                    answers=twin.answers(checkpoints.joined(flat[1], flat[0])) if twin else None,
+                    answers=twin.answers(state) if twin else None,
+                    shared=shared,
                     **described,
                 )
-                span.set(lepton_bytes=self.saved.size)
+                span.set(lepton_bytes=self.saved.own_size)
             self._note(self.saved, began)
         except Exception as e:  # noqa: BLE001 - raised in the training thread, by the next wait
             self._error = e
@@ -206,7 +216,7 @@ class Saver:
         """Measure a checkpoint that was committed; let superfluous ones go."""
         self._saved_at = time.monotonic()
         telemetry.measure("lepton.checkpoint.duration", time.monotonic() - began)
-        telemetry.measure("lepton.checkpoint.size", saved.size)
+        telemetry.measure("lepton.checkpoint.size", saved.own_size)
         if self._plan.keep is not None:
             home = Path(self._plan.folder).parent.parent
             where = (self._plan.kept_in, self._plan.keep, home)

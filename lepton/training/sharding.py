@@ -59,8 +59,12 @@ def refuse(plan: Plan) -> None:
     """Refuse what a sharded run cannot do.
 
     Raises:
-        TrainingError: the run is to be exact, or to be judged on the way.
+        TrainingError: the run is to be exact, to be judged on the way, or trainable_only.
     """
+    if plan.trainable_only:
+        raise TrainingError(
+            "a run over worker.mesh cannot be trainable_only=True: ranks write all of their parts"
+        )
     if plan.exact or plan.validation is not None:
         raise TrainingError(
             "a run over worker.mesh can neither be exact=True nor have validate=: train without, "

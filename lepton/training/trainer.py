@@ -58,6 +58,7 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
     validate: Validation | None = None,
     stop: EarlyStopping | None = None,
     tensorboard: bool | str | os.PathLike[str] = False,
+    trainable_only: bool = False,
     progress: bool = True,
     trace: Carrier | None = None,
 ) -> Run:
@@ -98,6 +99,10 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
             :attr:`Run.best`; training again without ``stop`` goes on to the last step.
         tensorboard: write TensorBoard files, into the run's folder ``tensorboard`` or one of one's
             own: loss, rows/s, world size and the figures of ``validate``.
+        trainable_only: keep in each checkpoint only parameters that require a gradient (adapters
+            such as LoRA's, a head), buffers and the optimisers' states. What is frozen lies beside
+            them once, with its hash, which is checked whenever one is loaded: resuming, registering
+            and serving work as ever. A parameter that is unfrozen later is kept from then on.
         progress: show a live line while it runs: on a terminal and in a notebook in place,
             elsewhere a line every ten seconds.
         trace: the span to run under; default a new trace.
@@ -138,6 +143,7 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
         plan = replace(plan, lanes=stream.lane_count, keep=keep, exact=exact)
         plan = replace(plan, checkpoints=kept_in, options=dict(storage_options or {}))
         plan = replace(plan, steps=stream.steps, validation=judged, stop=stop, tensorboard=board)
+        plan = replace(plan, trainable_only=trainable_only)
         _write_run(folder, name, stream, span.carrier, stop, kept_in)
         stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:

@@ -15,17 +15,19 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from lepton import checkpoints, telemetry
+from lepton import telemetry
 from lepton.errors import CheckpointError, TrainingError
-from lepton.stream import Part, Shard
-from lepton.stream.mixture import MixedPart, MixedShard
+from lepton.stream import Part
+from lepton.stream.mixture import MixedPart
 from lepton.training import sharding, state
+from lepton.training.attached import Attached
+from lepton.training.beginning import begin
+from lepton.training.boundary import Act, Due, after_step, at_end
 from lepton.training.exact import Closure
 from lepton.training.examination import Examination
 from lepton.training.gradients import Summed
@@ -33,6 +35,7 @@ from lepton.training.group import Group, PeerLost, Rewound, device_here
 from lepton.training.journal import Epoch, Journal
 from lepton.training.plan import Opener, Plan
 from lepton.training.refusals import not_finite, uneven
+from lepton.training.rows import Rows
 from lepton.training.saving import Saver
 from lepton.training.seat import Place, Seat
 from lepton.training.summation import Summation
@@ -40,18 +43,6 @@ from lepton.training.watcher import Watcher
 
 LOST_S = 5.0
 """How long the word of a lost peer may take after a collective broke because of it."""
-TRIES = 20
-"""How often a group is made anew without one step in between before the run gives up."""
-
-
-@dataclass(slots=True)
-class _Due:
-    """What is to be done at the next boundary between steps."""
-
-    checkpoint: bool = False
-    regroup: bool = False
-    leaving: bool = False
-    lost: bool = False
 
 
 class Worker:
@@ -64,18 +55,17 @@ class Worker:
     def __init__(self, plan: Plan, rows: Opener, seat: Seat | None = None) -> None:
         self.device = device_here()
         self._plan = plan
-        self._opener = rows
         self._group = Group(seat, self.device)
+        self._rows = Rows(rows, self._group, self.device)
         self._journal = Journal(plan, self._group)
         self._saver = Saver(plan)
-        self._attached: dict[str, Any] = {}
+        self._attached = Attached()
         self._sums = Summation(plan, {}, self._group)
         self._watcher = Watcher(lambda: self._batch)
         self._examination = Examination(plan, self._group, {}, self._watcher, self.device)
-        self._shard: Shard | MixedShard | None = None
         self._part: Part | MixedPart | None = None
         self._before: state.Before | None = None
-        self._due = _Due()
+        self._due = Due()
         self._batch: dict[str, Any] = {}
         self._step = self._saved_step = 0
         self._cursor: Mapping[str, Any] | None = None
@@ -110,7 +100,7 @@ class Worker:
             if self._attached:
                 raise TrainingError("ask for worker.mesh before worker.attach(...)")
             sharding.refuse(self._plan)
-            self._met = self._meet(None)
+            self._met = self._group.meet(None)
             self._mesh = sharding.mesh_of(self._group, self.device)
         assert self._mesh is not None  # noqa: S101 - made above
         return self._mesh
@@ -128,26 +118,19 @@ class Worker:
         """
         if self._attached or self._part is not None:
             raise TrainingError("worker.attach(...) is called once, before worker.batches()")
-        for name, thing in objects.items():
-            if not hasattr(thing, "state_dict") or not hasattr(thing, "load_state_dict"):
-                raise TrainingError(
-                    f"cannot attach {name!r}: a {type(thing).__name__} has no state_dict(); "
-                    "attach torch modules, optimisers, schedulers or objects like them"
-                )
-        # a compiled net is kept as the net that it was made from: same weights, plain names
-        self._attached = {n: getattr(t, "_orig_mod", t) for n, t in objects.items()}
-        self._sums = Summation(self._plan, self._nets(), self._group)
+        self._attached = Attached(objects)
+        self._sums = Summation(self._plan, self._attached.nets, self._group)
         told = (self._plan, self._group, self._attached, self._watcher, self.device)
         self._examination = Examination(*told)
-        for net in self._nets().values():
+        for net in self._attached.nets.values():
             net.to(self.device)
         if self._met is None:
-            sharding.refuse_unmet(self._nets().values())
+            sharding.refuse_unmet(self._attached.nets.values())
             self._join(None)
         else:
             self._settle(self._met)
         torch.manual_seed(hash((self._plan.seed, self.rank, self._step)) % 2**63)
-        for name, net in self._nets().items():
+        for name, net in self._attached.nets.items():
             self._watcher.watch(name, net, objects[name])
 
     def batches(self) -> Iterator[dict[str, Any]]:
@@ -176,22 +159,19 @@ class Worker:
                 self._journal.end_epoch(self._step)
                 return
             try:
-                part = self._open_shard.next_part()
-            except StopIteration:
-                self._exhausted = True
-                self._journal.end_epoch(self._step)
-                return
+                part = self._rows.next_part()
             except PeerLost:  # while agreeing on the version of a followed table
                 self._lose()
                 continue
+            if part is None:
+                self._exhausted = True
+                self._journal.end_epoch(self._step)
+                return
             self._journal.turn_to(part.epoch, self._step)
             if self._group.seat is not None and self._met is None:
                 self._before = state.Before(self._attached)
             self._part = part
-            self._batch = {
-                k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v
-                for k, v in part.batch.items()
-            }
+            self._batch = self._rows.on_device(part)
             yield self._batch
 
     def step(
@@ -232,7 +212,8 @@ class Worker:
         except PeerLost:
             self._lose()
             return float(self._sums.local) / max(1, part.delivered)
-        self._update(clip, update)
+        self._attached.make_step(clip, update)
+        self._sums.clear()
         self._made(found)
         return found.mean
 
@@ -252,9 +233,7 @@ class Worker:
             raise TrainingError(
                 "the loop made no step: iterate over worker.batches() and call worker.step(loss)"
             )
-        self._due.regroup = (
-            self._due.regroup and self._exhausted
-        )  # no newcomer to a loop that ended
+        self._due = at_end(self._due, exhausted=self._exhausted)
         self._cross_boundary()
         while not self._ends_together():
             self._join(self._step)
@@ -267,14 +246,13 @@ class Worker:
             self._saver.wait()
         self._journal.close()
         self._journal.end()
-        if self._shard is not None:
-            self._shard.close()
+        self._rows.close()
         if self._met is not None and self._group.seat is None:
             self._group.leave()  # this process goes on to do other things
 
     def leave(self) -> None:
         """Let go of the ranks, in mid-run: another worker takes this one's place."""
-        self._attached, self._mesh = {}, None
+        self._attached, self._mesh = Attached(), None
         self.give_up()
         self._group.leave()
 
@@ -310,22 +288,7 @@ class Worker:
             raise Rewound
         if step is not None:
             self._journal.interrupted(lost=False)
-        self._meet(step, self._settle)
-
-    def _meet(self, step: int | None, then: Callable[[Place], None] | None = None) -> Place:
-        reason: PeerLost | None = None
-        for _ in range(TRIES):
-            try:
-                place = self._group.join(step)
-                if then is not None:
-                    then(place)
-            except PeerLost as e:
-                reason = e
-                continue
-            return place
-        raise TrainingError(
-            f"the workers cannot connect to each other after {TRIES} tries: {reason}"
-        )
+        self._group.meet(step, self._settle)
 
     def _settle(self, place: Place) -> None:
         if place.source is None:
@@ -337,48 +300,26 @@ class Worker:
             if place.rank in place.behind:
                 self._step, self._cursor = found[:2]
                 self._journal.epoch = Epoch(*found[2:])
+        self._saver.frozen.look(self._attached)
         self._examination.settle()
-        self._open()
+        self._rows.open(self._cursor, self._journal.open(self._step))
 
     def _begin(self) -> None:
         """Start from the newest checkpoint, or equal on every rank."""
-        where, options = self._plan.kept_in, self._plan.options
-        newest = None
-        if self.rank == 0:
-            checkpoints.prune(where, options)
-            newest = checkpoints.latest(where, options)
-        step: int = self._group.share(newest.step if newest else 0, 0)
-        signature = None
-        if step:
-            saved = checkpoints.load(f"{where}/step-{step:08d}.json", options)
-            fill = None if self._met is None else sharding.filler(self._attached)
-            state.load(self._attached, checkpoints.restore(saved, fill), f"checkpoint {saved.uri}")
+        saved = begin(self._plan, self._group, self._attached, sharded=self._met is not None)
+        if saved is not None:
             self._saver.saved = saved
-            self._saved_step = step
-            signature = saved.signature
-            self._step, self._cursor = step, saved.cursor
+            self._step = self._saved_step = saved.step
+            self._cursor = saved.cursor
             self._journal.epoch = Epoch(int(saved.cursor["epoch"]), time.time_ns())
-        self._examination.resume(step, signature)
+        self._examination.resume(saved.step if saved else 0, saved.signature if saved else None)
         if self.rank == 0:
-            self._journal.resumed(step)
-        for net in self._nets().values():
-            for tensor in sharding.unsharded(net.state_dict().values()):
-                self._group.broadcast(tensor)
-
-    def _open(self) -> None:
-        """Open this generation's step log and shard."""
-        number = self._journal.open(self._step)
-        if self._shard is not None:
-            self._shard.close()
-        self._shard = self._opener(self.rank, self.world_size, self._cursor, number)
-        self._shard.agree = self._version_of_rank_0
-        self._shard.account = True
-        self._shard.pin = self.device.type == "cuda"  # a batch is held until its step is done
+            self._journal.resumed(saved.step if saved else 0)
 
     def _lose(self) -> None:
         """A peer went away: come together at the boundary, when the loop's body is done."""
         self._journal.interrupted(lost=True)
-        self._due.lost = True
+        self._due = Due(lost=True)
         self._part = None
 
     def _cross_boundary(self) -> None:
@@ -386,20 +327,21 @@ class Worker:
 
         (Inside of ``step`` it is not: a schedule is stepped on after it.)
         """
-        due, self._due = self._due, _Due()
+        due, self._due = self._due, Due()
         before, self._before = self._before, None
         if before is not None:
             before.restore()
             self._sums.clear()
-        if not (due.leaving or due.lost):
-            self._examine()
-        if due.checkpoint or (due.regroup and self._met is not None):
-            self._checkpoint()
-        if due.leaving:
-            self._saver.wait()
-        if due.lost or due.regroup:
-            self._join(self._step)
-            self._examine()
+        for act in due.acts(sharded=self._met is not None):
+            match act:
+                case Act.JUDGE:
+                    self._examine()
+                case Act.CHECKPOINT:
+                    self._checkpoint()
+                case Act.WAIT:
+                    self._saver.wait()
+                case Act.JOIN:
+                    self._join(self._step)
         if self._examination.is_best(self._step):
             self._checkpoint()
 
@@ -413,15 +355,6 @@ class Worker:
                 self._journal.interrupted(lost=True)
                 self._join(self._step)
 
-    def _version_of_rank_0(self, version: int) -> int:
-        """Settle on one table version for the next epoch."""
-        return int(self._group.share(version, 0))
-
-    @property
-    def _open_shard(self) -> Shard | MixedShard:
-        assert self._shard is not None  # noqa: S101 - attach has opened it
-        return self._shard
-
     # -- a step ---------------------------------------------------------------------------------
 
     def _refuse(self, part: Part | MixedPart) -> None:
@@ -434,28 +367,14 @@ class Worker:
             self._saver.wait()
         raise TrainingError(not_finite(self._plan.lineage, self._step, part, guilty))
 
-    def _update(self, clip: float | None, update: Callable[[], None] | None) -> None:
-        if clip is not None:
-            parameters = [p for net in self._nets().values() for p in net.parameters()]
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
-        if update is not None:
-            update()
-        else:
-            for opt in self._optimisers():
-                opt.step()
-        self._sums.clear()
-
     def _made(self, found: Summed) -> None:
         self._step += 1
-        self._cursor = self._open_shard.state_dict()
+        self._cursor = self._rows.cursor
         self._part = self._before = None
         self._journal.made(self._step, found.mean)
         self._metrics["loss"] = found.mean
-        self._due = _Due(
-            checkpoint=self._step % self._plan.checkpoint_every == 0 or found.leaving > 0,
-            regroup=found.called > 0,
-            leaving=found.leaving > 0,
-        )
+        every = self._plan.checkpoint_every
+        self._due = after_step(self._step, every, called=found.called, leaving=found.leaving)
         if self._group.seat is not None:
             self._group.seat.step = self._step
 
@@ -474,9 +393,3 @@ class Worker:
             self._saver.save(*told)
         else:
             self._saver.save_shards(*told, self._group)
-
-    def _nets(self) -> dict[str, torch.nn.Module]:
-        return {n: t for n, t in self._attached.items() if isinstance(t, torch.nn.Module)}
-
-    def _optimisers(self) -> list[torch.optim.Optimizer]:
-        return [t for t in self._attached.values() if isinstance(t, torch.optim.Optimizer)]

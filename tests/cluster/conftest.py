@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from lepton import cluster
+from tests.cluster.crew import Crew
+from tests.cluster.world import World
 
 S3_PYTHON = Path(__file__).parents[2] / ".venv" / "s3" / "bin" / "python"
 S3_SERVER = Path(__file__).parents[2] / "benchmarks" / "lake_s3.py"
@@ -32,6 +34,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(entry))
 
 
+@pytest.fixture(autouse=True)
+def no_crew_is_left() -> Iterator[None]:
+    yield
+    for crew in list(Crew.unfinished):
+        crew.close()
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     with (
@@ -45,6 +54,12 @@ def ray_cluster() -> Iterator[None]:
 
         serve.shutdown()
         cluster.disconnect()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> World:
+    """A served model with four versions."""
+    return World(tmp_path_factory.mktemp("serving"))
 
 
 @pytest.fixture(scope="session")

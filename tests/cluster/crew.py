@@ -1,4 +1,8 @@
-"""Workers as plain processes around a rendezvous in this one: recovery without Ray in between."""
+"""Workers as plain processes around a rendezvous in this one: recovery without Ray in between.
+
+They are forked from one process that has torch and lepton loaded already: to import them anew costs
+each worker seconds of a core, and a run of the tests starts a hundred.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
+
+import lepton
+from lepton.lake import Snapshot
+from lepton.telemetry import Carrier
 from lepton.training.membership import Membership
+from lepton.training.plan import Plan
 from lepton.training.rendezvous import Rendezvous
-from lepton.training.run import next_attempt
+from lepton.training.run import Run, next_attempt
 from lepton.training.seat import Invitation
+from lepton.training.trainer import _lineage, _write_run  # the parts of train() without Ray
 
 TOKEN = "crew"
+LOADED = ["pytest", "torch.distributed.fsdp", "torch.optim", "lepton.training.rounds", __name__]
 
 
 def work(config: dict[str, Any]) -> None:
@@ -47,6 +60,27 @@ def work(config: dict[str, Any]) -> None:
         raise
     finally:
         seat.close()
+
+
+def write_rows(path: Path, rows: int, *, seed: int = 0, dtype: str = "float32") -> Snapshot:
+    """Write a table of three numbers and of which is the largest."""
+    x = np.random.default_rng(seed).normal(size=(rows, 3)).astype(dtype)
+    return lepton.write(pa.table({"x": list(x), "y": x.argmax(1).astype("int64")}), path)
+
+
+def plan_of(folder: Path, stream: Any, stop: Any = None, **options: Any) -> Plan:
+    """Write what a run starts with, as ``lepton.train`` does; ``options`` are the plan's own."""
+    carrier = Carrier("", str(folder.parent / "traces"))
+    _write_run(folder, folder.name, stream, carrier, stop)
+    plan: dict[str, Any] = {"checkpoint_every": 25, "audit": True, "preparation": None, "seed": 0}
+    lineage = {**_lineage(stream), "run": folder.name}
+    about = {"folder": str(folder), "lineage": lineage, "carrier": carrier, "session": "s"}
+    return Plan(**{**plan, **about, "stop": stop, **options})
+
+
+def run_of(folder: Path) -> Run:
+    """The run of a folder."""
+    return Run(name=folder.name, folder=str(folder))
 
 
 class Crew:
@@ -79,7 +113,8 @@ class Crew:
         invitation = Invitation(host="127.0.0.1", port=port, token=TOKEN)
         self._config = {"loop": loop, "stream": stream, "plan": plan, "invitation": invitation}
         self._folder = Path(plan.folder)
-        self._spawn = multiprocessing.get_context("spawn")
+        self._fork = multiprocessing.get_context("forkserver")
+        self._fork.set_forkserver_preload(LOADED)
         self.processes: list[Any] = []
         Crew.unfinished.add(self)
         for _ in range(first):
@@ -93,7 +128,7 @@ class Crew:
 
     def add(self, node: str = "here") -> Any:
         """Start one more worker."""
-        process = self._spawn.Process(
+        process = self._fork.Process(
             target=work, args=({**self._config, "node": node},), daemon=True
         )
         process.start()

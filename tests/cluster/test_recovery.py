@@ -5,15 +5,12 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch.nn import functional
@@ -21,11 +18,8 @@ from torch.nn import functional
 import lepton
 from lepton import checkpoints
 from lepton.lake import Snapshot
-from lepton.telemetry import Carrier
-from lepton.training.plan import Plan
 from lepton.training.run import Run
-from lepton.training.trainer import _lineage, _write_run  # the parts of train() without Ray
-from tests.cluster.crew import Crew
+from tests.cluster.crew import Crew, plan_of, run_of, write_rows
 
 ROWS, BATCH, EPOCHS = 4000, 40, 3
 
@@ -48,41 +42,13 @@ def loop(worker: Any, gates: dict[int, Path] | None = None) -> None:
         schedule.step()
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    yield
-    for crew in list(Crew.unfinished):
-        crew.close()
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    x = np.random.default_rng(0).normal(size=(ROWS, 3)).astype("float32")
-    rows = pa.table({"x": list(x), "y": x.argmax(1).astype("int64")})
-    return lepton.write(rows, tmp_path_factory.mktemp("lake") / "t")
+    return write_rows(tmp_path_factory.mktemp("lake") / "t", ROWS)
 
 
 def stream_of(table: Snapshot) -> Any:
     return table.stream(batch_size=BATCH, epochs=EPOCHS, lanes=12, engine="worker")
-
-
-def prepare(folder: Path, stream: Any) -> Plan:
-    carrier = Carrier("", str(folder.parent / "traces"))
-    _write_run(folder, folder.name, stream, carrier)
-    return Plan(
-        folder=str(folder),
-        checkpoint_every=25,
-        audit=True,
-        lineage={**_lineage(stream), "run": folder.name},
-        preparation=None,
-        carrier=carrier,
-        session="s",
-        seed=0,
-    )
-
-
-def run_of(folder: Path) -> Run:
-    return Run(name=folder.name, folder=str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +77,7 @@ def past(step: int) -> Any:
 def test_a_killed_worker_costs_no_step(
     table: Snapshot, undisturbed: Run, tmp_path: Path, rank: int
 ) -> None:
-    crew = Crew(loop, stream_of(table), prepare(tmp_path / "r", stream_of(table)), most=3, first=3)
+    crew = Crew(loop, stream_of(table), plan_of(tmp_path / "r", stream_of(table)), most=3, first=3)
     crew.wait_for(past(30))
     os.kill(crew.pid_of_rank(rank), signal.SIGKILL)
     status = crew.join()
@@ -126,7 +92,7 @@ def test_newcomers_join_and_leave_at_a_boundary(
     table: Snapshot, undisturbed: Run, tmp_path: Path
 ) -> None:
     gates = {20: tmp_path / "a", 60: tmp_path / "b", 61: tmp_path / "b"}
-    plan = prepare(tmp_path / "r", stream_of(table))
+    plan = plan_of(tmp_path / "r", stream_of(table))
     crew = Crew(partial(loop, gates=gates), stream_of(table), plan, most=3, first=1)
     crew.wait_for(past(20))  # it stands before the gate, so both newcomers have to wait
     crew.add()
@@ -150,7 +116,7 @@ def test_newcomers_join_and_leave_at_a_boundary(
 def test_a_stopped_process_is_replaced_by_the_spare(
     table: Snapshot, undisturbed: Run, tmp_path: Path
 ) -> None:
-    plan = prepare(tmp_path / "r", stream_of(table))
+    plan = plan_of(tmp_path / "r", stream_of(table))
     gate = tmp_path / "gate"
     gated = partial(loop, gates={20: gate})
     crew = Crew(gated, stream_of(table), plan, most=2, first=2, hang_s=1.0)
@@ -171,7 +137,7 @@ def test_a_stopped_process_is_replaced_by_the_spare(
 def test_all_killed_go_on_from_the_newest_checkpoint(
     table: Snapshot, undisturbed: Run, tmp_path: Path
 ) -> None:
-    plan = prepare(tmp_path / "r", stream_of(table))
+    plan = plan_of(tmp_path / "r", stream_of(table))
     crew = Crew(loop, stream_of(table), plan, most=2, first=2)
     crew.wait_for(past(60))
     pids = [crew.pid_of_rank(0), crew.pid_of_rank(1)]
@@ -235,7 +201,7 @@ def test_a_worker_that_dies_while_the_workers_come_together(
 ) -> None:
     gate = tmp_path / "gate"
     moment = partial(dies, when=when, marker=tmp_path / "dead", gate=gate)
-    plan = prepare(tmp_path / "r", stream_of(table))
+    plan = plan_of(tmp_path / "r", stream_of(table))
     crew = Crew(moment, stream_of(table), plan, most=3, first=2)
     if when == "in a resize":
         crew.wait_for(past(20))
@@ -275,7 +241,7 @@ def heavy(worker: Any, folder: Path) -> None:
 
 
 def test_a_writer_killed_in_mid_checkpoint_costs_no_step(table: Snapshot, tmp_path: Path) -> None:
-    plan = prepare(tmp_path / "r", stream_of(table))
+    plan = plan_of(tmp_path / "r", stream_of(table))
     crew = Crew(partial(heavy, folder=tmp_path / "r"), stream_of(table), plan, most=2, first=2)
     status = crew.join()
 
@@ -290,7 +256,7 @@ def test_a_writer_killed_in_mid_checkpoint_costs_no_step(table: Snapshot, tmp_pa
 
 
 def test_two_killed_at_once_cost_no_step(table: Snapshot, undisturbed: Run, tmp_path: Path) -> None:
-    crew = Crew(loop, stream_of(table), prepare(tmp_path / "r", stream_of(table)), most=3, first=3)
+    crew = Crew(loop, stream_of(table), plan_of(tmp_path / "r", stream_of(table)), most=3, first=3)
     crew.wait_for(past(30))
     for pid in [crew.pid_of_rank(0), crew.pid_of_rank(2)]:
         os.kill(pid, signal.SIGKILL)
@@ -306,7 +272,7 @@ def test_any_schedule_of_faults_ends_with_the_same_model(
     table: Snapshot, undisturbed: Run, tmp_path: Path, seed: int
 ) -> None:
     chance = random.Random(seed)
-    crew = Crew(loop, stream_of(table), prepare(tmp_path / "r", stream_of(table)), most=3, first=3)
+    crew = Crew(loop, stream_of(table), plan_of(tmp_path / "r", stream_of(table)), most=3, first=3)
     at = 10
     for _ in range(4):
         crew.wait_for(lambda s, at=at: past(at)(s) or s["finished"])
@@ -321,6 +287,37 @@ def test_any_schedule_of_faults_ends_with_the_same_model(
 
     assert not status["error"]
     check(run_of(tmp_path / "r"), undisturbed, table)
+
+
+def adapted(worker: Any, gate: Path) -> None:
+    """Train a head on a frozen body, which is another one in each process until they meet."""
+    torch.manual_seed(os.getpid())
+    net = torch.nn.Sequential(torch.nn.Linear(3, 400), torch.nn.Linear(400, 3))
+    net[0].requires_grad_(False)
+    worker.attach(net=net, opt=torch.optim.Adam(net.parameters(), lr=0.01))
+    for batch in worker.batches():
+        while worker.step_number == 30 and not gate.exists():
+            time.sleep(0.01)
+        worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+
+
+def test_survivors_hand_on_what_is_frozen_too(table: Snapshot, tmp_path: Path) -> None:
+    plan = replace(prepare(tmp_path / "r", stream_of(table)), trainable_only=True)
+    gate = tmp_path / "gate"
+    crew = Crew(partial(adapted, gate=gate), stream_of(table), plan, most=2, first=2)
+    crew.wait_for(lambda s: past(30)(s) and bool(checkpoints.all_of(plan.kept_in)))
+    crew.add()
+    crew.wait_for(lambda s: len(s["waiting"]) == 1)
+    os.kill(crew.pid_of_rank(0), signal.SIGKILL)  # who alone has written so far
+    gate.touch()
+    status = crew.join()
+
+    assert not status["error"]
+    kept = run_of(tmp_path / "r").checkpoints
+    assert len({c.files[checkpoints.BASE]["in"] for c in kept}) == 1
+    first, last = (checkpoints.restore(c)["net"] for c in (kept[0], kept[-1]))
+    assert torch.equal(first["0.weight"], last["0.weight"])
+    assert not torch.equal(first["1.weight"], last["1.weight"])
 
 
 def exact_loop(worker: Any) -> None:
@@ -345,7 +342,7 @@ def test_exact_weights_do_not_depend_on_workers_or_faults(table: Snapshot, tmp_p
     torch.use_deterministic_algorithms(False)
     weights.append(checkpoints.restore(run.checkpoint)["net"])
     for kill in (False, True):
-        plan = replace(prepare(tmp_path / f"three-{kill}", stream_of(table)), lanes=12, exact=True)
+        plan = replace(plan_of(tmp_path / f"three-{kill}", stream_of(table)), lanes=12, exact=True)
         crew = Crew(exact_loop, stream_of(table), plan, most=3, first=3)
         if kill:
             crew.wait_for(past(30))
@@ -370,7 +367,7 @@ def fails_on_one(worker: Any) -> None:
 
 
 def test_a_rank_that_ends_early_stops_the_run(table: Snapshot, tmp_path: Path) -> None:
-    plan = prepare(tmp_path / "r", stream_of(table))
+    plan = plan_of(tmp_path / "r", stream_of(table))
     crew = Crew(fails_on_one, stream_of(table), plan, most=2, first=2)
     status = crew.join()
 
@@ -390,7 +387,7 @@ def blows_up(worker: Any) -> None:
 def test_a_loss_that_is_no_number_stops_at_the_last_good_step(
     table: Snapshot, tmp_path: Path
 ) -> None:
-    plan = prepare(tmp_path / "r", stream_of(table))
+    plan = plan_of(tmp_path / "r", stream_of(table))
     crew = Crew(blows_up, stream_of(table), plan, most=2, first=2)
     status = crew.join()
 
@@ -410,7 +407,7 @@ def lags(worker: Any, gate: Path) -> None:
 
 
 def test_a_straggler_is_named(table: Snapshot, tmp_path: Path) -> None:
-    plan, gate = prepare(tmp_path / "r", stream_of(table)), tmp_path / "gate"
+    plan, gate = plan_of(tmp_path / "r", stream_of(table)), tmp_path / "gate"
     crew = Crew(partial(lags, gate=gate), stream_of(table), plan, most=3, first=3, slow_s=1.0)
     slow = crew.wait_for(lambda s: [e for e in s["events"] if e.kind == "slow"])["events"][-1]
     pid = crew.pid_of_rank(1)

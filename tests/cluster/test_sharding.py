@@ -3,13 +3,10 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch.nn import functional
@@ -19,11 +16,8 @@ from lepton import checkpoints
 from lepton.checkpoints.shards import SHARDS
 from lepton.export.restore import Predictor
 from lepton.lake import Snapshot
-from lepton.telemetry import Carrier
-from lepton.training.plan import Plan
 from lepton.training.run import Run
-from lepton.training.trainer import _lineage, _write_run
-from tests.cluster.crew import Crew
+from tests.cluster.crew import Crew, plan_of, run_of, write_rows
 
 ROWS, BATCH, EVERY = 800, 40, 5
 
@@ -72,37 +66,13 @@ def whole_loop(worker: Any) -> None:
         worker.step(loss, clip=5.0)
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    yield
-    for crew in list(Crew.unfinished):
-        crew.close()
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    x = np.random.default_rng(0).normal(size=(ROWS, 3)).astype("float32")
-    rows = pa.table({"x": list(x), "y": x.argmax(1).astype("int64")})
-    return lepton.write(rows, tmp_path_factory.mktemp("lake") / "t")
+    return write_rows(tmp_path_factory.mktemp("lake") / "t", ROWS)
 
 
 def stream_of(table: Snapshot) -> Any:
     return table.stream(batch_size=BATCH, epochs=2, lanes=12, engine="worker")
-
-
-def prepare(folder: Path, stream: Any, every: int = EVERY) -> Plan:
-    carrier = Carrier("", str(folder.parent / "traces"))
-    _write_run(folder, folder.name, stream, carrier)
-    return Plan(
-        folder=str(folder),
-        checkpoint_every=every,
-        audit=True,
-        lineage={**_lineage(stream), "run": folder.name},
-        preparation=None,
-        carrier=carrier,
-        session="s",
-        seed=0,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +100,11 @@ def test_written_and_read_at_other_world_sizes(table: Snapshot, whole: Run, tmp_
     """4 ranks, one and 3 make a part of the run each, from what those before them wrote."""
     stream = stream_of(table)
     for life, (size, until) in enumerate([(4, 8), (1, 16), (3, None)]):
-        plan = prepare(tmp_path / "r", stream)
+        plan = plan_of(tmp_path / "r", stream, checkpoint_every=EVERY)
         crew = Crew(partial(loop, until=until), stream, plan, most=size, first=size)
         status = crew.join()
         assert not status["error"]
-        run = Run(name="r", folder=str(tmp_path / "r"))
+        run = run_of(tmp_path / "r")
         assert [a.world_size for a, _ in run.attempts][life] == size
         kept = [n for n in run.checkpoint.files if n.startswith("shard-")]
         assert len(kept) == size
@@ -150,7 +120,7 @@ def test_written_and_read_at_other_world_sizes(table: Snapshot, whole: Run, tmp_
 def test_a_killed_worker_sends_all_back_to_the_checkpoint_in_the_same_processes(
     table: Snapshot, whole: Run, tmp_path: Path
 ) -> None:
-    plan = prepare(tmp_path / "r", stream_of(table), every=10)
+    plan = plan_of(tmp_path / "r", stream_of(table), checkpoint_every=10)
     gate = tmp_path / "gate"
     crew = Crew(partial(loop, gates={13: gate}), stream_of(table), plan, most=3, first=3)
     crew.wait_for(lambda s: list(s["members"].values()) == [13] * 3)
@@ -160,7 +130,7 @@ def test_a_killed_worker_sends_all_back_to_the_checkpoint_in_the_same_processes(
     status = crew.join()
 
     assert not status["error"]
-    run = Run(name="r", folder=str(tmp_path / "r"))
+    run = run_of(tmp_path / "r")
     before, after = (a for a, _ in run.attempts)
     assert (before.world_size, after.world_size) == (3, 2)
     assert after.step == 10
@@ -172,7 +142,7 @@ def test_a_killed_worker_sends_all_back_to_the_checkpoint_in_the_same_processes(
 def test_a_newcomer_joins_with_nothing_made_again(
     table: Snapshot, whole: Run, tmp_path: Path
 ) -> None:
-    plan = prepare(tmp_path / "r", stream_of(table), every=100)
+    plan = plan_of(tmp_path / "r", stream_of(table), checkpoint_every=100)
     gate = tmp_path / "gate"
     crew = Crew(partial(loop, gates={7: gate}), stream_of(table), plan, most=3, first=2)
     crew.wait_for(lambda s: list(s["members"].values()) == [7] * 2)
@@ -182,7 +152,7 @@ def test_a_newcomer_joins_with_nothing_made_again(
     status = crew.join()
 
     assert not status["error"]
-    run = Run(name="r", folder=str(tmp_path / "r"))
+    run = run_of(tmp_path / "r")
     assert [a.world_size for a, _ in run.attempts] == [2, 3]
     assert run.replayed == 0
     check(run, whole, table)

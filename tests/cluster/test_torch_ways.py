@@ -1,38 +1,22 @@
 """Torch the way people write it learns the same at world sizes 1, 2 and 3. No Ray."""
 
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 import lepton
 from lepton.lake import Snapshot
-from lepton.telemetry import Carrier
-from lepton.training.plan import Plan
-from lepton.training.run import Run
-from lepton.training.trainer import _lineage, _write_run  # the parts of train() without Ray
-from tests.cluster.crew import Crew
+from tests.cluster.crew import Crew, plan_of, run_of, write_rows
 from tests.unit.ways import WAYS, autocast, compiled_loop, make_net, pieces, schedule_of
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    yield
-    for crew in list(Crew.unfinished):
-        crew.close()
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    x = np.random.default_rng(0).normal(size=(600, 3)).astype("float32")
-    rows = pa.table({"x": list(x), "y": x.argmax(1).astype("int64")})
-    return lepton.write(rows, tmp_path_factory.mktemp("lake") / "t")
+    return write_rows(tmp_path_factory.mktemp("lake") / "t", 600)
 
 
 def stream_of(table: Snapshot) -> Any:
@@ -41,21 +25,10 @@ def stream_of(table: Snapshot) -> Any:
 
 def losses_of(loop: Any, table: Snapshot, folder: Path, workers: int) -> list[float]:
     stream = stream_of(table)
-    carrier = Carrier("", str(folder.parent / "traces"))
-    _write_run(folder, folder.name, stream, carrier)
-    plan = Plan(
-        folder=str(folder),
-        checkpoint_every=100,
-        audit=False,
-        lineage={**_lineage(stream), "run": folder.name},
-        preparation=None,
-        carrier=carrier,
-        session="s",
-        seed=0,
-    )
+    plan = plan_of(folder, stream, checkpoint_every=100, audit=False)
     status = Crew(loop, stream, plan, most=workers, first=workers).join(120)
     assert not status["error"]
-    run = Run(name=folder.name, folder=str(folder))
+    run = run_of(folder)
     assert [a.world_size for a, _ in run.attempts] == [workers]
     return run.losses
 

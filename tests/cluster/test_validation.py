@@ -4,14 +4,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch.nn import functional
@@ -19,11 +16,8 @@ from torch.nn import functional
 import lepton
 from lepton import EarlyStopping, Validation
 from lepton.lake import Snapshot
-from lepton.telemetry import Carrier
 from lepton.training.plan import Plan
-from lepton.training.run import Run
-from lepton.training.trainer import _lineage, _write_run  # the parts of train() without Ray
-from tests.cluster.crew import Crew
+from tests.cluster.crew import Crew, plan_of, run_of, write_rows
 
 EVERY = 10
 
@@ -71,50 +65,24 @@ def counting_loop(worker: Any) -> None:
         count.steps += 1
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    yield
-    for crew in list(Crew.unfinished):
-        crew.close()
-
-
-def rows_of(seed: int, rows: int, path: Path) -> Snapshot:
-    x = np.random.default_rng(seed).normal(size=(rows, 3))
-    return lepton.write(pa.table({"x": list(x), "y": x.argmax(1).astype("int64")}), path)
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return rows_of(0, 2000, tmp_path_factory.mktemp("lake") / "t")
+    return write_rows(tmp_path_factory.mktemp("lake") / "t", 2000, dtype="float64")
 
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return rows_of(1, 1001, tmp_path_factory.mktemp("lake") / "v")
+    return write_rows(tmp_path_factory.mktemp("lake") / "v", 1001, seed=1, dtype="float64")
 
 
 def stream_of(table: Snapshot, epochs: int = 1) -> Any:
     return table.stream(batch_size=40, epochs=epochs, lanes=6, engine="worker")
 
 
-def prepare(folder: Path, stream: Any, judge: Validation, stop: Any = None) -> Plan:
-    carrier = Carrier("", str(folder.parent / "traces"))
-    _write_run(folder, folder.name, stream, carrier, stop)
-    plan = Plan(
-        folder=str(folder),
-        checkpoint_every=25,
-        audit=True,
-        lineage={**_lineage(stream), "run": folder.name},
-        preparation=None,
-        carrier=carrier,
-        session="s",
-        seed=0,
+def plan_with(judge: Validation, folder: Path, stream: Any, stop: Any = None) -> Plan:
+    return replace(
+        plan_of(folder, stream, stop), steps=stream.steps, validation=judge.settled(stream)
     )
-    return replace(plan, steps=stream.steps, validation=judge.settled(stream), stop=stop)
-
-
-def run_of(plan: Plan) -> Run:
-    return Run(name=Path(plan.folder).name, folder=plan.folder)
 
 
 FIGURES = ["step", "rows", "accuracy", "precision", "recall", "f1", "confusion"]
@@ -129,7 +97,7 @@ def test_a_worker_killed_while_it_judges_costs_no_step_and_no_count(
     whole = lepton.train(loop, stream, name="whole", home=str(tmp_path), validate=judge)
     gate = tmp_path / "gate"
     gated = replace(judge, predict=partial(waits, gate=gate))
-    plan = prepare(tmp_path / "r", stream, gated)
+    plan = plan_with(gated, tmp_path / "r", stream)
     crew = Crew(counting_loop, stream, plan, most=3, first=3)
     crew.wait_for(lambda _: len(list(tmp_path.glob("gate-*"))) == 3)  # all of them judge
     crew.add()  # and one waits to take part
@@ -139,7 +107,7 @@ def test_a_worker_killed_while_it_judges_costs_no_step_and_no_count(
     status = crew.join()
 
     assert not status["error"]
-    run = run_of(plan)
+    run = run_of(Path(plan.folder))
     assert run.consumption(stream).exact
     assert run.replayed == 0
     assert [a.world_size for a, _ in run.attempts] == [3, 3]
@@ -160,13 +128,13 @@ def test_all_ranks_stop_at_the_same_step_with_the_best_kept(
     quick = partial(loop, rate=0.1)
     options: dict[str, Any] = {"home": str(tmp_path), "validate": judge, "stop": stop}
     whole = lepton.train(quick, stream, name="whole", **options)
-    plan = replace(prepare(tmp_path / "r", stream, judge, stop), keep=1)
+    plan = replace(plan_with(judge, tmp_path / "r", stream, stop), keep=1)
     crew = Crew(quick, stream, plan, most=workers, first=workers)
     status = crew.join()
 
     assert not status["error"]
     assert status["finished"]
-    run = run_of(plan)
+    run = run_of(Path(plan.folder))
     done = json.loads((Path(plan.folder) / "done.json").read_text())
     assert run.steps == whole.steps < stream.steps
     assert run.best.step == done["stopped"]["best_step"] == whole.best.step

@@ -27,10 +27,16 @@ class Collector:
     Attributes:
         status: HTTP status of every answer.
         requests: how many came, kept or not.
+        headers: of every answer.
+        answer: body of every answer.
+        asked: headers of the newest request.
     """
 
     def __init__(self, status: int = 200) -> None:
         self.status = status
+        self.headers: dict[str, str] = {}
+        self.answer = b""
+        self.asked: dict[str, str] = {}
         self.requests = 0
         self._kept: list[Any] = []
         self._came = threading.Condition()
@@ -41,10 +47,14 @@ class Collector:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
+                kept.asked = dict(self.headers)
                 status = kept._take(_KINDS[self.path].FromString(body))
                 self.send_response(status)
-                self.send_header("Content-Length", "0")
+                for name, value in kept.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(kept.answer)))
                 self.end_headers()
+                self.wfile.write(kept.answer)
 
             def log_message(self, *_: object) -> None:
                 pass

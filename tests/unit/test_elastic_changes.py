@@ -1,6 +1,9 @@
 """What the benchmark of changes reads from the workers' records."""
 
-from benchmarks.elastic_changes import Cost, Made, cost_of, settled
+from pathlib import Path
+
+from benchmarks.elastic_changes import Cost, cost_of, settled
+from benchmarks.elastic_records import Made, Records
 
 S = 10**9
 
@@ -31,3 +34,17 @@ def test_steps_made_again_are_counted_once_each() -> None:
 def test_without_a_new_step_nothing_is_known() -> None:
     assert cost_of(made(range(1, 5), 0, 1, 1), 9 * S, 1) == Cost(None, 0, None)
     assert not settled([], 2, 1.0)
+
+
+def test_records_are_read_once_and_whole(tmp_path: Path) -> None:
+    records, path = Records(tmp_path), tmp_path / "1.steps"
+    path.write_text("1 10 7\n2 20")
+
+    assert records.all() == [Made(1, 10, 7)]
+
+    path.write_text("1 10 7\n2 20 7\n")
+    (tmp_path / "2.steps").write_text("1 15 8\n")
+
+    assert records.all() == [Made(1, 10, 7), Made(1, 15, 8), Made(2, 20, 7)]
+    assert records.all() == records.all()
+    assert (records.furthest(19), records.furthest(20)) == (1, 2)

@@ -87,7 +87,14 @@ def run_with(folder: Path, lives: list[tuple[int, int]], called: float) -> Run:
     """A run as it would be: (workers, steps) of 0.1 s / workers + 0.02 s, 4 s to begin with."""
     folder.mkdir(parents=True)
     name = folder.name
-    body = {"name": name, "trace_id": "", "traceparent": "", "time": called, "steps": 9}
+    body = {
+        "name": name,
+        "trace_id": "",
+        "traceparent": "",
+        "time": called,
+        "steps": 9,
+        "table": "t",
+    }
     (folder / "run.json").write_text(json.dumps(body))
     now, step = called + 4.0, 0
     for number, (workers, steps) in enumerate(lives):
@@ -147,6 +154,11 @@ def test_an_elastic_run_tells_how_it_scales(tmp_path: Path, capsys: Any) -> None
     capsys.readouterr()
     assert main(["plan", "next", *home]) == 0
     assert "were predicted" in capsys.readouterr().out
+    assert main(["runs", *home]) == 0
+    assert f"{outcome.predicted:.1f} s {outcome.off:+.1%}" in capsys.readouterr().out
+    assert main(["runs", "--json", *home]) == 0
+    rows = {row["run"]: row["forecast"] for row in json.loads(capsys.readouterr().out)}
+    assert rows == {"past": None, "next": outcome.to_dict()}
 
 
 def loop(worker: Any) -> None:
@@ -163,13 +175,16 @@ def test_a_run_says_how_far_off_its_forecast_was(tmp_path: Path, capsys: Any) ->
     stream = table.stream(batch_size=10, lanes=1)
     home = str(tmp_path)
     lepton.train(loop, stream, name="past", home=home)
-    found = lepton.plan("past", workers=1, rows=300, write_to="next", home=home)
-    assert found.choices[0].seconds > 0
+    asked = ["plan", "past", "--workers", "1", "--table", str(tmp_path / "t"), "--epochs", "1"]
+    assert main([*asked, "--for", "next", "--json", "--home", home]) == 0
+    (choice,) = json.loads(capsys.readouterr().out)["choices"]
+    assert choice["seconds"] > 0
     run = lepton.train(loop, stream, name="next", home=home)
 
     outcome = outcome_of(run)
     assert outcome is not None
     assert math.isfinite(outcome.off)
+    assert outcome.predicted == pytest.approx(choice["seconds"], rel=1e-6)  # it had those rows
     assert f"run next {outcome}\n" in capsys.readouterr().err
     with pytest.raises(TrainingError, match="no run 'other'"):
         lepton.plan("other", workers=1, rows=300, home=home)

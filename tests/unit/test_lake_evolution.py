@@ -223,16 +223,11 @@ def test_a_write_cut_off_after_its_column_was_added_is_written_again(uri: str) -
 @pytest.mark.parametrize(
     "feature",
     [
-        "typeWidening",
-        "vacuumProtocolCheck",
         "variantType",
         "variantType-preview",
-        "domainMetadata",
         "identityColumns",
         "rowTracking",
         "clustering",
-        "inCommitTimestamp",
-        "allowColumnDefaults",
     ],
 )
 def test_features_that_deltalake_cannot_write_are_refused_by_name(

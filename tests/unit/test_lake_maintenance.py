@@ -12,7 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 
 import lepton
 from lepton.errors import LakeError, RegistryError
-from lepton.lake import delegation
+from lepton.lake import compaction
 from lepton.lake.files import write_files
 from lepton.lake.log import load_version
 from lepton.lake.maintenance import checkpoint, optimize, restore, vacuum
@@ -213,13 +213,13 @@ def test_optimize_that_another_commit_comes_before_changes_nothing(
 ) -> None:
     uri = grown(tmp_path / "t")
     lepton.write(pa.table({"x": [7]}), uri)
-    real = delegation.commit_changes
+    real = compaction.commit_changes
 
     def late(*given: Any, **named: Any) -> None:
         lepton.write(pa.table({"x": [77]}), uri)
         real(*given, **named)
 
-    monkeypatch.setattr(delegation, "commit_changes", late)
+    monkeypatch.setattr(compaction, "commit_changes", late)
     before = values(uri)
     files = parquet(uri)
     with pytest.raises(LakeError, match=r"t@4: another writer changed it meanwhile"):
@@ -233,32 +233,19 @@ def test_files_of_a_commit_that_may_still_land_are_kept(
 ) -> None:
     uri = grown(tmp_path / "t")
     lepton.write(pa.table({"x": [7]}), uri)
-    before, real = values(uri), delegation.commit_changes
+    before, real = values(uri), compaction.commit_changes
     lands: list[Any] = []
 
     def unanswered(*given: Any, **named: Any) -> None:
         lands.append(lambda: real(*given, **named))
         raise OSError("Generic S3 error: request timed out")
 
-    monkeypatch.setattr(delegation, "commit_changes", unanswered)
+    monkeypatch.setattr(compaction, "commit_changes", unanswered)
     with pytest.raises((LakeError, OSError)):
         optimize(uri)
     assert values(uri) == before
     lands[0]()  # the store has taken it after all
     assert values(uri) == before
-
-
-def test_it_is_said_where_files_stay_without_checksums(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    uri = grown(tmp_path / "t")
-
-    def fails(*_: Any, **__: Any) -> None:
-        raise OSError("Generic S3 error: access is gone")
-
-    monkeypatch.setattr(delegation, "opened_table", fails)
-    delegation.reseal(uri, 0, None)
-    assert "have no page checksums (Generic S3 error: access is gone)" in caplog.text
 
 
 def test_optimize_refuses_what_is_not_there(tmp_path: Path) -> None:

@@ -66,17 +66,6 @@ def test_a_doubled_key_is_named(uri: str) -> None:
         lepton.write(rows, uri, mode="merge", key="id")
 
 
-def test_column_mapping_is_refused_by_name(tmp_path: Path) -> None:
-    lepton.write(pa.table({"x": [1]}), tmp_path / "t")
-    log = tmp_path / "t" / "_delta_log" / f"{0:020}.json"
-    text = log.read_text().replace(
-        '"configuration":{}', '"configuration":{"delta.columnMapping.mode":"name"}'
-    )
-    log.write_text(text)
-    with pytest.raises(LakeError, match="columnMapping"):
-        lepton.write(pa.table({"x": [2]}), tmp_path / "t")
-
-
 def test_files_carry_checksums_and_statistics(uri: str) -> None:
     (file,) = Path(uri).glob("*.parquet")
     told = lepton.table(uri).statistics().to_pylist()[0]

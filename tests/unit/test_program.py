@@ -77,3 +77,33 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
     (tmp_path / "p.pt2").write_bytes((tmp_path / "p.pt2").read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"cannot load the program at .*p\.pt2"):
         load_program(tmp_path / "p.pt2", signature)
+
+
+class Tied(torch.nn.Module):
+    """One weight under two names, used twice, and a part in which gradients are off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(3, 3)
+        self.second = torch.nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            place = torch.arange(3, dtype=x.dtype, device=x.device)
+        return self.second(self.first(x)) + self.first(x) + place
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the second is handled as any other device
+def test_a_program_computes_where_it_is_told(tmp_path: Path, device: str) -> None:
+    x, nets = torch.randn(4, 3), [Tied(), Tied()]
+    with torch.inference_mode():
+        wanted = [net(x) for net in nets]
+    signature = export_net(nets[0], "net", ["x"], [x], tmp_path / "p.pt2")
+    programs = [load_program(tmp_path / "p.pt2", signature, device) for _ in nets]
+    for program, net in zip(programs, nets, strict=True):
+        program.load_weights(net.state_dict())
+    for program, answer in zip(programs, wanted, strict=True):
+        assert program.device == device
+        assert torch.allclose(answers(program, x), answer)
+        assert not answers(program, x).requires_grad

@@ -7,8 +7,11 @@ import pickle
 from typing import Any
 
 import pytest
+import torch
 
+from lepton.errors import ServingError
 from lepton.serving import Service
+from lepton.serving.devices import device_for
 from lepton.serving.scaling import replicas_for
 from lepton.serving.service import POLICY, replicas_of, service_of
 
@@ -59,6 +62,7 @@ def test_resources_are_told_to_ray(resources: Any, options: Any) -> None:
         ({"policy": lambda _: (1, {})}, "must be a function of a module"),
         ({"policy": "scaling"}, "or 'module:function'"),
         ({"policy": 3}, "must be a function of a module"),
+        ({"device": "cuda"}, "needs a GPU that Ray keeps"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
@@ -71,3 +75,17 @@ def test_settings_travel() -> None:
     assert pickle.loads(pickle.dumps(service)) == service
     own = Service(policy=replicas_for)
     assert pickle.loads(pickle.dumps(own)) == own
+
+
+def test_nets_compute_where_the_service_says(caplog: pytest.LogCaptureFixture) -> None:
+    assert device_for(Service()) == "cpu"
+    assert device_for(Service(device="cpu:0")) == "cpu:0"
+    with pytest.raises(ServingError, match="device 'warp' cannot be used here"):
+        device_for(Service(device="warp"))
+    if torch.cuda.is_available():
+        assert device_for(Service(resources={"GPU": 1})) == "cuda"
+        return
+    assert device_for(Service(resources={"GPU": 0.25})) == "cpu"
+    assert "this replica has 0.25 of a GPU by Ray" in caplog.text
+    with pytest.raises(ServingError, match="device 'cuda' cannot be used here"):
+        device_for(Service(device="cuda", resources={"GPU": 0.25}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,51 @@ def test_what_is_wrong_is_told_with_its_status(
         assert raised.value.status() == f"StatusCode.{code}"
 
     speak(home, scene)
+
+
+def streamed(client: Any, asked: list[dict[str, Any]], **options: Any) -> list[Any]:
+    """Send requests over one stream; return what came for each, a result or an error."""
+    came: queue.Queue[Any] = queue.Queue()
+    client.start_stream(lambda result, error: came.put(error or result), **options)
+    for one in asked:
+        client.async_stream_infer("m", **one)
+    found = [came.get(timeout=60) for _ in asked]
+    client.stop_stream()
+    assert came.empty()
+    return found
+
+
+def test_a_stream_answers_each_request_in_order(home: Path) -> None:
+    rows = [[[float(i), 1.0, 2.0]] * (i % 3 + 1) for i in range(40)]
+    asked = [{"inputs": [given(x)], "request_id": f"r{i}"} for i, x in enumerate(rows)]
+    asked[7] = {"inputs": [given([[0.0, 1.0]])], "request_id": "wrong"}
+    asked[9] = {"inputs": [given(rows[9])], "model_version": "9"}
+
+    def scene(client: Any) -> None:
+        alone = [client.infer("m", [given(x)]).as_numpy("output") for x in rows]
+        found = streamed(client, asked)
+        for i, one in enumerate(found):
+            if i in (7, 9):
+                words = "has shape" if i == 7 else "version 9"
+                assert isinstance(one, triton.InferenceServerException)
+                assert words in one.message()
+            else:
+                assert one.get_response().id == f"r{i}"
+                assert np.allclose(one.as_numpy("output"), alone[i], atol=1e-6)
+
+    speak(home, scene)
+
+
+def test_a_stream_without_a_token_is_ended(home: Path) -> None:
+    x = {"inputs": [given([[0.0, 1.0, 2.0]])]}
+
+    def scene(client: Any) -> None:
+        (refused,) = streamed(client, [x], headers={"authorization": "Bearer wrong"})
+        assert refused.status() == "StatusCode.UNAUTHENTICATED"
+        (found,) = streamed(client, [x], headers={"authorization": f"Bearer {'t' * 20}"})
+        assert found.as_numpy("output").shape == (1, 2)
+
+    speak(home, scene, access=(grant("me", "t" * 20),))
 
 
 def test_who_has_no_token_is_refused_by_grpc_too(home: Path) -> None:

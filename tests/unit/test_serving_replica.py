@@ -208,3 +208,45 @@ def test_wrong_rows_are_told_what_was_expected(
         assert words in reply.json()["detail"]
 
     asyncio.run(scene())
+
+
+def test_a_replica_answers_the_same_wherever_it_computes(replica: Replica, home: Path) -> None:
+    """With "cpu:0" everything is done that another device needs."""
+    elsewhere = Replica("m", str(home), device="cpu:0")
+
+    async def answer(one: Replica) -> tuple[Any, Any]:
+        async with client(one) as http:
+            health = (await http.get("/v2/health/ready")).json()
+            return health["device"], (await http.post(URL, content=body(3))).json()["outputs"]
+
+    try:
+        here, there = (asyncio.run(answer(one)) for one in (replica, elsewhere))
+    finally:
+        elsewhere.__del__()
+    assert (here[0], there[0]) == ("cpu", "cpu:0")
+    assert here[1] == there[1]
+
+
+def test_a_registry_that_cannot_be_read_stops_no_replica(
+    replica: Replica, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "lepton")
+
+    async def scene() -> None:
+        async with client(replica) as http:
+            for _ in range(3):
+                told = await replica.follow()
+                assert (told["champion"], told["error"]) == (1, "")
+                assert (await http.post(URL, content=body())).status_code == 200
+
+    commits = home / "registry" / "_delta_log"
+    broken = commits / f"{len(list(commits.glob('*.json'))):020}.json"
+    broken.write_text("no commit")
+    try:
+        asyncio.run(scene())
+    finally:
+        broken.unlink()
+    said = [r.getMessage() for r in caplog.records if "cannot read the registry" in r.getMessage()]
+    assert len(said) == len(set(said)) >= 1  # not four times a second
+    assert asyncio.run(replica.follow())["champion"] == 1
+    assert not replica._follower._unread  # it is read again

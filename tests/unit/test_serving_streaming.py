@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 import torch
 
 import lepton
+from lepton import cluster
 from lepton.registry import Registry
 from lepton.serving import Service, grant
+from lepton.serving.grpc_streams import FINAL
 from lepton.serving.sequences import LINES
 from lepton.serving.shared import SharedReplica
 from lepton.telemetry import spans_of
@@ -260,3 +263,39 @@ def test_what_goes_wrong_on_the_way_is_the_last_event(
             assert json.loads(client.events[-1].split(b"data: ")[1])["status"] == 504
 
     asyncio.run(whole())
+
+
+def test_tokens_come_over_a_grpc_stream_too(home: Path) -> None:
+    triton = pytest.importorskip("tritonclient.grpc")
+    port = cluster.free_ports(1)[0]
+
+    def speak() -> list[Any]:
+        client, came = triton.InferenceServerClient(f"127.0.0.1:{port}"), queue.Queue[Any]()
+        client.start_stream(lambda result, error: came.put(error or result))
+        for tokens, parameters in (
+            ([[2, 3]], {"max_tokens": 3}),
+            ([[2, 3]], {"max_tokens": 0}),
+            ([[6]], {"max_tokens": 5, "stop": 2}),
+        ):
+            sent = triton.InferInput("x", [1, len(tokens[0])], "INT64")
+            sent.set_data_from_numpy(np.array(tokens, "int64"))
+            client.async_stream_infer("m", [sent], request_id="me", parameters=parameters)
+        found: list[Any] = [came.get(timeout=60) for _ in range(4 + 1 + 3)]
+        client.stop_stream()
+        client.close()
+        return found
+
+    async def scene() -> list[Any]:
+        async with replica_of(home, grpc_port=port):
+            return await asyncio.to_thread(speak)
+
+    found = asyncio.run(scene())
+    wrong = found.pop(4)
+    assert "'max_tokens' must be a whole number from 1" in wrong.message()
+    ends = [i for i, f in enumerate(found) if f.get_response().parameters[FINAL].bool_param]
+    assert ends == [3, 6]
+    tokens = [int(f.as_numpy("token")[0]) for i, f in enumerate(found) if i not in ends]
+    assert tokens == [4, 5, 6, 0, 1]
+    reasons = [found[i].get_response().parameters["finish_reason"].string_param for i in ends]
+    assert reasons == ["length", "stop"]
+    assert {f.get_response().id for f in found} == {"me"}

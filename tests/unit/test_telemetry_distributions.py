@@ -11,7 +11,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 
 from lepton.telemetry import distributions
-from lepton.telemetry.distributions import Distributions
+from lepton.telemetry.distributions import MANY, Distributions
 from lepton.telemetry.instruments import INSTRUMENTS
 
 WHAT = INSTRUMENTS["http.server.request.duration"]
@@ -89,3 +89,28 @@ def test_labels_without_end_are_added_up_as_one(monkeypatch: pytest.MonkeyPatch)
 
     assert len(found) == 4
     assert found[frozenset({("otel.metric.overflow", True)})].count == 7
+
+
+@given(
+    st.lists(
+        st.one_of(st.floats(0, 200), st.sampled_from(WHAT.bounds)), min_size=MANY, max_size=3 * MANY
+    )
+)
+def test_many_at_once_are_what_each_would_be(values: list[float]) -> None:
+    one_by_one, at_once = Distributions(delta=False), Distributions(delta=False)
+
+    def trace_of(at: int) -> str:
+        return f"00-{'ab' * 16}-{at + 1:016x}-01"
+
+    for at, value in enumerate(values):
+        one_by_one.take(WHAT, value, {}, trace_of(at))
+    at_once.take_all(WHAT, values, {}, trace_of)
+
+    (wanted,) = points(one_by_one.collect(Resource({}))).values()
+    (found,) = points(at_once.collect(Resource({}))).values()
+    assert list(found.bucket_counts) == list(wanted.bucket_counts)
+    assert (found.min, found.max) == (wanted.min, wanted.max)
+    assert found.sum == pytest.approx(wanted.sum)
+    assert {(e.value, e.span_id) for e in found.exemplars} == {
+        (e.value, e.span_id) for e in wanted.exemplars
+    }

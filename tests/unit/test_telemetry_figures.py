@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ import pytest
 
 import lepton
 from lepton.serving.figures import Figures
-from lepton.telemetry import Common, Ended, Spool, metrics, spans_of, watch_gpus
-from lepton.telemetry.rounds import rounds
+from lepton.telemetry import Common, Left, Spool, metrics, spans_of
 
 
 class Kept:
@@ -55,8 +53,8 @@ def _answered(version: int, *, variant: str = "champion", error: str = "", kind:
     return Common("lepton.request", kind, error, (), about)
 
 
-def _spans(common: Common, count: int) -> list[Ended]:
-    return [Ended(common, "ab" * 16, f"{n:016x}", "", 0, 10**9) for n in range(count)]
+def _spans(common: Common, count: int) -> list[Left]:
+    return [Left(common, f"00-{'ab' * 16}-{n:016x}-01", "", 0, 10**9) for n in range(count)]
 
 
 def test_requests_are_measured_by_answer_version_and_variant(kept: Kept) -> None:
@@ -82,8 +80,8 @@ def test_unsampled_requests_are_measured_too(kept: Kept, tmp_path: Path) -> None
     common = Common("lepton.request")
     for flag in ("00", "01", "03"):
         parent = f"00-{'ab' * 16}-{'cd' * 8}-{flag}"
-        assert spool.leave(common, parent, 1)[-2:] == f"0{int(flag) & 1}"
-    spool.leave(common, f"00-{'ab' * 16}-{'cd' * 8}-00", 1, certain=True)
+        assert spool.leave(common, parent, 1, 2)[-2:] == f"0{int(flag) & 1}"
+    spool.leave(common, f"00-{'ab' * 16}-{'cd' * 8}-00", 1, 2, certain=True)
     spool.close()
 
     assert sorted(told) == [("lepton.request", 1, False), ("lepton.request", 3, True)]
@@ -98,37 +96,3 @@ def test_reads_are_measured_in_rows_and_bytes(kept: Kept, tmp_path: Path) -> Non
 
     assert sum(value for value, _ in kept.of("lepton.read.rows")) == 100
     assert sum(value for value, _ in kept.of("lepton.read.size")) == 100 * (4 + 8)
-
-
-@pytest.mark.parametrize(
-    ("visible", "wanted"), [(None, ["0", "1"]), ("1", ["1"]), ("GPU-7", ["GPU-7"]), ("", [])]
-)
-def test_a_process_tells_of_its_own_gpus(
-    kept: Kept, visible: str | None, wanted: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    nvml = SimpleNamespace(  # in the place of a driver, which this machine may not have
-        nvmlDeviceGetCount=lambda: 2,
-        nvmlDeviceGetHandleByIndex=lambda n: n,
-        nvmlDeviceGetHandleByUUID=lambda name: name,
-        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=40),
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=2**30),
-    )
-    leave = watch_gpus(nvml)
-    rounds.make()
-    leave()
-    told = len(kept.told)
-    rounds.make()
-
-    assert kept.of("hw.gpu.utilization")[: len(wanted)] == [(0.4, {"hw.id": n}) for n in wanted]
-    assert {v for v, _ in kept.of("hw.gpu.memory.usage")} == ({2**30} if wanted else set())
-    assert len(kept.told) == told
-
-
-def test_without_gpus_nothing_is_told(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    watch_gpus()()
-
-    assert kept.told == []

@@ -14,9 +14,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Tracer, TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 
+from lepton.telemetry.bulk import FEW, Left, encode_alike, ended
 from lepton.telemetry.context import context_of, links_of
 from lepton.telemetry.spans import _ended
-from lepton.telemetry.wire import FEW, MOST_KEPT, Common, Encoder, Ended, request
+from lepton.telemetry.wire import MOST_KEPT, Common, Encoder, Ended, request
 
 RESOURCE = {"service.name": "lepton", "process.pid": 1, "long": "x" * 20_000}
 PARENT = f"00-{'ab' * 16}-{'cd' * 8}-01"
@@ -81,14 +82,14 @@ def test_it_is_what_opentelemetry_makes_of_it(
 
 
 hexes = st.integers(0, 2**64 - 1).map("{:016x}".format)
-ended = st.tuples(hexes, hexes, hexes, st.one_of(st.just(""), hexes))
+ids = st.tuples(hexes, hexes, hexes, st.one_of(st.just(""), hexes))
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     told=attributes,
-    spans=st.lists(ended, max_size=5 * FEW),
-    start=st.integers(10**17, 2**63),
+    spans=st.lists(ids, max_size=5 * FEW),
+    start=st.integers(10**17, 2**62) | st.integers(10**18, 2 * 10**18),
     sent=st.booleans(),
 )
 def test_many_at_once_are_what_each_would_be(
@@ -96,12 +97,18 @@ def test_many_at_once_are_what_each_would_be(
 ) -> None:
     common = Common("lepton.request", "server", "", [LINK], {"percent %s": "100%", **told})
     every = [
-        Ended(common, high + low, own, parent, start + n, start + 2 * n)
+        Left(
+            common,
+            f"00-{high}{low}-{own}-01",
+            parent and f"00-{high}{low}-{parent}-01",
+            start + n,
+            start + 2 * n,
+        )
         for n, (high, low, own, parent) in enumerate(spans)
     ]
     encoder = Encoder("p (1)")
-    found = encoder.encode_alike(every, sent=sent)
-    each = [encoder.encode(span, sent=sent) for span in every]
+    found = encode_alike(encoder, every, sent=sent)
+    each = [encoder.encode(ended(span), sent=sent) for span in every]
 
     assert sorted(found.line.splitlines()) == sorted(e.line[:-1] for e in each)
     read = ExportTraceServiceRequest.FromString(request({}, [found.message]))
