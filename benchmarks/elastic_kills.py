@@ -189,6 +189,8 @@ def claims_of(found: dict[str, list[Loss]]) -> list[claims.Claim]:
     made: list[claims.Claim] = []
     pauses = {p: median(x.cost.pause for x in ls) for p, ls in found.items()}
     for peer, losses in found.items():
+        if not losses:
+            continue  # it failed: none of this was measured
         back = [x for x in losses if x.cost.full is not None]
         ours = peer == "lepton"
         told: list[tuple[str, float | None, float | None, str]] = [

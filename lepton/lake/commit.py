@@ -330,29 +330,44 @@ def add_columns(
 ) -> tuple[DeltaTable, Rules]:
     """Give a table new columns and return it with its rules; another writer may have done so.
 
+    It is tried again for as long as other commits come first that leave the table's rules alone.
+
     Raises:
-        WriteConflict: another commit gave the table other rules.
+        WriteConflict: another commit gave the table other rules, or commits came first each time.
         LakeError: deltalake cannot add such a column; the files are discarded.
     """
     new: Any = Schema.from_arrow(pa.schema(grown.added)).fields
-    failure: Exception | None = None
+    wanted = replace(rules, schema=pa.schema([*list(cast("Any", rules.schema)), *grown.added]))
+    since, failure, lost = opened.version(), None, False
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))  # noqa: S311 (no secret)
+        failure = _added(opened, new)
+        lost = isinstance(failure, CommitFailedError)
+        if failure is not None and not lost and not passes(failure):
+            break
+        opened = opened_table(uri, options)
+        now = rules_of(opened, uri)
+        if replace(now, what=rules.what) == wanted:
+            return opened, now
+        if failure is None or replace(now, what=rules.what) != rules:
+            break
+    discard(files, uri, options)
+    if failure is None or lost:
+        raise conflict(opened, since, uri) from failure
+    raise LakeError(
+        f"cannot add {', '.join(f.name for f in grown.added)} to table {rules.what}; nothing "
+        f"was committed: {first_line(failure)}"
+    ) from failure
+
+
+def _added(opened: DeltaTable, new: Any) -> Exception | None:
+    """Add columns in a commit of their own; return why that failed, if it did."""
     try:
         opened.alter.add_columns(new)
-    except CommitFailedError as e:
-        failure = e
     except (DeltaError, OSError, ValueError) as e:
-        discard(files, uri, options)
-        raise LakeError(
-            f"cannot add {', '.join(f.name for f in grown.added)} to table {rules.what}; nothing "
-            f"was committed: {e}"
-        ) from e
-    newest = opened_table(uri, options)
-    now = rules_of(newest, uri)
-    wanted = pa.schema([*list(cast("Any", rules.schema)), *grown.added])
-    if replace(now, what=rules.what) != replace(rules, schema=wanted):
-        discard(files, uri, options)
-        raise conflict(newest, opened.version(), uri) from failure
-    return newest, now
+        return e
+    return None
 
 
 def conflict(newest: DeltaTable, since: int, uri: str) -> WriteConflict:

@@ -11,6 +11,7 @@ from html import escape
 
 from lepton.report.lanes import Points, killed, lanes
 from lepton.report.model import Span
+from lepton.report.outline import outline
 from lepton.report.page import STYLE
 from lepton.report.perfetto import STOPS
 from lepton.report.timeline import duration, quantile, timeline
@@ -22,6 +23,8 @@ main{max-width:1180px}
 .lanes .span{fill:var(--blue);opacity:.75}.lanes .span.failed{fill:var(--red);opacity:1}
 .lanes .span.read{fill:var(--teal)}.lanes .span.saved{fill:var(--plum)}
 .lanes .killed{stroke:var(--red);stroke-width:2.5;fill:none}
+section:has(.lanes),section:has(.facts){overflow-x:auto}
+@media (max-width:720px){.lanes{min-width:820px}section{padding:14px}}
 @media (min-width:721px){.row,.axis{grid-template-columns:250px 1fr 230px}.took{white-space:nowrap}}
 .lanes .in{fill:#fff;font-size:10px;pointer-events:none}
 .stop rect{fill:var(--red);opacity:.22}.stop path{fill:var(--red)}
@@ -32,7 +35,7 @@ main{max-width:1180px}
 .facts{border-collapse:collapse;font-size:13px;width:100%}
 .facts th,.facts td{text-align:left;padding:3px 12px 3px 0;border-top:1px solid var(--rule);
 overflow-wrap:anywhere;vertical-align:top;font-weight:400}
-.facts th{color:var(--soft)}.facts thead th{border:0;font-size:12px}
+.facts th{color:var(--soft)}.facts th[scope=row]{white-space:nowrap;overflow-wrap:normal}.facts thead th{border:0;font-size:12px}
 """
 
 
@@ -69,7 +72,7 @@ def render_trace(page: TracePage) -> str:
         f"<title>{title}</title><style>{STYLE}{_STYLE}</style></head><body><main>"
         f"<header><h1>{title}</h1><p>{escape(told)}</p>"
         f"<p>trace <code>{escape(page.trace_id)}</code></p></header>"
-        f"{_facts(page.facts)}"
+        f"{_facts({**outline(page.spans, page.linking), **page.facts})}"
         f"{_pictures(page)}"
         f"{_stops(page.spans)}"
         f"{_links(page)}"

@@ -40,7 +40,7 @@ def main(home: str) -> None:
     app = lepton.promote(version, gate="accuracy >= 0", home=home)
     inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
     body = request_of(table.select(["x"]).head(2), inputs)
-    reply = httpx.post(app.infer_url, content=body, timeout=60).raise_for_status()
+    reply = httpx.post(app.infer_url, content=body, timeout=180).raise_for_status()
     node = ray.nodes()[0]
     told = {
         "target": f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}",

@@ -46,7 +46,7 @@ def loop(worker: Any, stop: Path) -> None:
 
 def wait_for_size(folder: Path, size: int) -> None:
     """Wait until so many workers train together."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not (found := attempts_of(folder / "steps")) or found[-1].world_size != size:
         assert time.monotonic() < end, [a.world_size for a in found]
         time.sleep(0.05)

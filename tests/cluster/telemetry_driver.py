@@ -83,10 +83,10 @@ def main(home: str) -> dict[str, Any]:
 
 def _ask(url: str, body: bytes, traceparent: str) -> int:
     """Ask until there is an answer; return the process that gave it."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while True:
         with suppress(httpx.TransportError):
-            reply = httpx.post(url, content=body, headers={"traceparent": traceparent}, timeout=30)
+            reply = httpx.post(url, content=body, headers={"traceparent": traceparent}, timeout=120)
             if reply.status_code == 200:
                 return int(reply.headers["x-lepton-replica"])
         assert time.monotonic() < end, "no answer"
@@ -97,7 +97,7 @@ def _scrape() -> list[str]:
     """Read Ray's metrics endpoint until lepton's are there, at most a minute."""
     node = ray.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     lines: list[str] = []
     while time.monotonic() < end:
         lines = [k for k in httpx.get(url, timeout=10).text.splitlines() if not k.startswith("#")]

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from lepton import cluster
 
 CLUSTERS = Path(__file__).parents[2] / "clusters"
 LONG_S = 180
@@ -29,11 +30,6 @@ def _running(command: list[str], **given: Any) -> Iterator[subprocess.Popen[str]
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _configure(folder: Path, target: str) -> Path:
@@ -83,7 +79,7 @@ def test_the_alert_fires_when_a_replica_is_killed(tmp_path: Path) -> None:
         pytest.skip("no prometheus: `make test` installs it (apt-get install prometheus)")
     environment = {**os.environ, "OTEL_METRICS_EXPORTER": "prometheus"}
     environment.pop("RAY_ADDRESS", None)
-    port = _free_port()
+    (port,) = cluster.free_ports(1)
     driver = [
         sys.executable,
         str(Path(__file__).with_name("alerts_driver.py")),

@@ -26,7 +26,7 @@ def test_the_same_script_goes_on_after_its_driver_was_killed(
         script.append("s3://lake/driver")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     driver = subprocess.Popen(script, **quiet, start_new_session=True)
-    end = time.monotonic() + 90
+    end = time.monotonic() + 180
     while (newest_step(tmp_path / "runs" / "r") or (0, 0.0))[0] < 50:
         assert time.monotonic() < end
         assert driver.poll() is None

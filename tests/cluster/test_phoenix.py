@@ -76,7 +76,7 @@ def _spans(url: str) -> list[dict[str, Any]]:
     cursor: str | None = None
     while True:
         asked = {"limit": 500, **({"cursor": cursor} if cursor else {})}
-        reply = httpx.get(f"{url}/v1/projects/default/spans", params=asked, timeout=60)
+        reply = httpx.get(f"{url}/v1/projects/default/spans", params=asked, timeout=180)
         if reply.status_code == 404:  # nothing came yet
             return []
         body = reply.raise_for_status().json()

@@ -302,7 +302,7 @@ def adapted(worker: Any, gate: Path) -> None:
 
 
 def test_survivors_hand_on_what_is_frozen_too(table: Snapshot, tmp_path: Path) -> None:
-    plan = replace(prepare(tmp_path / "r", stream_of(table)), trainable_only=True)
+    plan = replace(plan_of(tmp_path / "r", stream_of(table)), trainable_only=True)
     gate = tmp_path / "gate"
     crew = Crew(partial(adapted, gate=gate), stream_of(table), plan, most=2, first=2)
     crew.wait_for(lambda s: past(30)(s) and bool(checkpoints.all_of(plan.kept_in)))

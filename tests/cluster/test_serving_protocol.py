@@ -64,7 +64,7 @@ class Service:
 
     def post(self, body: bytes, **headers: str) -> httpx.Response:
         told = {name.replace("_", "-"): value for name, value in headers.items()}
-        return httpx.post(self.app.infer_url, content=body, headers=told, timeout=30)
+        return httpx.post(self.app.infer_url, content=body, headers=told, timeout=120)
 
     def body(self) -> bytes:
         x = {"name": "x", "datatype": "FP32", "shape": [7, 3], "data": self.x.tolist()}
@@ -134,7 +134,7 @@ def test_tritonclient_gets_the_checkpoints_answers_by_grpc(
     if asynchronous:
         came: Any = queue.Queue()
         client.async_infer(MODEL, [sent], lambda result, error: came.put((result, error)))
-        found, error = came.get(timeout=60)
+        found, error = came.get(timeout=180)
         assert error is None
     else:
         found = client.infer(MODEL, [sent], request_id="me")
@@ -198,7 +198,7 @@ def test_tokens_come_one_by_one_until_the_client_leaves(service: Service) -> Non
         endless = app.generate([1], max_tokens=4096, trace=carrier)
         assert [next(endless) for _ in range(3)] == [2, 3, 4]
         endless.close()  # leaves
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while not (spans := spans_of(f"{home}/traces", trace)) and time.monotonic() < end:
             time.sleep(0.1)
         (span,) = spans
@@ -264,7 +264,7 @@ def until_past_serve(url: str, body: bytes, headers: dict[str, str]) -> None:
     """Ask until a request is answered at once: Serve would make up a request id."""
     if not ray.get(haproxy_is_on.remote()):
         return
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while httpx.post(url, content=body, headers=headers).headers["x-request-id"] != "a":
         assert time.monotonic() < end, "no request was answered at once"
 

@@ -45,7 +45,8 @@ def test_a_killed_replicas_requests_are_sent_to_another(world: World) -> None:
 def test_the_last_replica_sleeps_and_the_next_request_wakes_one(world: World) -> None:
     run = lepton.train(loop, world.table.stream(batch_size=50), name="sleepy", home=world.home)
     first = lepton.register(run, "sleepy", home=world.home)
-    how: dict[str, Any] = {"replicas": (0, 1), "service": Service(sleep_after_s=0.5)}
+    # time enough to see it before it sleeps, however busy the machine
+    how: dict[str, Any] = {"replicas": (0, 1), "service": Service(sleep_after_s=3)}
     app = lepton.promote(first, home=world.home, **how)
     wait_until(lambda: not app.replicas())
     woken = post(app, request(world))
@@ -67,7 +68,7 @@ def by_grpc(address: str, model: str, world: World) -> str:
     sent.set_data_from_numpy(x)
     try:
         with triton.InferenceServerClient(address) as client:
-            return str(client.infer(model, [sent], client_timeout=30).get_response().model_version)
+            return str(client.infer(model, [sent], client_timeout=60).get_response().model_version)
     except triton.InferenceServerException:
         return ""
 

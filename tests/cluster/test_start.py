@@ -63,7 +63,7 @@ def test_a_run_that_waits_begins_when_there_is_room(
     said: list[str] = []
 
     def make_room() -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not said and time.monotonic() < end:
             said.extend(x for x in capfd.readouterr().err.splitlines() if "waits for room" in x)
             time.sleep(0.1)

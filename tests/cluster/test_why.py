@@ -56,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterat
     app = lepton.promote(model, home=str(home))
     inputs = [{"name": "x", "shape": [-1, 3], "datatype": "FP32"}]
     body = json.loads(request_of(pa.table({"x": list(x[:5])}), inputs))
-    reply = httpx.post(app.infer_url, json={**body, "id": ASKED}, timeout=60)
+    reply = httpx.post(app.infer_url, json={**body, "id": ASKED}, timeout=180)
     assert reply.status_code == 200, reply.text
     app.flush()
     yield World(home, run, model)

@@ -220,6 +220,19 @@ def test_a_write_cut_off_after_its_column_was_added_is_written_again(uri: str) -
     assert [r["y"] for r in rows(uri)] == [None, None, 0.5]
 
 
+def test_columns_are_added_after_commits_that_leave_the_rules_alone(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    lepton.write(OLD, uri)
+    stale = DeltaTable(uri)
+    rules = rules_of(stale, uri)
+    DeltaTable(uri).alter.set_table_properties({"delta.logRetentionDuration": "interval 9 days"})
+    lepton.write(OLD, uri)
+    grown = evolution(rules.schema, NEW.schema, "add")
+    opened, now = add_columns(stale, rules, grown, [], uri=uri, options=None)
+    assert now.schema.names == [*rules.schema.names, *(f.name for f in grown.added)]
+    assert opened.version() == 3
+
+
 @pytest.mark.parametrize(
     "feature",
     [

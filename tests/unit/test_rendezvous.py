@@ -57,7 +57,7 @@ class Table:
         async def look() -> bool:
             return condition(self.rendezvous)
 
-        end = time.monotonic() + 30
+        end = time.monotonic() + 180
         while not self.do(look()):
             assert time.monotonic() < end, self.rendezvous.status()
             time.sleep(0.005)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from lepton.report import Span
 from lepton.report.lanes import MOST_NAME, MOST_ROWS, killed, lanes, lanes_of, speed
+from lepton.report.outline import MOST, outline
 from lepton.report.timeline import apart
 from lepton.report.tracepage import TracePage, render_trace
 from tests.unit.test_report import Balance
@@ -179,3 +180,39 @@ def test_long_names_keep_what_tells_processes_apart() -> None:
     assert all(
         len(shown.split("<")[0]) <= MOST_NAME + 1 for shown in html.split('">')[1:] if "…" in shown
     )
+
+
+def test_what_happened_is_told_in_a_few_lines() -> None:
+    steps = span(
+        10, 4, 8, "lepton.steps", attributes={"lepton.rank": 1, "lepton.input_wait_s": 0.8}
+    )
+    within = span(11, 1, 2, "lepton.evaluate", parent_id="1")
+    told = outline([*run(), steps, within], [served("other")])
+    assert told == {
+        "time went to": "train 10.0 s (100 %); 11 % of the steps waited for batches",
+        "workers lost": "1, at +4.0 s; no step for 1.0 s; 0 steps made again",
+        "resized": "once, to 1 workers, at +6.0 s; no step for 500 ms",
+        "served": "1 request by m version 2: p50 1.0 s, p99 1.0 s, none failed",
+    }
+    assert outline([]) == {}
+    for text in told.values():
+        assert text in page(spans=[*run(), steps], linking=[served("other")])
+
+
+def test_of_many_things_a_few_are_told_and_the_rest_is_counted() -> None:
+    failed = [
+        span(n, n, n + 1, f"lepton.{n % 6}", status="error", attributes={"error.type": "OSError"})
+        for n in range(12)
+    ]
+    lost = [span(100 + n, n, n + 1, "lepton.train.failure", status="error") for n in range(9)]
+    wrong = [
+        span(n, 0, 1, "lepton.request", status="error", attributes={"error.type": "X"})
+        for n in range(200, 203)
+    ]
+    told = outline([*failed, *lost, *wrong])
+    assert told["else failed"].startswith("2 times 0 (OSError); 2 times 1")
+    assert told["else failed"].endswith(f"; and {6 - MOST} more")
+    assert (
+        "9, at +0.0 ms, +1.0 s, +2.0 s, +3.0 s, …; no step for 9.0 s in all" in told["workers lost"]
+    )
+    assert told["served"].endswith("3 failed (X)")

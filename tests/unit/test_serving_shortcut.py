@@ -50,7 +50,7 @@ def ask(port: int, pieces: list[bytes], path: str = "/quick") -> tuple[bytes, by
     """Send a body in pieces; return the head and the body of the answer."""
     size = sum(map(len, pieces))
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\nconnection: close\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as s:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as s:
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in (head.encode(), *pieces):
             s.sendall(piece)

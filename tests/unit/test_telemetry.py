@@ -76,7 +76,7 @@ def test_spans_reach_an_otlp_receiver() -> None:
         env=collector.environment(),
         stdin=subprocess.DEVNULL,
         check=True,
-        timeout=60,
+        timeout=180,
     )
     collector.close()
 

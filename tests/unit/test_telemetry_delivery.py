@@ -135,7 +135,7 @@ def test_an_end_sends_what_waits(before: str, how: str, status: int, collector: 
     done = subprocess.run(
         [sys.executable, "-c", before + ENDING, how],
         env=collector.environment(OTEL_BSP_SCHEDULE_DELAY="3600000"),
-        timeout=60,
+        timeout=180,
         check=False,
     )
 
@@ -150,7 +150,7 @@ def test_a_collector_that_is_wrong_is_said_once_and_the_end_is_not_held_up() -> 
         env=wrong.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=True,
     )
     wrong.close()
@@ -172,7 +172,7 @@ def test_a_metric_tells_what_was_given_up(collector: Collector) -> None:
             "exit",
         ],
         env=collector.environment(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{refusing.url}/v1/traces"),
-        timeout=60,
+        timeout=180,
         check=True,
     )
     refusing.close()
@@ -216,7 +216,7 @@ def test_a_ratio_is_obeyed(tmp_path: Path, collector: Collector) -> None:
     subprocess.run(
         [sys.executable, "-c", script, "exit"],
         env={**os.environ, "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"},
-        timeout=60,
+        timeout=180,
         check=True,
     )
 
@@ -230,7 +230,7 @@ def test_an_end_writes_what_is_spooled_unless_all_is_disabled(
     done = subprocess.run(
         [sys.executable, "-c", SPOOLED, str(tmp_path)],
         env={**os.environ, "OTEL_SDK_DISABLED": disabled},
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

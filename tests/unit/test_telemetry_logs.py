@@ -100,7 +100,7 @@ def test_records_reach_a_collector() -> None:
     collector = Collector()
     command = [sys.executable, "-W", "error", "-c", SENDING]
     subprocess.run(
-        command, env=collector.environment(), check=True, timeout=60, capture_output=True
+        command, env=collector.environment(), check=True, timeout=180, capture_output=True
     )
     collector.close()
 

@@ -59,7 +59,7 @@ def _kill(script: str, folder: Path, end: str = END, **more: str) -> str:
         done = subprocess.run(
             [sys.executable, "-c", KILLED + script + end, *given],
             env={**os.environ, **more},
-            timeout=60,
+            timeout=180,
             check=False,
         )
     assert done.returncode == (-signal.SIGKILL if end else 0)

@@ -184,7 +184,7 @@ def test_the_standard_variables_are_obeyed(
 
 def test_metrics_reach_a_collector_with_exact_sums_and_exemplars(collector: Collector) -> None:
     command = [sys.executable, "-c", MEASURED]
-    subprocess.run(command, env=collector.environment(), check=True, timeout=60)
+    subprocess.run(command, env=collector.environment(), check=True, timeout=180)
 
     found = collector.metrics()
     assert _sum(found["lepton.train.rows"]) == 3200

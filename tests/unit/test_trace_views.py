@@ -291,7 +291,7 @@ def test_two_that_add_the_same_spans_at_once_add_them_once(home: Path, tmp_path:
     with ThreadPoolExecutor(2) as pool:
         done = [pool.submit(add_spans, spans, str(tmp_path / "spans")) for _ in range(2)]
         for future in done:
-            future.result(timeout=60)
+            future.result(timeout=180)
     ids = lepton.table(tmp_path / "spans").to_arrow()["span_id"].to_pylist()
 
     assert sorted(ids) == sorted(s.span_id for s in spans)
