@@ -23,8 +23,9 @@ from lepton.stream.cursor import Cursor
 from lepton.stream.order import Ints, Layout, Order, Unit
 from lepton.stream.tensors import tensors_of
 
-PER_WINDOW = 8
-"""Slabs over which a window is spread: fewer are cheaper to fill, more need less memory."""
+PER_WINDOW = 2
+"""Slabs over which a window is spread: fewer are cheaper to fill (each piece of a column gives the
+interpreter's lock away and takes it again), more need less memory."""
 WIDE_BYTES = 512
 """Rows of a column from so many bytes on are copied one by one at full speed."""
 
@@ -325,9 +326,22 @@ def _write(array: Any, seat: _Seat, span: tuple[int, int], column: Column, at: i
             gather(column, at, array[step, left:right])
         else:  # in the cache, then out
             count = whole * per
-            block = column.picked(at, at + count)
-            array[step : step + whole, left:right] = block.reshape(whole, per, *array.shape[2:])
+            block = _scratch((whole, per, *array.shape[2:]), array.dtype)
+            gather(column, at, block.reshape(count, *array.shape[2:]))
+            array[step : step + whole, left:right] = block
         row, at = row + count, at + count
+
+
+def _scratch(shape: tuple[int, ...], kind: Any) -> Any:
+    """Return this thread's array for what is at once copied on: the same memory each time."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
+    held: Any = getattr(_HELD, "memory", None)
+    if held is None or len(held) < size:
+        held = _HELD.memory = np.empty(size, np.uint8)
+    return held[:size].view(kind).reshape(shape)
+
+
+_HELD = threading.local()
 
 
 def _row_bytes(array: Any) -> int:
