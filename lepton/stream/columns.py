@@ -1,13 +1,13 @@
 """Columns of read rows, ready to be cut into batches.
 
 A number column without nulls becomes a NumPy array of shape (rows, …); so do lists and binary
-values of one length. Everything else stays Arrow. Columns are put in order once per window, while
-they are in the cache.
+values of one length. Everything else stays Arrow. Arrow values are put in order at once, numbers
+when they are written to where they belong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +20,22 @@ from lepton.stream.order import Ints
 Values = Any  # np.ndarray of shape (rows, …), or pa.Array
 Allocate = Callable[[tuple[int, ...], Any], Any]
 Span = tuple["Column", int, int]
-"""Rows [low, high) of a column, in delivery order."""
+"""Delivered rows [low, high) of a column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of some rows, in delivery order.
+    """One column of some rows.
 
     Attributes:
-        values: an ndarray of shape (rows, …) or an Arrow array.
+        values: an ndarray of shape (rows, …), or an Arrow array in delivery order.
         type: the Arrow type.
+        take: which of an ndarray's rows are delivered, in delivery order; None: all as they are.
     """
 
     values: Values
     type: Any
+    take: Ints | None = None
 
     @property
     def form(self) -> tuple[Any, ...] | None:
@@ -41,37 +43,39 @@ class Column:
         return None if _is_arrow(self.values) else (self.values.dtype, self.values.shape[1:])
 
     def picked(self, low: int, high: int) -> Values:
-        """Return rows [low, high)."""
+        """Return delivered rows [low, high)."""
         if _is_arrow(self.values):
             return self.values.slice(low, high - low)
-        return self.values[low:high]
+        if self.take is None:
+            return self.values[low:high]
+        return np.take(self.values, self.take[low:high], axis=0, mode="clip")
 
     def arrow(self, low: int, high: int) -> Any:
-        """Return rows [low, high) as an Arrow array."""
+        """Return delivered rows [low, high) as an Arrow array."""
         return to_arrow(self.picked(low, high), self.type)
 
 
-def columns_of(table: pa.Table, take: Ints | None, empty: Allocate = np.empty) -> dict[str, Column]:
-    """Return a table's columns in the order of ``take``.
-
-    Args:
-        table: the rows.
-        take: their order, or None to keep it.
-        empty: makes arrays, as ``numpy.empty`` does.
-    """
-    return {name: _column(table.column(name), take, empty) for name in table.column_names}
+def gather(column: Column, at: int, out: Any) -> None:
+    """Write delivered rows from ``at`` on to a contiguous ndarray, as many as it holds."""
+    end = at + len(out)
+    if column.take is None:
+        out[...] = column.values[at:end]
+    else:
+        np.take(column.values, column.take[at:end], axis=0, out=out, mode="clip")
 
 
-def _column(chunks: Any, take: Ints | None, empty: Allocate) -> Column:
+def columns_of(table: pa.Table, take: Ints | None) -> Iterator[tuple[str, Column]]:
+    """Yield a table's columns by name, in the order of ``take`` (None: as they are)."""
+    for name in table.column_names:
+        yield name, _column(table.column(name), take)
+
+
+def _column(chunks: Any, take: Ints | None) -> Column:
     array: Any = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
     values = _numbers(array)
     if values is None:
         return Column(array if take is None else array.take(pa.array(take)), array.type)
-    if take is None:
-        return Column(values, array.type)
-    ordered = empty((len(take), *values.shape[1:]), values.dtype)
-    np.take(values, take, axis=0, out=ordered, mode="clip")
-    return Column(ordered, array.type)
+    return Column(values, array.type, take)
 
 
 def _numbers(array: Any) -> Any:
@@ -165,52 +169,23 @@ def joined(spans: Sequence[Span]) -> Values:
     """Return spans end to end: an ndarray where all have one form, else an Arrow array."""
     forms = {column.form for column, _, _ in spans}
     kind = spans[0][0].type
-    if len(spans) == 1:
-        return _sealed(spans[0][0].picked(*spans[0][1:]), kind)
     if len(forms) == 1 and None not in forms:
-        whole = np.concatenate([column.picked(low, high) for column, low, high in spans])
-        return _sealed(whole, kind)
+        parts = [column.picked(low, high) for column, low, high in spans]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return to_arrow(whole, kind) if pa.types.is_binary(kind) else whole
+    if len(spans) == 1:
+        return spans[0][0].picked(*spans[0][1:])
     return pa.concat_arrays([column.arrow(low, high) for column, low, high in spans])
 
 
-def interleaved(spans: Sequence[Span], steps: int, empty: Allocate = np.empty) -> Any:
-    """Cut equally many rows for each step from every span.
+def sealed(values: Any, kind: Any) -> Any:
+    """Return batches as they are delivered: binary values as Arrow, also where of one length.
 
     Args:
-        spans: each with a whole number of rows per step.
-        steps: how many batches to make.
-        empty: makes arrays, as ``numpy.empty`` does.
-
-    Returns:
-        An ndarray of shape (steps, rows, …), or a list of Arrow arrays, one a step.
+        values: an ndarray of shape (steps, rows, …).
+        kind: the Arrow type.
     """
-    forms = {column.form for column, _, _ in spans}
-    shares = [(high - low) // steps for _, low, high in spans]
-    first = spans[0][0]
-    if len(forms) > 1 or None in forms or pa.types.is_binary(first.type):
-        return [
-            joined([_nth(span, s, n) for span, n in zip(spans, shares, strict=True)])
-            for s in range(steps)
-        ]
-    shape = first.values.shape[1:]
-    parts = [
-        c.values[low:high].reshape(steps, n, *shape)
-        for (c, low, high), n in zip(spans, shares, strict=True)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    out = empty((steps, sum(shares), *shape), first.values.dtype)
-    return np.concatenate(parts, axis=1, out=out)
-
-
-def _nth(span: Span, step: int, share: int) -> Span:
-    column, low, _ = span
-    return column, low + step * share, low + (step + 1) * share
-
-
-def _sealed(values: Values, kind: Any) -> Values:
-    """Binary values are delivered as Arrow, also where they happen to be of one length."""
-    return to_arrow(values, kind) if pa.types.is_binary(kind) else values
+    return [to_arrow(one, kind) for one in values] if pa.types.is_binary(kind) else values
 
 
 def _is_arrow(values: Any) -> bool:

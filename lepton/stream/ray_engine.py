@@ -29,8 +29,9 @@ from lepton.errors import StreamError
 from lepton.stream.columns import columns_of
 from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.order import Ints, Layout, Order, Unit, lanes_of
-from lepton.stream.reader import ROW, Reader, Rows, Source, expected_rows
+from lepton.stream.reader import ROW, Reader, Source, expected_rows
 from lepton.stream.shard import Shard
+from lepton.stream.slabs import Rows, Slabs
 
 if TYPE_CHECKING:
     from lepton.stream.stream import Stream
@@ -136,8 +137,8 @@ def rows_of(source: Source, order: Order, bundle: Bundle, block: pa.Table) -> It
             low, high = (int(i) for i in np.searchsorted(marks, (begin, begin + unit.rows)))
             at = marks[low:high].astype(np.int64) - begin
             ids = _Planned(source, order, unit)
-        columns = columns_of(table.slice(low, high - low), None)
-        yield Rows(columns, table.schema, at, unit.rows, ids)
+        columns = dict(columns_of(table.slice(low, high - low), None))
+        yield Rows(table.schema, at, unit.rows, ids, columns)
         begin += unit.rows
 
 
@@ -219,16 +220,20 @@ def _blocks(
 
 
 def read_on_cluster(
-    stream: Stream, pieces: Iterator[tuple[Order, Unit]]
-) -> Iterator[tuple[Unit, Rows]]:
+    stream: Stream, pieces: Iterator[tuple[Order, Unit]], slabs: Slabs
+) -> Iterator[None]:
     """Read units by Ray Data for this process alone, without a coordinator."""
     try:
         for bundle, ref in _blocks(stream, pieces, 1):
-            order = stream.order(bundle[0].epoch)
-            block: Any = ray.get(ref)
-            yield from zip(bundle, rows_of(stream.source, order, bundle, block), strict=True)
+            yield _lay(stream, bundle, ray.get(ref), slabs)
     except RayTaskError as e:
         raise _stream_error(e) from None
+
+
+def _lay(stream: Stream, bundle: Bundle, block: Any, slabs: Slabs) -> None:
+    order = stream.order(bundle[0].epoch)
+    for unit, rows in zip(bundle, rows_of(stream.source, order, bundle, block), strict=True):
+        slabs.lay(order, unit, replace(rows, columns={}), iter(rows.columns.items()))
 
 
 @dataclass
@@ -405,8 +410,8 @@ class CoordinatedFeed:
         found: Any = ray.get(asked)
         return found
 
-    def __call__(self, cursor: Cursor) -> Iterator[tuple[Unit, Rows]]:
-        """Yield units and rows from a cursor on.
+    def __call__(self, cursor: Cursor, slabs: Slabs) -> Iterator[None]:
+        """Lay the rank's units from a cursor on; yield after each block.
 
         Raises:
             StreamError: reading failed, or the coordinator died.
@@ -417,11 +422,7 @@ class CoordinatedFeed:
             while (found := self._next(following)) is not None:
                 following = self._actor.next.remote(self._rank, self._generation)
                 bundle, (ref,) = found
-                order = self._stream.order(bundle[0].epoch)
-                block: Any = ray.get(ref)
-                yield from zip(
-                    bundle, rows_of(self._stream.source, order, bundle, block), strict=True
-                )
+                yield _lay(self._stream, bundle, ray.get(ref), slabs)
         except RayTaskError as e:
             raise _stream_error(e) from None
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as e:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,15 @@ from lepton.lake import Snapshot
 from lepton.lake.predicate import columns_read
 from lepton.lake.read import OpenFile
 from lepton.stream.columns import Column, columns_of
-from lepton.stream.memory import Pool
 from lepton.stream.order import Ints, Order, Piece, Unit, row_ids
+from lepton.stream.slabs import Rows, Slabs
 from lepton.telemetry import Carrier
 
 ROW = "__row__"
 """Name of the int64 column by which a transform that drops rows says which it kept."""
 
 Transform = Callable[[pa.Table], pa.Table]
+Columns = Iterator[tuple[str, Column]]
 
 THREADS = 2
 OPEN_FILES = 16
@@ -43,37 +44,6 @@ class Source:
     snapshot: Snapshot
     transform: Transform | None
     carrier: Carrier | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The rows of a unit as they were read.
-
-    Attributes:
-        columns: what is delivered: all planned rows, or those a transform kept.
-        schema: of the columns, in Arrow's types.
-        at: where in the unit each delivered row is, ascending; None: all are delivered.
-        count: planned rows.
-        identities: gives the identity of planned rows [low, high).
-    """
-
-    columns: Mapping[str, Column]
-    schema: pa.Schema
-    at: Ints | None
-    count: int
-    identities: Callable[[int, int], Ints]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the columns in memory."""
-        return sum(column.values.nbytes for column in self.columns.values())
-
-    def delivered(self, low: int, high: int) -> tuple[int, int]:
-        """Return which delivered rows stand for planned rows [low, high)."""
-        if self.at is None:
-            return low, high
-        begin, end = np.searchsorted(self.at, (low, high))
-        return int(begin), int(end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +90,6 @@ class Reader:
         self._lock = threading.Lock()
         self._locks: dict[Any, threading.Lock] = {}
         self._drops = False
-        self._pool = Pool()
 
     def read(self, order: Order, unit: Unit) -> Rows:
         """Return the rows of a unit, transformed.
@@ -128,9 +97,33 @@ class Reader:
         Raises:
             StreamError: a file of the table cannot be read, or the transform is wrong.
         """
-        began = time.time_ns()
+        with self._told(unit) as told:
+            rows, columns = self._begun(order, unit)
+            return replace(rows, columns=dict(told(columns)))
+
+    def lay(self, order: Order, unit: Unit, slabs: Slabs) -> None:
+        """Read a unit and put its rows where they belong.
+
+        Raises:
+            StreamError: a file of the table cannot be read, or the transform is wrong.
+        """
+        with self._told(unit) as told:
+            rows, columns = self._begun(order, unit)
+            slabs.lay(order, unit, rows, told(columns))
+
+    @contextmanager
+    def _told(self, unit: Unit) -> Generator[Callable[[Columns], Columns]]:
+        """Explain errors; trace and measure what passes through the function that is given."""
+        began, size = time.time_ns(), 0
+
+        def counted(columns: Columns) -> Columns:
+            nonlocal size
+            for name, column in columns:
+                size += column.values.nbytes
+                yield name, column
+
         try:
-            rows = self._by_column(order, unit) or self._by_table(order, unit)
+            yield counted
         except LakeError as e:
             raise StreamError(
                 f"the stream stops in epoch {unit.epoch}: {e}; nothing is lost: mend the table or "
@@ -139,45 +132,49 @@ class Reader:
         if self.source.carrier is not None:
             _trace(self.source.carrier, began, unit)
         if telemetry.measuring():
-            telemetry.measure("lepton.read.rows", rows.count)
-            telemetry.measure("lepton.read.size", rows.size)
-        return rows
+            telemetry.measure("lepton.read.rows", unit.rows)
+            telemetry.measure("lepton.read.size", size)
 
-    def _by_table(self, order: Order, unit: Unit) -> Rows:
+    def _begun(self, order: Order, unit: Unit) -> tuple[Rows, Columns]:
+        """Return what is known of a unit's rows, and the columns that are read as they are asked.
+
+        Row groups that are wanted whole are read column by column, each put in order while it is
+        in the cache.
+        """
         pieces = order.window_pieces(unit.lane, unit.window)
+        picked = order.window_rows(unit.lane, unit.window)[unit.low : unit.high]
+        take = picked if order.shuffle or unit.low else None
+        if len(pieces) == 1 and self._in_whole_groups(order, unit.lane, pieces[0]):
+            chunk, low, high = pieces[0]
+            start = int(order.layout.start[chunk])
+            first = row_ids(int(order.layout.file[chunk]), np.array(start + low, np.int64))
+            ids = _Identities([int(first)], [high - low], picked)
+            rows = Rows(self.source.snapshot.schema, None, len(picked), ids)
+            return rows, self._column_by_column(order, unit.lane, pieces[0], take)
         parts = [self._piece(order, unit.lane, piece) for piece in pieces]
         table = pa.concat_tables([rows for rows, _ in parts])
         if len(parts) > 1:
             table = table.combine_chunks()
-        picked = order.window_rows(unit.lane, unit.window)[unit.low : unit.high]
-        whole = not order.shuffle and len(picked) == len(table)
         ids = _Identities([i for _, i in parts], [len(rows) for rows, _ in parts], picked)
-        return self._transformed(table, None if whole else picked, ids, len(picked))
+        return self._transformed(table, take, ids, len(picked))
 
-    def _by_column(self, order: Order, unit: Unit) -> Rows | None:
-        """Read whole row groups column by column: each is put in order while in the cache."""
-        pieces = order.window_pieces(unit.lane, unit.window)
-        if len(pieces) != 1:
-            return None
-        piece, layout, chunk = pieces[0], order.layout, pieces[0].chunk
-        start, rows = int(layout.start[chunk]) + piece.low, piece.high - piece.low
-        stop, all_live = (
-            start + rows,
-            layout.live[chunk] == layout.stop[chunk] - layout.start[chunk],
-        )
-        if layout.fine or not all_live or self.source.transform is not None:
-            return None
-        take = order.window_rows(unit.lane, unit.window)[unit.low : unit.high]
-        columns: dict[str, Column] = {}
-        with self._opened(order, chunk, unit.lane) as opened:
-            if not opened.whole_groups(start, stop):
-                return None
+    def _in_whole_groups(self, order: Order, lane: int, piece: Piece) -> bool:
+        """Whether a piece is whole row groups, of which every row is delivered as it is stored."""
+        layout, chunk = order.layout, piece.chunk
+        start, stop = int(layout.start[chunk]), int(layout.stop[chunk])
+        if layout.fine or layout.live[chunk] != stop - start or self.source.transform is not None:
+            return False
+        with self._opened(order, chunk, lane) as opened:
+            return opened.whole_groups(start + piece.low, start + piece.high)
+
+    def _column_by_column(
+        self, order: Order, lane: int, piece: Piece, take: Ints | None
+    ) -> Columns:
+        start = int(order.layout.start[piece.chunk])
+        with self._opened(order, piece.chunk, lane) as opened:
             for name in self._wanted:
-                table = opened.rows([name], start, stop)
-                columns.update(columns_of(table, take, self._pool.empty))
-        first = int(row_ids(int(layout.file[chunk]), np.array(start, np.int64)))
-        ids = _Identities([first], [rows], take)
-        return Rows(columns, self.source.snapshot.schema, None, len(take), ids)
+                table = opened.rows([name], start + piece.low, start + piece.high)
+                yield from columns_of(table, take)
 
     def identities(self, order: Order, lane: int, piece: Piece) -> Ints:
         """Return the identities of a piece's rows."""
@@ -186,7 +183,7 @@ class Reader:
 
     def _transformed(
         self, table: pa.Table, take: Ints | None, ids: _Identities, count: int
-    ) -> Rows:
+    ) -> tuple[Rows, Columns]:
         at: Ints | None = None
         if self.source.transform is not None:
             before = len(table)
@@ -198,8 +195,7 @@ class Reader:
                 new = place if take is None else place[take]
                 at = np.flatnonzero(new >= 0)
                 take = new[at]
-        columns = columns_of(table, take, self._pool.empty)
-        return Rows(columns, table.schema, at, count, ids)
+        return Rows(table.schema, at, count, ids), columns_of(table, take)
 
     def _piece(self, order: Order, lane: int, piece: Piece) -> tuple[pa.Table, Ints | int]:
         """Return live rows of a piece in stored order, and their identities (or the first one)."""
@@ -352,24 +348,18 @@ def expected_rows(source: Source, order: Order, unit: Unit) -> Ints:
 
 
 def read_here(
-    source: Source, pieces: Iterable[tuple[Order, Unit]], *, ahead: int
-) -> Iterator[tuple[Unit, Rows]]:
-    """The ``worker`` engine: read units in this process, ``ahead`` of the consumer, in threads.
-
-    At most ``ahead`` + 1 windows are in memory.
-    """
+    source: Source, pieces: Iterable[tuple[Order, Unit]], slabs: Slabs, *, ahead: int
+) -> Iterator[None]:
+    """The ``worker`` engine: read units in this process, ``ahead`` of the consumer, in threads."""
     reader = Reader(source)
-
-    waiting: deque[tuple[Unit, Future[Rows]]] = deque()
+    waiting: deque[Future[None]] = deque()
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lepton-read")
     try:
         for order, unit in pieces:
-            waiting.append((unit, threads.submit(reader.read, order, unit)))
+            waiting.append(threads.submit(reader.lay, order, unit, slabs))
             if len(waiting) > ahead:
-                done, future = waiting.popleft()
-                yield done, future.result()
+                yield waiting.popleft().result()
         while waiting:
-            done, future = waiting.popleft()
-            yield done, future.result()
+            yield waiting.popleft().result()
     finally:  # an abandoned iterator may be collected on any thread, so do not wait for these
         threads.shutdown(wait=False, cancel_futures=True)

@@ -55,7 +55,7 @@ class Shard:
         self._feed = feed
         self._format: Format = batch_format
         self._cursor = cursor or Cursor(order=stream.fingerprint)
-        self._slabs: Ahead[list[Part]] | None = None
+        self._parts: Ahead[list[Part]] | None = None
         self._ready: deque[Part] = deque()
         self.pin = False
         """Make batches in page-locked memory, where CUDA is there: they copy to the device while
@@ -104,7 +104,7 @@ class Shard:
         """
         try:
             while not self._ready:
-                self._ready.extend(next(self._slabs or self._begin()))
+                self._ready.extend(next(self._parts or self._begin()))
         except StreamError as e:
             raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
         part = self._ready.popleft()
@@ -117,18 +117,18 @@ class Shard:
         """Start putting batches together, in a thread, from the cursor on."""
         pool = Pool(pinned() if self.pin else None)
         assembly = Assembly(self._stream, self.rank, self.world_size, pool)
-        slabs = assembly.slabs(self._feed, self._cursor)
-        self._slabs = Ahead(_accounted(slabs) if self.account else slabs, SLABS_AHEAD)
-        return self._slabs
+        parts = assembly.parts(self._feed, self._cursor)
+        self._parts = Ahead(_accounted(parts) if self.account else parts, SLABS_AHEAD)
+        return self._parts
 
     def close(self) -> None:
         """Stop reading ahead."""
         self._stop()
 
     def _stop(self) -> None:
-        if self._slabs is not None:
-            self._slabs.stop()
-        self._slabs = None
+        if self._parts is not None:
+            self._parts.stop()
+        self._parts = None
         self._ready.clear()
 
     def move_to(self, version: int) -> None:

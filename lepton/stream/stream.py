@@ -21,8 +21,9 @@ from lepton.stream.assembly import Feed
 from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of
 from lepton.stream.order import Digest, Ints, Layout, Order, Unit, digest_of, lanes_of
-from lepton.stream.reader import Rows, Source, Transform, expected_rows, read_here, transformed
+from lepton.stream.reader import Source, Transform, expected_rows, read_here, transformed
 from lepton.stream.shard import Format, Shard
+from lepton.stream.slabs import Slabs
 from lepton.telemetry import Carrier
 
 if TYPE_CHECKING:
@@ -311,13 +312,13 @@ class Stream:
         """Return what reads a rank's units."""
         lanes = lanes_of(rank, world_size, self.lane_count)
 
-        def read(at: Cursor) -> Iterator[tuple[Unit, Rows]]:
+        def read(at: Cursor, slabs: Slabs) -> Iterator[object]:
             pieces = self.pieces(lanes, at)
             if self.engine == "ray_data":
                 from lepton.stream.ray_engine import read_on_cluster
 
-                return read_on_cluster(self, pieces)
-            return read_here(self.source, pieces, ahead=AHEAD)
+                return read_on_cluster(self, pieces, slabs)
+            return read_here(self.source, pieces, slabs, ahead=AHEAD)
 
         return read
 

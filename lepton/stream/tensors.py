@@ -30,7 +30,7 @@ def batch_of(columns: Mapping[str, Values] | pa.Table) -> Batch:
         StreamError: a number column holds nulls, or a list column rows of different lengths.
     """
     if isinstance(columns, pa.Table):
-        columns = {name: c.picked(0, len(columns)) for name, c in columns_of(columns, None).items()}
+        columns = {name: c.picked(0, len(columns)) for name, c in columns_of(columns, None)}
     return {name: _tensor(name, values) for name, values in columns.items()}
 
 
