@@ -9,6 +9,7 @@ as quick.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from lepton import checkpoints, telemetry
+from lepton.checkpoints.reading import Unreachable
 from lepton.errors import LeptonError
 from lepton.export.recorded import compare
 from lepton.export.restore import Predictor
@@ -30,6 +32,7 @@ from lepton.serving.inputs import Input, input_of
 from lepton.telemetry import Carrier
 
 FOLLOW_S = 0.25
+LONGEST_PAUSE_S = 30.0
 
 log = logging.getLogger("lepton")
 
@@ -99,6 +102,7 @@ class Follower:
         self.resident: dict[int, Resident] = {}
         self.error = ""
         self._failed_seq = 0
+        self._again_at, self._pause_s = math.inf, FOLLOW_S
         self.now = self._load(self._registry.state(model).pointer)
         self.rollbacks = self._rollbacks()
         self._following, self._stop = threading.Lock(), threading.Event()
@@ -136,19 +140,30 @@ class Follower:
                 log.warning("replica of %s cannot read the registry: %s", self._model, e)
             return
         self._unread = ""
-        if pointer.seq <= max(self.now.seq, self._failed_seq):
+        known = pointer.seq <= max(self.now.seq, self._failed_seq)
+        again = pointer.seq == self._failed_seq and time.monotonic() >= self._again_at
+        if known and not again:
             return
         try:
             self.now = self._load(pointer)
-            self.error = ""
+            self.error, self._pause_s, self._again_at = "", FOLLOW_S, math.inf
             self.rollbacks = self._rollbacks()
         except Exception as e:  # noqa: BLE001 - such as no memory left: it answers as before
             self._failed_seq = pointer.seq
+            self._pause(e)
             self.error = str(e) if isinstance(e, LeptonError) else f"{type(e).__name__}: {e}"
             log.warning(
                 "replica of %s keeps version %s: %s",
                 *(self._model, self.now.champion.version, self.error),
             )
+
+    def _pause(self, error: Exception) -> None:
+        """Choose when to try a load again: never, unless its storage was to blame."""
+        if not isinstance(error, Unreachable | OSError):
+            self._again_at = math.inf
+            return
+        self._again_at = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _load(self, pointer: Pointer) -> Serving:
         if pointer.champion is None:

@@ -26,6 +26,8 @@ from lepton.stream.tensors import tensors_of
 PER_WINDOW = 2
 """Slabs over which a window is spread: fewer are cheaper to fill (each piece of a column gives the
 interpreter's lock away and takes it again), more need less memory."""
+EARLY = 8
+"""Where reading begins, a slab has this part of the usual steps: they can be taken the sooner."""
 WIDE_BYTES = 512
 """Rows of a column from so many bytes on are copied one by one at full speed."""
 
@@ -291,7 +293,10 @@ def steps_of(order: Order, step: int, begun: int) -> tuple[int, int]:
     if not begin <= step < full:
         return step, 1
     size = max(1, window_rows(order.layout) * order.lanes // (order.batch_size * PER_WINDOW))
-    first = max(step // size * size, begin)
+    early = min(begin + max(1, size // EARLY), full)
+    if step < early:
+        return begin, early - begin
+    first = max(step // size * size, early)
     return first, min((step // size + 1) * size, full) - first
 
 

@@ -2,7 +2,7 @@
 
 Requests that were answered alike differ in ids and times alone, and these have always the same
 width. So the first is encoded as :mod:`lepton.telemetry.wire` does it, repeated, and NumPy puts the
-others' ids and times in their places: a tenth of what each would cost by itself.
+others' ids and times in their places.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A connection to a collector without TLS: kept open, and a seventh of what a library's costs.
+"""A connection to a collector without TLS: kept open, with nothing between it and the socket.
 
 OpenTelemetry's exporters take whatever has :meth:`Connection.request` as their transport; headers,
 compression, tries again and time limits stay theirs. An answer is read by RFC 9112, no more of it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,10 @@ import torch
 
 import lepton
 from lepton.registry import Registry
-from lepton.serving.following import Resident
+from lepton.serving.following import Follower, Resident
 from lepton.serving.protocol import request_of
 from lepton.serving.replica import Replica
-from lepton.telemetry import spans_of
+from lepton.telemetry import Carrier, spans_of
 
 INPUTS = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
 URL = "/v2/models/m/infer"
@@ -55,7 +56,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = pa.table({"x": list(x), "y": (x.sum(1) > 0).astype("int64")})
     table = lepton.write(rows, home / "t")
     run = lepton.train(loop, table.stream(batch_size=20), name="r", home=str(home))
-    lepton.register(run, "m", metrics={}, home=str(home))
+    for _ in range(2):
+        lepton.register(run, "m", metrics={}, home=str(home))
     registry = Registry(f"{home}/registry")
     registry.promote("m", 1, expect=registry.state("m").pointer.seq, gate=[], trace_id="")
     return home
@@ -250,3 +252,26 @@ def test_a_registry_that_cannot_be_read_stops_no_replica(
     assert len(said) == len(set(said)) >= 1  # not four times a second
     assert asyncio.run(replica.follow())["champion"] == 1
     assert not replica._follower._unread  # it is read again
+
+
+def test_a_load_whose_storage_was_away_is_tried_again(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "registry", tmp_path / "registry")
+    registry = Registry(f"{tmp_path}/registry")
+    follower = Follower("m", str(tmp_path), Carrier())
+    follower.close()  # it looks only when it is told to
+    place = Path(registry.version("m", 2).checkpoint).parent
+    away = place.with_name("away")
+    place.rename(away)
+    place.write_text("no folder, so that reading fails as from a store that does not answer")
+    try:
+        registry.promote("m", 2, expect=registry.state("m").pointer.seq, gate=[], trace_id="")
+        follower._pause_s = 0
+        told = follower.follow()
+        assert (told["champion"], told["seq"]) == (1, registry.state("m").pointer.seq)
+        assert "cannot read checkpoint" in told["error"]
+        assert follower.follow()["champion"] == 1
+    finally:
+        place.unlink()
+        away.rename(place)
+    told = follower.follow()
+    assert (told["champion"], told["error"]) == (2, "")
