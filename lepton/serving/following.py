@@ -101,8 +101,9 @@ class Follower:
         self._registry = Registry(f"{home}/registry")
         self.resident: dict[int, Resident] = {}
         self.error = ""
-        self._failed_seq = 0
-        self._again_at, self._pause_s = math.inf, FOLLOW_S
+        self._failed_seq: int = 0
+        self._again_at: float = math.inf
+        self._pause_s: float = FOLLOW_S
         self.now = self._load(self._registry.state(model).pointer)
         self.rollbacks = self._rollbacks()
         self._following, self._stop = threading.Lock(), threading.Event()
