@@ -24,6 +24,7 @@ from lepton.serving.sequences import LINES
 from lepton.telemetry import Carrier
 
 WAIT_S = 120.0
+WAKE_S = 60.0
 SETTLE_S = 2 * FOLLOW_S
 
 
@@ -184,14 +185,17 @@ class App:
                     return
                 time.sleep(left)  # a replica just starting is not asked yet, but follows by itself
             if not found:
-                self._wake()
+                self._wake(min(WAKE_S, max(1.0, end - time.monotonic())))
             if time.monotonic() > end:
                 raise ServingError(f"replicas of {self.model!r} are behind event {seq}: {found}")
 
-    def _wake(self) -> None:
-        """Have a replica started where all have gone for want of requests."""
+    def _wake(self, timeout_s: float) -> None:
+        """Have a replica started where all have gone for want of requests.
+
+        It starts as long as somebody waits for it: who gives up ends that, too.
+        """
         with suppress(httpx.HTTPError):  # it is asked again
-            httpx.get(f"{self.url}/v2/health/live", timeout=5)
+            httpx.get(f"{self.url}/v2/health/live", timeout=timeout_s)
 
     def close(self) -> None:
         """Stop the application, with all its models; what its replicas have logged is committed."""
