@@ -255,7 +255,7 @@ def test_problems_have_details(service: Service) -> None:
 
 
 def test_quick_requests_go_past_serve(service: Service) -> None:
-    assert until_past_serve(service.app.infer_url, service.body(), {}, 180), "none went past Serve"
+    assert until_past_serve(service.app.infer_url, service.body(), {}, 400), "none went past Serve"
     refused = service.post(b"{}")
     assert refused.status_code == 400
     assert refused.headers["content-type"] == "application/problem+json"
