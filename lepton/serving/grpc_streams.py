@@ -41,12 +41,16 @@ async def answers_of(requests: AsyncIterable[Any], one: One, many: Many) -> Asyn
     running: set[asyncio.Task[Any]] = set()
 
     async def read() -> None:
-        async for request in requests:
-            task = None if wants_tokens(request) else asyncio.ensure_future(one(request))
-            if task is not None:
-                running.add(task)
-                task.add_done_callback(running.discard)
-            await ahead.put((request, task))
+        try:
+            async for request in requests:
+                task = None if wants_tokens(request) else asyncio.ensure_future(one(request))
+                if task is not None:
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                await ahead.put((request, task))
+        except Exception:
+            await ahead.put(None)  # who waits for the next one must not wait for ever
+            raise
         await ahead.put(None)
 
     reader = asyncio.create_task(read())
