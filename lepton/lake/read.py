@@ -27,8 +27,6 @@ from lepton.lake.paths import located, path_of
 from lepton.lake.storage import store_of
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
-
-
 _Columns = tuple[list[Field], list[str | None], pa.Schema]
 
 
@@ -182,6 +180,10 @@ class OpenFile:
                 for c in chunks
                 if c.total_compressed_size
             )
+
+    def rest(self) -> None:
+        """Give up the memory of a range that might have been gone on with."""
+        self._ahead = None
 
     def close(self) -> None:
         """Give the file handle back."""

@@ -7,12 +7,17 @@ overwritten; its buffer is simply not free.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+HUGE = 1 << 21
+"""Bytes of a large page: batches lie far apart in memory, and large pages find them sooner."""
 
 _GRAIN = 1 << 16  # bytes; sizes are rounded up to it, so that windows of like size share buffers
 _FREE = 2  # references to a buffer that only the pool knows: the list and getrefcount's argument
@@ -59,4 +64,10 @@ _UNUSED = 0.2
 
 
 def _ordinary(size: int) -> Any:
-    return np.empty(size, np.uint8)
+    if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.empty(size, np.uint8)
+    pages = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system without them has ordinary pages there
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    begin = -np.frombuffer(pages, np.uint8).ctypes.data % HUGE
+    return np.frombuffer(pages, np.uint8, size, begin)  # views of a slice would not keep it

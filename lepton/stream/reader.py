@@ -260,6 +260,8 @@ class Reader:
         with self._lock_of(who):
             opened = self._lend((file, who))
             yield opened
+            if not parts:  # nobody goes on from there
+                opened.rest()
             self._give_back((file, who), opened)
 
     def _lock_of(self, who: Any) -> threading.Lock:

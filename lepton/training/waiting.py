@@ -55,6 +55,9 @@ class Waiting:
         if started or not (over or (not self._said and waited > ROOM_S)):
             return
         lacking = self._lacking()
+        if lacking and not self._said:
+            self._said = True
+            sys.stderr.write(f"run {self.run!r} waits for room: {lacking}\n")
         if over:
             why = lacking or "they have their place, but none has begun: look into Ray's logs"
             raise TrainingError(
@@ -62,9 +65,6 @@ class Waiting:
                 f"{why}. Free or add resources, or ask for fewer by workers= or resources=; "
                 "nothing was begun"
             )
-        if lacking:
-            self._said = True
-            sys.stderr.write(f"run {self.run!r} waits for room: {lacking}\n")
 
     def _lacking(self) -> str:
         """What is missing, if Ray has found no place for the workers yet."""
