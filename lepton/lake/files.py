@@ -23,6 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
+from lepton.lake.encoding import repeating
 from lepton.lake.fields import Field
 from lepton.lake.mapping import stored, stored_partition
 from lepton.lake.storage import again, store_of
@@ -88,7 +89,13 @@ def _write(store: pafs.FileSystem, start: str, rows: pa.Table) -> tuple[str, int
     """Write a file of a new name, so that what a try before left is never taken for it."""
     path = f"{start}{uuid.uuid4()}.snappy.parquet"
     with store.open_output_stream(path) as sink:
-        pq.write_table(rows, sink, write_page_checksum=True, store_schema=False)
+        pq.write_table(
+            rows,
+            sink,
+            write_page_checksum=True,
+            store_schema=False,
+            use_dictionary=repeating(rows),  # type: ignore[arg-type]  # the stubs know no names
+        )
         size = sink.tell()
     return path, size
 
