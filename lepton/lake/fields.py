@@ -151,7 +151,7 @@ def locate(field: Field, stored: Any) -> int | None:
                 return i
         return None
     names: list[str] = [m.name for m in members]
-    if field.physical in names:
+    if names.count(field.physical) == 1:
         return names.index(field.physical)
     alike = [i for i, name in enumerate(names) if name.lower() == field.physical.lower()]
     if len(alike) > 1:

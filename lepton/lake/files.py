@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,10 @@ def _text_of(scalar: Any, column: str) -> str | None:
     if pa.types.is_timestamp(scalar.type):
         text = pc.strftime(scalar, format="%Y-%m-%d %H:%M:%S").as_py()
         return str(text)
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
     return str(value)
 
 
