@@ -183,7 +183,8 @@ def _loaded(uri: str, number: int, options: tuple[tuple[str, str], ...]) -> Vers
     metadata = opened.metadata()
     what = f"{uri!r}@{number}"
     asked = opened.protocol().reader_features or []
-    masked = "deletionVectors" in asked or _masked(opened)
+    asks = "deletionVectors" in asked or "://" not in uri  # where reading the log twice is quick
+    masked = asks or _masked(opened)
     vectors = descriptors(uri, number, dict(options)) if masked else {}
     files, statistics = _files(opened, vectors, what)
     mode = str(metadata.configuration.get("delta.columnMapping.mode", "none"))
