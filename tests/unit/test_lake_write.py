@@ -140,3 +140,24 @@ def test_rules_inside_columns_are_refused_by_name(tmp_path: Path) -> None:
     log.commit(protocol(reader=1, writer=2), metadata([column("g", array_of(struct_of(member)))]))
     with pytest.raises(LakeError, match=r"@0 asks its writers for delta.invariants inside"):
         lepton.write(pa.table({"g": [[{"y": 1}]]}), log.root)
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"delta.generationExpression": "x + 1"}, "generatedColumns \\(column y\\)"),
+        ({"delta.identity.start": 1, "delta.identity.step": 1}, "identityColumns \\(column y\\)"),
+    ],
+)
+def test_columns_that_others_work_out_are_refused_by_name(
+    tmp_path: Path, rule: dict[str, Any], told: str
+) -> None:
+    log = Log(tmp_path / "t")
+    made = column("y", "long") | {"metadata": rule}
+    log.commit(protocol(reader=1, writer=6), metadata([column("x", "long"), made]))
+    for mode in ("append", "overwrite"):
+        with pytest.raises(LakeError, match=rf"@0 asks its writers for {told}"):
+            lepton.write(pa.table({"x": [1], "y": [2]}), tmp_path / "t", mode=mode)
+
+    assert [p.name for p in (tmp_path / "t").iterdir()] == ["_delta_log"]
+    assert lepton.table(tmp_path / "t").count_rows() == 0
