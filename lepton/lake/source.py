@@ -23,7 +23,7 @@ from lepton.lake.rows import align, check_names, check_rows, comparable, refuse_
 from lepton.lake.rules import Rules
 
 FILES_AT_ONCE = 4
-"""Files of an object store that are read or written at once."""
+"""Files that are read or written at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ class Rows:
                 sizes=[rows.nbytes],
                 keys=comparable(rows, key) if key else None,
                 fetch=_same,
-                run=_in_threads if "://" in self._place.path else _here,
+                run=_in_threads,
             )
         if key and source.keys is not None:
             refuse_duplicates(source.keys, key)
@@ -136,12 +136,8 @@ def _same(block: pa.Table) -> pa.Table:
     return block
 
 
-def _here(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    return [function(*call) for call in calls]
-
-
 def _in_threads(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    """As :func:`_here`, as many at once as memory should hold files of."""
+    """Call a function with each list of arguments, as many at once as memory can hold files."""
     with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
         asked = [threads.submit(function, *call) for call in calls]
         return [one.result() for one in asked]
