@@ -9,9 +9,12 @@ files are written anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import count
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 
@@ -20,6 +23,8 @@ from lepton.lake.kinds import storable
 
 Evolve = Literal["add", "widen", "rewrite"]
 
+LAST_ID = "delta.columnMapping.maxColumnId"
+_ID = "delta.columnMapping.id"
 _INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 _DIGITS = {pa.int8(): 10, pa.int16(): 10, pa.int32(): 10, pa.int64(): 20}
 
@@ -89,6 +94,46 @@ def widened_json(text: str, widened: Mapping[str, pa.DataType], new: str) -> str
     known = {one["name"] for one in whole["fields"]}
     whole["fields"] += [f for f in fields if f["name"] not in known]
     return json.dumps(whole)
+
+
+def grown_json(text: str, new: str, *, last: int | None, table: str) -> tuple[str, int]:
+    """Return a Delta schema with new columns at its end, and the last id that was given.
+
+    Args:
+        text: the schema.
+        new: a schema of the new columns.
+        last: the highest id that any column ever had, where columns are mapped (Delta protocol,
+            "Column Mapping"); each new one, and each field in it, gets the next id and a physical
+            name that follows from it, so that writers who add the same column agree.
+        table: the table's id.
+    """
+    whole: dict[str, Any] = json.loads(text)
+    fields: list[dict[str, Any]] = json.loads(new)["fields"]
+    if last is not None:
+        ids = [int(n) for n in re.findall(rf'"{re.escape(_ID)}":\s*(\d+)', text)]
+        counted = count(max([last, *ids]) + 1)
+        fields = [_numbered(one, counted, table) for one in fields]
+        last = next(counted) - 1
+    whole["fields"] += fields
+    return json.dumps(whole), last or 0
+
+
+def _numbered(one: dict[str, Any], counted: Iterator[int], table: str) -> dict[str, Any]:
+    number = next(counted)
+    name = uuid.uuid5(uuid.NAMESPACE_OID, f"{table}/{number}/{one['name']}")
+    told = {_ID: number, "delta.columnMapping.physicalName": f"col-{name}"}
+    metadata: dict[str, Any] = {**(one.get("metadata") or {}), **told}
+    return {**one, "metadata": metadata, "type": _inside(one["type"], counted, table)}
+
+
+def _inside(kind: Any, counted: Iterator[int], table: str) -> Any:
+    if not isinstance(kind, dict):
+        return kind
+    known = cast("dict[str, Any]", kind)
+    if known["type"] == "struct":
+        return {**known, "fields": [_numbered(f, counted, table) for f in known["fields"]]}
+    members = [k for k in ("elementType", "keyType", "valueType") if k in known]
+    return {**known, **{k: _inside(known[k], counted, table) for k in members}}
 
 
 def widens(narrow: Any, wide: Any) -> bool:

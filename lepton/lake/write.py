@@ -16,17 +16,11 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError
 
 from lepton.errors import LakeError
-from lepton.lake.commit import (
-    add_columns,
-    commit_files,
-    conflict,
-    create,
-    discard,
-    reached,
-)
+from lepton.lake.commit import commit_files, conflict, create, discard, reached
 from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
 from lepton.lake.files import Written
+from lepton.lake.growth import add_columns, rules_after
 from lepton.lake.kinds import storable
 from lepton.lake.log import damaged
 from lepton.lake.rewrite import Change, Operation, rewrite, written_wider
@@ -161,7 +155,7 @@ def _write(data: Any, asked: _Asked) -> None:
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
         grown = _grown(rows, rules, asked)
         if opened is not None and (grown.added or grown.widened):
-            _check_growth(opened, rules, asked)
+            _check_growth(opened, rules, grown, asked)
         if opened is not None and asked.mode in _OPERATIONS:
             _rewrite(opened, rules, rows, asked)
             return
@@ -176,13 +170,13 @@ def _write(data: Any, asked: _Asked) -> None:
         _commit(opened, rules, grown, files, asked)
 
 
-def _check_growth(opened: DeltaTable, rules: Rules, asked: _Asked) -> None:
-    if rules.own:
+def _check_growth(opened: DeltaTable, rules: Rules, grown: Evolution, asked: _Asked) -> None:
+    if rules.own and grown.widened:
         raise LakeError(
-            "its schema has parts that evolve= would lose (mapped names, column defaults or "
-            "widened types): add the column with the engine that made it"
+            "its schema has parts that wider types would lose (mapped names, column defaults or "
+            "widened types): widen the column with the engine that made it, or use evolve='add'"
         )
-    if asked.mode == "overwrite":
+    if asked.mode == "overwrite" and not rules.own:
         refuse_respelled(opened, rules.what)
 
 
@@ -252,6 +246,8 @@ def _files(
 ) -> list[Written]:
     """Write the rows, and where types become wider for an append all rows of the table anew."""
     wider = replace(rules, schema=grown.schema)
+    if opened is not None:
+        wider = rules_after(opened, rules, grown)
     files = rows.write(wider)
     if opened is None or not grown.widened or asked.mode != "append":
         return files
