@@ -64,7 +64,11 @@ def add_columns(
         if failure is not None and not lost and not passes(failure):
             break
         opened = opened_table(uri, options)
-        now = rules_of(opened, uri)
+        try:
+            now = rules_of(opened, uri)
+        except LakeError:
+            discard(files, uri, options)
+            raise
         if replace(now, what=rules.what) == wanted:
             return opened, now
         same = replace(now, what=rules.what) == rules
