@@ -2,7 +2,7 @@
 
 Pure. A column may be added, NULL in every row that is there already; a type may become a wider one
 of the protocol's list (section "Type Widening"), in which every value stays the same value. That
-list needs a table feature that deltalake cannot write, so a type becomes wider only where all
+list needs a table feature: where a table does not have it, a type becomes wider only where all
 files are written anew.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal, cast
@@ -60,7 +60,7 @@ def evolution(
         how: ``add`` columns, or ``widen`` types as well (``rewrite``: in files that are there,
             too); None changes nothing.
         partition_columns: the table's; they keep their types.
-        anew: every file is written anew, so that types may change.
+        anew: types may change: every file is written anew, or the table lets files stay.
 
     Raises:
         LakeError: a type cannot be stored, or would have to change in files that stay.
@@ -75,9 +75,8 @@ def evolution(
         )
         raise LakeError(
             f"column {named} cannot become wider in files that stay: that needs the table property "
-            "delta.enableTypeWidening, and deltalake cannot write tables that have it; set the "
-            "property with Spark and write there, or have every file of the table written anew "
-            "with evolve='rewrite'"
+            "delta.enableTypeWidening, which deltalake cannot set; set it with Spark and write "
+            "again, or have every file of the table written anew with evolve='rewrite'"
         )
     fields = [f.with_type(widened[f.name]) if f.name in widened else f for f in _fields_of(schema)]
     return Evolution(schema=pa.schema([*fields, *added]), added=added, widened=widened)
@@ -96,25 +95,36 @@ def widened_json(text: str, widened: Mapping[str, pa.DataType], new: str) -> str
     return json.dumps(whole)
 
 
-def grown_json(text: str, new: str, *, last: int | None, table: str) -> tuple[str, int]:
+def grown_json(
+    text: str, new: str, *, widened: Collection[str], last: int | None, table: str
+) -> tuple[str, int]:
     """Return a Delta schema with new columns at its end, and the last id that was given.
 
     Args:
         text: the schema.
-        new: a schema of the new columns.
+        new: a schema of the new columns and of those that become wider.
+        widened: the latter's names; each one's story of types goes on.
         last: the highest id that any column ever had, where columns are mapped (Delta protocol,
             "Column Mapping"); each new one, and each field in it, gets the next id and a physical
             name that follows from it, so that writers who add the same column agree.
         table: the table's id.
     """
     whole: dict[str, Any] = json.loads(text)
-    fields: list[dict[str, Any]] = json.loads(new)["fields"]
+    fields: dict[str, dict[str, Any]] = {f["name"]: f for f in json.loads(new)["fields"]}
+    for one in whole["fields"]:
+        if one["name"] in widened:
+            kind = fields[one["name"]]["type"]
+            metadata: dict[str, Any] = one.setdefault("metadata", {})
+            story = metadata.setdefault("delta.typeChanges", [])
+            story.append({"fromType": one["type"], "toType": kind})
+            one["type"] = kind
+    added = [f for name, f in fields.items() if name not in widened]
     if last is not None:
         ids = [int(n) for n in re.findall(rf'"{re.escape(_ID)}":\s*(\d+)', text)]
         counted = count(max([last, *ids]) + 1)
-        fields = [_numbered(one, counted, table) for one in fields]
+        added = [_numbered(one, counted, table) for one in added]
         last = next(counted) - 1
-    whole["fields"] += fields
+    whole["fields"] += added
     return json.dumps(whole), last or 0
 
 

@@ -1,4 +1,4 @@
-"""Columns that a table gets, in a commit of their own just before the rows that need them.
+"""Columns that a table gets, or wider types, in a commit just before the rows that need them.
 
 deltalake adds them where it can, and lepton in its own hand where the table has parts that
 deltalake does not write, such as mapped names.
@@ -27,10 +27,15 @@ from lepton.lake.rules import Rules, rules_of
 from lepton.lake.storage import opened_table, passes
 
 
+def grows(rules: Rules, grown: Evolution) -> bool:
+    """Whether a schema changes while the table's files stay."""
+    return bool(grown.added or (grown.widened and rules.widening))
+
+
 def rules_after(opened: DeltaTable, rules: Rules, grown: Evolution) -> Rules:
     """Return the rules that a table will have, by which its new files are written."""
     after = replace(rules, schema=grown.schema)
-    if not rules.stored or not grown.added:
+    if not rules.stored or not grows(rules, grown):
         return after
     return replace(after, stored=storing(_schema(opened, grown)[0]))
 
@@ -50,11 +55,13 @@ def add_columns(
 
     Raises:
         WriteConflict: another commit gave the table other rules, or commits came first each time.
-        LakeError: deltalake cannot add such a column; the files are discarded.
+        LakeError: deltalake cannot add such a column, or the table asks for what lepton does not
+            do by now; the files are discarded.
     """
-    kept: Any = rules.schema
-    whole = replace(grown, schema=pa.schema([*kept, *grown.added]))
-    wanted = rules_after(opened, rules, whole)
+    if not rules.widening:  # then types change where the files do
+        kept: Any = rules.schema
+        grown = replace(grown, schema=pa.schema([*kept, *grown.added]), widened={})
+    wanted = rules_after(opened, rules, grown)
     since, failure, lost = opened.version(), None, False
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -72,14 +79,14 @@ def add_columns(
         if replace(now, what=rules.what) == wanted:
             return opened, now
         same = replace(now, what=rules.what) == rules
-        if failure is None or not same or rules_after(opened, rules, whole) != wanted:
+        if failure is None or not same or rules_after(opened, rules, grown) != wanted:
             break
     discard(files, uri, options)
     if failure is None or lost:
         raise conflict(opened, since, uri) from failure
     raise LakeError(
-        f"cannot add {', '.join(f.name for f in grown.added)} to table {rules.what}; nothing "
-        f"was committed: {first_line(failure)}"
+        f"cannot add or widen {', '.join([*(f.name for f in grown.added), *grown.widened])} of "
+        f"table {rules.what}; nothing was committed: {first_line(failure)}"
     ) from failure
 
 
@@ -119,7 +126,10 @@ def _publish(
         "configuration": configuration,
     }
     stamped = stamp(uri, opened.version(), options) if rules.stamped else {}
-    told = info_of("ADD COLUMNS", {**stamped, "readVersion": opened.version()})
+    told = info_of(
+        "CHANGE COLUMN" if grown.widened else "ADD COLUMNS",
+        {**stamped, "readVersion": opened.version()},
+    )
     kept = {k: v for k, v in described.items() if v is not None}
     publish(uri, number, [told, {"metaData": kept}], options)
     keep_short(uri, number, options)
@@ -130,9 +140,11 @@ def _schema(opened: DeltaTable, grown: Evolution) -> tuple[str, int]:
     known = opened.metadata()
     properties = known.configuration
     mapped = str(properties.get("delta.columnMapping.mode", "none")) != "none"
+    wider: list[Any] = [grown.schema.field(name) for name in grown.widened]
     return grown_json(
         opened.schema().to_json(),
-        Schema.from_arrow(pa.schema(grown.added)).to_json(),
+        Schema.from_arrow(pa.schema([*grown.added, *wider])).to_json(),
+        widened=grown.widened,
         last=int(properties.get(LAST_ID) or 0) if mapped else None,
         table=str(known.id),
     )

@@ -39,9 +39,10 @@ WRITER_FEATURES = frozenset(
     }
 )
 _OF_NEW_ROWS = ("identityColumns",)
-_OURS = frozenset(
-    {"allowColumnDefaults", "columnMapping", "domainMetadata", "inCommitTimestamp", "typeWidening"}
-    | {"typeWidening-preview", "vacuumProtocolCheck"}
+_WIDENING = frozenset({"typeWidening", "typeWidening-preview"})
+_OURS = _WIDENING | frozenset(
+    {"allowColumnDefaults", "columnMapping", "domainMetadata", "inCommitTimestamp"}
+    | {"vacuumProtocolCheck"}
 )
 """Of these deltalake writes no table: the commits are lepton's own."""
 _RULES = ("delta.invariants", "delta.generationExpression")
@@ -62,6 +63,7 @@ class Rules:
         stored: how a table with column mapping stores its columns.
         own: only lepton can write its commits, not deltalake.
         stamped: commits carry their time.
+        widening: types may become wider in files that stay.
     """
 
     what: str
@@ -73,6 +75,7 @@ class Rules:
     stored: tuple[Field, ...] = ()
     own: bool = False
     stamped: bool = False
+    widening: bool = False
 
 
 def rules_of(opened: DeltaTable, uri: str, *, same_rows: bool = False) -> Rules:
@@ -110,6 +113,8 @@ def rules_of(opened: DeltaTable, uri: str, *, same_rows: bool = False) -> Rules:
         stored=storing(text) if mapped else (),
         own=mapped or bool(_OURS & set(opened.protocol().writer_features or [])),
         stamped=_is_on(properties, "delta.enableInCommitTimestamps"),
+        widening=_is_on(properties, "delta.enableTypeWidening")
+        and bool(_WIDENING & set(opened.protocol().writer_features or [])),
     )
 
 

@@ -20,7 +20,7 @@ from lepton.lake.commit import commit_files, conflict, create, discard, reached
 from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
 from lepton.lake.files import Written
-from lepton.lake.growth import add_columns, rules_after
+from lepton.lake.growth import add_columns, grows, rules_after
 from lepton.lake.kinds import storable
 from lepton.lake.log import damaged
 from lepton.lake.rewrite import Change, Operation, rewrite, written_wider
@@ -171,10 +171,11 @@ def _write(data: Any, asked: _Asked) -> None:
 
 
 def _check_growth(opened: DeltaTable, rules: Rules, grown: Evolution, asked: _Asked) -> None:
-    if rules.own and grown.widened:
+    if rules.own and grown.widened and not rules.widening:
         raise LakeError(
             "its schema has parts that wider types would lose (mapped names, column defaults or "
-            "widened types): widen the column with the engine that made it, or use evolve='add'"
+            "widened types): set the table property delta.enableTypeWidening with the engine that "
+            "made it, or use evolve='add'"
         )
     if asked.mode == "overwrite" and not rules.own:
         refuse_respelled(opened, rules.what)
@@ -222,11 +223,12 @@ def _commit(
     if reached(opened, asked.txn):
         discard(files, path, options)
         return
-    anew = bool(grown.widened) and asked.mode == "append"
-    if grown.added and not anew:
+    wider = bool(grown.widened) and not rules.widening
+    anew = wider and asked.mode == "append"
+    if grows(rules, grown) and not anew:
         opened, rules = add_columns(opened, rules, grown, files, uri=path, options=options)
     text = opened.schema().to_json()
-    if grown.widened:
+    if wider:
         text = widened_json(text, grown.widened, Schema.from_arrow(grown.schema).to_json())
     commit_files(
         opened,
@@ -236,7 +238,7 @@ def _commit(
         mode="overwrite" if anew or asked.mode == "overwrite" else "append",
         next_only=anew,
         txn=asked.txn,
-        schema=Schema.from_json(text) if grown.widened else None,
+        schema=Schema.from_json(text) if wider else None,
         options=options,
     )
 
@@ -249,7 +251,8 @@ def _files(
     if opened is not None:
         wider = rules_after(opened, rules, grown)
     files = rows.write(wider)
-    if opened is None or not grown.widened or asked.mode != "append":
+    stays = rules.widening or not grown.widened
+    if opened is None or stays or asked.mode != "append":
         return files
     try:
         if rules.append_only or rules.feed:
@@ -271,7 +274,7 @@ def _grown(rows: Rows, rules: Rules, asked: _Asked) -> Evolution:
             rows.needed_schema(),
             asked.evolve,
             partition_columns=rules.partition_columns,
-            anew=asked.mode == "overwrite" or asked.evolve == "rewrite",
+            anew=asked.mode == "overwrite" or asked.evolve == "rewrite" or rules.widening,
         )
     if rows.schema is not None:
         check_names(rows.schema.names, grown.schema, fill=asked.mode == "delete")

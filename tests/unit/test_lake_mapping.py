@@ -283,6 +283,44 @@ def test_a_table_of_widened_columns_keeps_their_story_when_it_grows(tmp_path: Pa
     assert stamps[0] > stamps[1]
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_types_become_wider_in_files_that_stay_where_the_table_lets_them(
+    tmp_path: Path, mapped: bool, mode: Any
+) -> None:
+    log = Log(tmp_path / "t")
+    asks = protocol(["typeWidening", *(["columnMapping"] if mapped else [])])
+    names = [("c1", 1), ("c2", 2), ("c3", 3)] if mapped else [(None, None)] * 3
+    columns = [column("k", "short", *names[0]), column("f", "float", *names[1])]
+    columns += [column("d", "decimal(4,1)", *names[2])]
+    how = {"columnMapping_mode": "name", "columnMapping_maxColumnId": "3"} if mapped else {}
+    log.commit(asks, metadata(columns, enableTypeWidening="true", **how))
+    uri, narrow, decimals = log.root, pa.decimal128(4, 1), pa.decimal128(12, 3)
+    old = {"k": [1, 2], "f": pa.array([0.5, None], pa.float32())}
+    lepton.write(pa.table({**old, "d": pa.array([Decimal("1.5")] * 2, narrow)}), uri)
+    files = set(uri.glob("*.parquet"))
+    far = pa.array([Decimal("12345678.125")], decimals)
+    wide = pa.table({"k": [2**20], "f": [0.1], "d": far, "new": ["x"]})
+    table = lepton.write(wide, uri, mode=mode, evolve="widen", txn=("job", 1))
+    last = pa.table({"k": [2**40], "f": [0.1], "d": far, "new": ["y"]})
+    lepton.write(wide, uri, mode=mode, evolve="widen", txn=("job", 1))
+    rows = lepton.write(last, uri, evolve="widen").to_arrow()
+
+    before = [
+        {"k": n, "f": f, "d": Decimal("1.500"), "new": None} for n, f in ((1, 0.5), (2, None))
+    ]
+    expected = (before if mode == "append" else []) + wide.to_pylist() + last.to_pylist()
+    assert shown(rows.to_pylist()) == shown(expected)
+    assert [f.type for f in rows.schema] == [pa.int64(), pa.float64(), decimals, pa.string()]
+    assert files < set(uri.glob("*.parquet"))
+    story = json.loads(DeltaTable(uri).schema().to_json())["fields"][0]["metadata"]
+    assert story["delta.typeChanges"] == [{"fromType": "short", "toType": "long"}]
+    assert table.where("k > 1000000").count_rows() == 1
+    assert lepton.table(uri).where("k = 2").count_rows() == (1 if mode == "append" else 0)
+    with pytest.raises(LakeError, match="column k is int64"):
+        lepton.write(pa.table({"k": ["no"], "f": [0.1], "d": far, "new": ["x"]}), uri)
+
+
 def test_what_would_lose_the_schemas_parts_is_refused(tmp_path: Path) -> None:
     log = Log(tmp_path / "t")
     how = {"columnMapping_mode": "name", "columnMapping_maxColumnId": "1"}
