@@ -276,5 +276,15 @@ def nulls(count: int, kind: pa.DataType) -> Any:
     return make(count, kind)
 
 
+def repeat(value: Any, field: Field, rows: int) -> Any:
+    """Return a partition value, in its column's type, for every row."""
+    if value is None:
+        return nulls(rows, field.type)
+    typed: Any = pa.scalar(value)
+    turned: Any = pc.cast
+    make: Any = pa.repeat
+    return make(turned(typed, field.type) if typed.type != field.type else typed, rows)
+
+
 def _mask(array: pa.Array[Any]) -> pa.Array[Any] | None:
     return pc.is_null(array) if array.null_count else None
