@@ -21,15 +21,15 @@ _DISTINCT = 0.95
 
 def repeating(rows: pa.Table) -> list[str]:
     """Return the Parquet paths of the columns, nested ones too, in which values come again."""
-    found: dict[str, list[Any]] = {}
+    found: dict[tuple[str, ...], list[Any]] = {}
     for part in _stretches(rows):
         schema: Any = part.schema
         for at, field in enumerate(schema):
             column: Any = part.column(at)
             for chunk in column.chunks:
-                for path, values in _leaves(field.name, chunk):
+                for path, values in _leaves((field.name,), chunk):
                     found.setdefault(path, []).append(values.slice(0, STRETCH).drop_null())
-    return [path for path, pieces in found.items() if _repeats(pieces)]
+    return [".".join(path) for path, pieces in found.items() if _repeats(pieces)]
 
 
 def _stretches(rows: pa.Table) -> list[pa.Table]:
@@ -39,18 +39,18 @@ def _stretches(rows: pa.Table) -> list[pa.Table]:
     return [rows.slice(n * step, STRETCH) for n in range(STRETCHES)]
 
 
-def _leaves(path: str, array: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(path: tuple[str, ...], array: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the values of plain types inside an array, by their paths in the file."""
     kind = array.type
     if pa.types.is_struct(kind):
         for i in range(kind.num_fields):
-            yield from _leaves(f"{path}.{kind.field(i).name}", array.field(i))
+            yield from _leaves((*path, kind.field(i).name), array.field(i))
     elif pa.types.is_map(kind):
         start, stop = (array.offsets[i].as_py() for i in (0, len(array)))
-        yield from _leaves(f"{path}.key_value.key", array.keys[start:stop])
-        yield from _leaves(f"{path}.key_value.value", array.items[start:stop])
+        yield from _leaves((*path, "key_value", "key"), array.keys[start:stop])
+        yield from _leaves((*path, "key_value", "value"), array.items[start:stop])
     elif pa.types.is_nested(kind):
-        yield from _leaves(f"{path}.list.element", array.flatten())
+        yield from _leaves((*path, "list", "element"), array.flatten())
     else:
         yield path, array
 

@@ -89,3 +89,11 @@ def test_every_kind_of_value_is_judged_nulls_and_maps_too(
     assert repeating(pa.table({"map": maps.slice(30)})) == ["map.key_value.key"]
     assert repeating(pa.table({"none": pa.nulls(9, kind)})) == ["none"]
     assert repeating(pa.table({"a.b": same})) == ["a.b"]
+
+
+def test_a_dot_in_a_name_is_not_taken_for_a_member(tmp_path: Path) -> None:
+    inside = pa.StructArray.from_arrays([pa.array([n / 3 for n in range(60)])], ["b"])
+    rows = pa.table({"a.b": ["same"] * 60, "a": inside})
+
+    assert lepton.write(rows, tmp_path / "t").to_arrow().to_pylist() == rows.to_pylist()
+    assert repeating(rows) == ["a.b"]
