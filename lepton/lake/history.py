@@ -140,6 +140,8 @@ def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
     except OSError:
         return "check the path and the storage options"
     newest = max((int(m[1]) for n in names if (m := _COMMIT.fullmatch(n))), default=-1)
+    if not names:
+        return "there is no log in it: check the path and the storage options"
     refuse_gaps(uri, newest, options)
     for number in range(newest_point(names, newest)[0] + 1, newest + 1):
         try:

@@ -47,6 +47,8 @@ _OURS = _WIDENING | frozenset(
 """Of these deltalake writes no table: the commits are lepton's own."""
 _RULES = ("delta.invariants", "delta.generationExpression")
 _CONSTRAINT = "delta.constraints."
+_FEED = "delta.enableChangeDataFeed"
+_OF_FEEDS = ("_change_type", "_commit_version", "_commit_timestamp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +111,7 @@ def rules_of(opened: DeltaTable, uri: str, *, same_rows: bool = False) -> Rules:
         partition_columns=tuple(metadata.partition_columns),
         constraints=constraints,
         append_only=_is_on(properties, "delta.appendOnly"),
-        feed=_is_on(properties, "delta.enableChangeDataFeed"),
+        feed=_is_on(properties, _FEED),
         stored=storing(text) if mapped else (),
         own=mapped or bool(_OURS & set(opened.protocol().writer_features or [])),
         stamped=_is_on(properties, "delta.enableInCommitTimestamps"),
@@ -144,6 +146,9 @@ def _refuse(
             asks.append(f"generatedColumns (column {spec['name']})")
         if any(k.startswith("delta.identity.") for k in keys):
             asks.append(f"identityColumns (column {spec['name']})")
+    if _is_on(properties, _FEED):
+        told = [s["name"] for s in specs if str(s["name"]).lower() in _OF_FEEDS]
+        asks += [f"a change data feed beside a column {name} of its own" for name in told]
     asks += [f"{key} inside column {name}" for name, key in _inside(specs)]
     if asks:
         raise LakeError(

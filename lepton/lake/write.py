@@ -5,6 +5,7 @@ All data files are ours: page checksums, complete statistics.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,7 +92,7 @@ def write(
         key=(key,) if isinstance(key, str) else tuple(key or ()),
         where=where,
         partition_by=None if partition_by is None else tuple(partition_by),
-        txn=txn,
+        txn=_transaction(txn),
         evolve=evolve,
         options=options,
     )
@@ -128,6 +129,22 @@ class _Asked:
             raise ValueError(f"evolve {evolve!r} is none of {', '.join(get_args(Evolve))}")
         if evolve and mode in _OPERATIONS:
             raise ValueError(f"evolve= goes with append and overwrite, not with mode={mode!r}")
+
+
+def _transaction(txn: Any) -> tuple[str, int] | None:
+    """An application transaction, checked before any work."""
+    if txn is None:
+        return None
+    try:
+        name, number = txn
+        version = operator.index(number)
+    except (TypeError, ValueError):
+        name, version = "", -1
+    if not isinstance(name, str) or not name or not 0 <= version < 2**63:
+        raise ValueError(
+            f"txn={txn!r} is no transaction: give (application id, version), such as ('job', 7)"
+        )
+    return name, version
 
 
 def _write(data: Any, asked: _Asked) -> None:
