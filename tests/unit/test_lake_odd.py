@@ -15,6 +15,7 @@ import lepton
 from benchmarks.conformance_log import Action, Log, column, metadata, protocol, removed, without
 from lepton.errors import LakeError
 from lepton.lake.log import load_version
+from lepton.lake.maintenance import checkpoint, optimize, restore, vacuum
 
 
 def ints(*values: int, name: str = "x") -> pa.Table:
@@ -133,6 +134,34 @@ def test_vectors_count_where_the_table_does_not_own_up_to_them(
         log.commit(protocol(reader=1, writer=2))
     assert rows_of(log.root) == [2, 3]
     assert rows_of(log.root, "x < 3") == [2]
+
+
+CHANGES: dict[str, tuple[Callable[[Path], Any], list[int]]] = {
+    "append": (lambda uri: lepton.write(ints(9), uri), [2, 3, 9]),
+    "merge": (lambda uri: lepton.write(ints(2, 9), uri, mode="merge", key="x"), [2, 3, 9]),
+    "delete": (lambda uri: lepton.write(ints(2), uri, mode="delete", key="x"), [3]),
+    "replace": (
+        lambda uri: lepton.write(ints(9), uri, mode="replace_where", where="x > 2"),
+        [2, 9],
+    ),
+    "overwrite": (lambda uri: lepton.write(ints(9), uri, mode="overwrite"), [9]),
+    "optimize": (lambda uri: (lepton.write(ints(9), uri), optimize(uri)), [2, 3, 9]),
+    "restore": (
+        lambda uri: (lepton.write(ints(9), uri, mode="overwrite"), restore(uri, 1)),
+        [2, 3],
+    ),
+    "checkpoint": (checkpoint, [2, 3]),
+    "vacuum": (lambda uri: vacuum(uri, dry_run=False), [2, 3]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_such_vectors_stay_applied_whatever_is_done(tmp_path: Path, name: str) -> None:
+    log = begun(tmp_path / "t")
+    log.commit(without(log.add("a.parquet", ints(1, 2, 3), stats={}), [0]))
+    change, left = CHANGES[name]
+    change(log.root)
+    assert sorted(rows_of(log.root)) == left
 
 
 LINES: list[tuple[str, Callable[[bytes], bytes]]] = [
