@@ -9,6 +9,7 @@
 - Deletion vectors: opening a table of 500 files of a million rows that each have one, against
   deltalake's masks of them all, which is how lepton opened such a table before.
 - Writing a Ray Dataset: ``lepton.write`` and its ``write_delta``, to a new table each time.
+- Merging by key, where every file has a row that changes: ``lepton.write`` and deltalake's merge.
 - Page checksums: reading with and without verifying them, in turn; and flipped bits caught.
 
 Results: ``benchmarks/results/lake.json`` (the claims) and ``lake_runs.json``.
@@ -20,21 +21,24 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from deltalake import DeltaTable
 
 import lepton
 from benchmarks import lake_tables
 from benchmarks.claims import HERE, Claim, claim, record, write
+from benchmarks.lake_turns import in_turn, ratio, with_rounds
 from lepton import Snapshot
 from lepton.errors import LakeError
 from lepton.lake.log import load_version
@@ -51,10 +55,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/tmp/lepton-bench/lake"))
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--parts", default="read,where,open,vectors,write,checksums")
+    parser.add_argument("--parts", default="read,where,open,vectors,write,merge,checksums")
     ask = parser.parse_args()
     parts = {"read": read, "where": where, "open": opening, "vectors": vectors}
-    parts |= {"write": writing, "checksums": checksums}
+    parts |= {"write": writing, "merge": merging, "checksums": checksums}
     claims: list[Claim] = []
     found: dict[str, Any] = {}
     for name in ask.parts.split(","):
@@ -87,12 +91,12 @@ def read(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
                 raise SystemExit(f"{name} delivers other rows than {uri} has")
         times = in_turn(timed, rounds)
         runs[shape] = times
-        ratio = _ratio(times["read_delta"], times["lepton"])
-        claims.append(claim(f"full read, {shape}: to_dataset to read_delta", ratio, 1, "x"))
+        speed = ratio(times["read_delta"], times["lepton"])
+        claims.append(claim(f"full read, {shape}: to_dataset to read_delta", speed, 1, "x"))
         for name in ways:
             rate = count / statistics.median(times[name]) / 1e6
             claims.append(claim(f"full read, {shape}: {name}", rate, None, "million rows/s"))
-    return _with(claims, rounds), runs
+    return with_rounds(claims, rounds), runs
 
 
 def _fresh(uri: Path) -> Snapshot:
@@ -138,13 +142,13 @@ def where(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
         read, share = _chosen(uri, low, high)
         times = in_turn(_filtered(uri, low, high), rounds)
         runs[shape] = times
-        speed = _ratio(times["read_delta"], times["lepton"])
+        speed = ratio(times["read_delta"], times["lepton"])
         claims += [
             claim(f"where, {shape}: files read", read, can, "files", -1),
             claim(f"where, {shape}: bytes of those files, of all", share, None, "%"),
             claim(f"where, {shape}: to_dataset to read_delta filtered", speed, 1, "x"),
         ]
-    return _with(claims, rounds), runs
+    return with_rounds(claims, rounds), runs
 
 
 def _chosen(uri: Path, low: int, high: int) -> tuple[int, float]:
@@ -212,7 +216,7 @@ def opening(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
         claim(f"{what}: a filter's files", ours["where_s"], None, "s"),
         claim(f"{what}: deltalake's to_pyarrow_dataset", middle["deltalake"]["seconds"], None, "s"),
     ]
-    return _with(claims, rounds), runs
+    return with_rounds(claims, rounds), runs
 
 
 def vectors(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
@@ -227,8 +231,8 @@ def vectors(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
     found = {
         (way, key): [r[key] for r in runs[way]] for way in ways for key in ("seconds", "peak_mb")
     }
-    quicker = _ratio(found["masks", "seconds"], found["lepton", "seconds"])
-    leaner = _ratio(found["masks", "peak_mb"], found["lepton", "peak_mb"])
+    quicker = ratio(found["masks", "seconds"], found["lepton", "seconds"])
+    leaner = ratio(found["masks", "peak_mb"], found["lepton", "peak_mb"])
     what = f"open {VECTORS} files with deletion vectors"
     claims = [claim(f"{what}: all masks to descriptors, time", quicker, 1, "x")]
     claims.append(claim(f"{what}: all masks to descriptors, peak memory", leaner, 1, "x"))
@@ -238,7 +242,7 @@ def vectors(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
         told = {"lepton": "lepton", "masks": "deltalake's masks"}[way]
         middle = statistics.median(found[way, key])
         claims.append(claim(f"{what}: {named}{told}", middle, None, unit))
-    return _with(claims, rounds), runs
+    return with_rounds(claims, rounds), runs
 
 
 def _open(uri: Path, way: str) -> dict[str, float]:
@@ -274,14 +278,14 @@ def writing(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
         }
         timed = {n: partial(_written, way, len(source), files, n) for n, way in ways.items()}
         runs[shape] = times = in_turn(timed, rounds)
-        ratio = _ratio(times["write_delta"], times["lepton"])
-        claims.append(claim(f"write a Dataset, {shape}: write_delta to lepton", ratio, 1, "x"))
+        speed = ratio(times["write_delta"], times["lepton"])
+        claims.append(claim(f"write a Dataset, {shape}: write_delta to lepton", speed, 1, "x"))
         for name in ways:
             rate = len(source) / statistics.median(times[name]) / 1e6
             what = f"write a Dataset, {shape}: {name}"
             claims.append(claim(what, rate, None, "million rows/s"))
             claims.append(claim(f"{what}: files", files[name], None, "files"))
-    return _with(claims, rounds), runs
+    return with_rounds(claims, rounds), runs
 
 
 def _written(way: Callable[[Path], object], count: int, files: dict[str, int], name: str) -> None:
@@ -292,6 +296,42 @@ def _written(way: Callable[[Path], object], count: int, files: dict[str, int], n
         files[name] = len(table.files())
         if table.count_rows() != count:
             raise SystemExit(f"{name} wrote {table.count_rows()} rows, not {count}")
+
+
+def merging(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
+    """Change one row of 20 in every file and add one of 100, in a copy of the table each time."""
+    count = rows // 3
+    uri = lake_tables.rows(folder, count, 16)
+    old = lepton.table(uri).to_arrow().slice(0, count // 100)
+    ids = np.concatenate([np.arange(0, count, 20), np.arange(count, count + len(old))])
+    given = old.take(pa.array(ids % len(old))).set_column(0, "id", pa.array(ids))
+
+    def theirs(copy: Path) -> None:
+        merge = DeltaTable(copy).merge(given, "t.id = s.id", source_alias="s", target_alias="t")
+        merge.when_matched_update_all().when_not_matched_insert_all().execute()
+
+    ways: dict[str, Callable[[Path], object]] = {
+        "lepton": lambda copy: lepton.write(given, copy, mode="merge", key="id"),
+        "deltalake": theirs,
+    }
+    timed = {n: partial(_merged, way, uri, count + len(old)) for n, way in ways.items()}
+    times = in_turn(timed, rounds)
+    what = "merge that changes every file"
+    claims = [
+        claim(f"{what}: deltalake to lepton", ratio(times["deltalake"], times["lepton"]), 1, "x")
+    ]
+    for name in ways:
+        claims.append(claim(f"{what}: {name}", statistics.median(times[name]), None, "s"))
+    return with_rounds(claims, rounds), times
+
+
+def _merged(way: Callable[[Path], object], uri: Path, count: int) -> None:
+    with tempfile.TemporaryDirectory(dir=uri.parent) as place:
+        copy = Path(place) / "t"
+        shutil.copytree(uri, copy, copy_function=os.link)  # no file of a table is written again
+        way(copy)
+        if lepton.table(copy).count_rows() != count:
+            raise SystemExit(f"a merge left {lepton.table(copy).count_rows()} rows, not {count}")
 
 
 def checksums(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
@@ -308,7 +348,7 @@ def checksums(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
     claims = [
         claim(
             "page checksums: reading time, verified to not",
-            _ratio(times["on"], times["off"]),
+            ratio(times["on"], times["off"]),
             1.35,
             "x",
             -1,
@@ -316,7 +356,7 @@ def checksums(folder: Path, rows: int, rounds: int) -> tuple[list[Claim], Any]:
         claim(f"page checksums: flipped bits caught of {FLIPS}", caught["1"], FLIPS, "bits"),
         claim(f"page checksums off: flipped bits caught of {FLIPS}", caught["0"], None, "bits"),
     ]
-    return _with(claims, rounds), {"seconds": times, "caught": caught}
+    return with_rounds(claims, rounds), {"seconds": times, "caught": caught}
 
 
 def _caught(folder: Path, verify: str) -> int:
@@ -339,28 +379,6 @@ def _caught(folder: Path, verify: str) -> int:
         file.write_bytes(good)
         original.unlink()
     return caught
-
-
-def in_turn(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Time each way once a round, beginning with another each time; the first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    for turn in range(rounds + 1):
-        at = turn % len(names)
-        for name in names[at:] + names[:at]:
-            started = time.perf_counter()
-            ways[name]()
-            if turn:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
-def _ratio(top: list[float], bottom: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(top, bottom, strict=True))
-
-
-def _with(claims: list[Claim], rounds: int) -> list[Claim]:
-    return [{**one, "runs": rounds} for one in claims]
 
 
 if __name__ == "__main__":

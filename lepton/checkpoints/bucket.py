@@ -20,14 +20,12 @@ from typing import Any, TypeVar
 
 from lepton.checkpoints.storage import damaged, measured, missing
 from lepton.errors import CheckpointError
+from lepton.lake.connection import connection
 
 T = TypeVar("T")
 
 COPIES_DAYS = 7
 """How long a local copy stays that nobody uses."""
-
-_OF_TABLES = ("aws_s3_allow_unsafe_rename", "aws_s3_locking_provider", "aws_conditional_put")
-"""Options of tables that mean nothing here."""
 
 
 class Bucket:
@@ -49,11 +47,8 @@ class Bucket:
             raise CheckpointError(
                 f"checkpoints on {where} need obstore: pip install 'lepton[s3]'"
             ) from e
-        client, config = _settings(options or {})
         try:
-            self._store: Any = import_module("obstore.store").from_url(
-                self.where, config=config or None, client_options=client or None
-            )
+            self._store: Any = connection(self.where, options or {})
         except Exception as e:  # obstore has one class for each trouble
             raise CheckpointError(f"cannot reach checkpoints on {where}: {_first_line(e)}") from e
 
@@ -165,19 +160,6 @@ class Bucket:
 def _first_line(error: Exception) -> str:
     """What obstore says, without its debugging text."""
     return str(error).partition("\n")[0]
-
-
-def _settings(options: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what concerns the connection, and what the store."""
-    client: dict[str, Any] = {}
-    config: dict[str, str] = {}
-    for key, value in options.items():
-        low = key.lower()
-        if low in ("aws_allow_http", "allow_http"):
-            client["allow_http"] = value.lower() in ("true", "1", "yes")
-        elif low not in _OF_TABLES:
-            config[low] = value
-    return client, config
 
 
 def _copies() -> Path:

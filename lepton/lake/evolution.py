@@ -2,16 +2,19 @@
 
 Pure. A column may be added, NULL in every row that is there already; a type may become a wider one
 of the protocol's list (section "Type Widening"), in which every value stays the same value. That
-list needs a table feature that deltalake cannot write, so a type becomes wider only where all
+list needs a table feature: where a table does not have it, a type becomes wider only where all
 files are written anew.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import count
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 
@@ -20,6 +23,8 @@ from lepton.lake.kinds import storable
 
 Evolve = Literal["add", "widen", "rewrite"]
 
+LAST_ID = "delta.columnMapping.maxColumnId"
+_ID = "delta.columnMapping.id"
 _INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 _DIGITS = {pa.int8(): 10, pa.int16(): 10, pa.int32(): 10, pa.int64(): 20}
 
@@ -55,7 +60,7 @@ def evolution(
         how: ``add`` columns, or ``widen`` types as well (``rewrite``: in files that are there,
             too); None changes nothing.
         partition_columns: the table's; they keep their types.
-        anew: every file is written anew, so that types may change.
+        anew: types may change: every file is written anew, or the table lets files stay.
 
     Raises:
         LakeError: a type cannot be stored, or would have to change in files that stay.
@@ -70,9 +75,8 @@ def evolution(
         )
         raise LakeError(
             f"column {named} cannot become wider in files that stay: that needs the table property "
-            "delta.enableTypeWidening, and deltalake cannot write tables that have it; set the "
-            "property with Spark and write there, or have every file of the table written anew "
-            "with evolve='rewrite'"
+            "delta.enableTypeWidening, which deltalake cannot set; set it with Spark and write "
+            "again, or have every file of the table written anew with evolve='rewrite'"
         )
     fields = [f.with_type(widened[f.name]) if f.name in widened else f for f in _fields_of(schema)]
     return Evolution(schema=pa.schema([*fields, *added]), added=added, widened=widened)
@@ -89,6 +93,57 @@ def widened_json(text: str, widened: Mapping[str, pa.DataType], new: str) -> str
     known = {one["name"] for one in whole["fields"]}
     whole["fields"] += [f for f in fields if f["name"] not in known]
     return json.dumps(whole)
+
+
+def grown_json(
+    text: str, new: str, *, widened: Collection[str], last: int | None, table: str
+) -> tuple[str, int]:
+    """Return a Delta schema with new columns at its end, and the last id that was given.
+
+    Args:
+        text: the schema.
+        new: a schema of the new columns and of those that become wider.
+        widened: the latter's names; each one's story of types goes on.
+        last: the highest id that any column ever had, where columns are mapped (Delta protocol,
+            "Column Mapping"); each new one, and each field in it, gets the next id and a physical
+            name that follows from it, so that writers who add the same column agree.
+        table: the table's id.
+    """
+    whole: dict[str, Any] = json.loads(text)
+    fields: dict[str, dict[str, Any]] = {f["name"]: f for f in json.loads(new)["fields"]}
+    for one in whole["fields"]:
+        if one["name"] in widened:
+            kind = fields[one["name"]]["type"]
+            metadata: dict[str, Any] = one.setdefault("metadata", {})
+            story = metadata.setdefault("delta.typeChanges", [])
+            story.append({"fromType": one["type"], "toType": kind})
+            one["type"] = kind
+    added = [f for name, f in fields.items() if name not in widened]
+    if last is not None:
+        ids = [int(n) for n in re.findall(rf'"{re.escape(_ID)}":\s*(\d+)', text)]
+        counted = count(max([last, *ids]) + 1)
+        added = [_numbered(one, counted, table) for one in added]
+        last = next(counted) - 1
+    whole["fields"] += added
+    return json.dumps(whole), last or 0
+
+
+def _numbered(one: dict[str, Any], counted: Iterator[int], table: str) -> dict[str, Any]:
+    number = next(counted)
+    name = uuid.uuid5(uuid.NAMESPACE_OID, f"{table}/{number}/{one['name']}")
+    told = {_ID: number, "delta.columnMapping.physicalName": f"col-{name}"}
+    metadata: dict[str, Any] = {**(one.get("metadata") or {}), **told}
+    return {**one, "metadata": metadata, "type": _inside(one["type"], counted, table)}
+
+
+def _inside(kind: Any, counted: Iterator[int], table: str) -> Any:
+    if not isinstance(kind, dict):
+        return kind
+    known = cast("dict[str, Any]", kind)
+    if known["type"] == "struct":
+        return {**known, "fields": [_numbered(f, counted, table) for f in known["fields"]]}
+    members = [k for k in ("elementType", "keyType", "valueType") if k in known]
+    return {**known, **{k: _inside(known[k], counted, table) for k in members}}
 
 
 def widens(narrow: Any, wide: Any) -> bool:

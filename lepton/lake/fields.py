@@ -151,7 +151,7 @@ def locate(field: Field, stored: Any) -> int | None:
                 return i
         return None
     names: list[str] = [m.name for m in members]
-    if field.physical in names:
+    if names.count(field.physical) == 1:
         return names.index(field.physical)
     alike = [i for i, name in enumerate(names) if name.lower() == field.physical.lower()]
     if len(alike) > 1:
@@ -274,6 +274,16 @@ def nulls(count: int, kind: pa.DataType) -> Any:
     """Return ``count`` nulls of a type."""
     make: Any = pa.nulls  # the stubs know extension types only
     return make(count, kind)
+
+
+def repeat(value: Any, field: Field, rows: int) -> Any:
+    """Return a partition value, in its column's type, for every row."""
+    if value is None:
+        return nulls(rows, field.type)
+    typed: Any = pa.scalar(value)
+    turned: Any = pc.cast
+    make: Any = pa.repeat
+    return make(turned(typed, field.type) if typed.type != field.type else typed, rows)
 
 
 def _mask(array: pa.Array[Any]) -> pa.Array[Any] | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
+from lepton.lake.encoding import repeating
 from lepton.lake.fields import Field
 from lepton.lake.mapping import stored, stored_partition
 from lepton.lake.storage import again, store_of
@@ -88,7 +91,13 @@ def _write(store: pafs.FileSystem, start: str, rows: pa.Table) -> tuple[str, int
     """Write a file of a new name, so that what a try before left is never taken for it."""
     path = f"{start}{uuid.uuid4()}.snappy.parquet"
     with store.open_output_stream(path) as sink:
-        pq.write_table(rows, sink, write_page_checksum=True, store_schema=False)
+        pq.write_table(
+            rows,
+            sink,
+            write_page_checksum=True,
+            store_schema=False,
+            use_dictionary=repeating(rows),  # type: ignore[arg-type]  # the stubs know no names
+        )
         size = sink.tell()
     return path, size
 
@@ -126,6 +135,10 @@ def _text_of(scalar: Any, column: str) -> str | None:
     if pa.types.is_timestamp(scalar.type):
         text = pc.strftime(scalar, format="%Y-%m-%d %H:%M:%S").as_py()
         return str(text)
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
     return str(value)
 
 

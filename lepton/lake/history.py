@@ -22,6 +22,7 @@ _SAID = 600  # characters of an error that are worth telling
 _CHECKPOINT = re.compile(
     r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10})|\.[0-9a-f-]{36})?\.(parquet|json)"
 )
+_HINT = "_last_checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +107,15 @@ def newest_point(names: Sequence[str], number: int) -> tuple[int, list[str]]:
     return newest, whole.get(newest, [])
 
 
+def oldest_version(uri: str, options: Mapping[str, str] | None) -> int | None:
+    """Return the oldest version that a log still tells; None where it tells none."""
+    names = names_of(*log_folder(uri, options))
+    if f"{0:020}.json" in names:
+        return 0
+    points = {int(m[1]) for n in names if (m := _CHECKPOINT.fullmatch(n))}
+    return min((p for p in points if newest_point(names, p)[0] == p), default=None)
+
+
 def actions_of(
     uri: str, version: int, options: Mapping[str, str] | None
 ) -> list[dict[str, Any]] | None:
@@ -130,6 +140,8 @@ def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
     except OSError:
         return "check the path and the storage options"
     newest = max((int(m[1]) for n in names if (m := _COMMIT.fullmatch(n))), default=-1)
+    if not names:
+        return "there is no log in it: check the path and the storage options"
     refuse_gaps(uri, newest, options)
     for number in range(newest_point(names, newest)[0] + 1, newest + 1):
         try:
@@ -137,6 +149,11 @@ def explain_damage(uri: str, options: Mapping[str, str] | None) -> str:
         except ValueError as e:
             return f"{number:020}.json of {uri!r}@{newest} is damaged ({e}): put the file back"
     points = sorted(n for n in names if _CHECKPOINT.fullmatch(n))
+    if not points and _HINT in names:
+        return (
+            f"{_HINT} of {uri!r}@{newest} names a checkpoint that is not there: remove that file, "
+            "it is a hint that readers can do without"
+        )
     if not points:
         return f"see whether all files in _delta_log of {uri!r}@{newest} are whole"
     return (

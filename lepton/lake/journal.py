@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -20,19 +19,13 @@ from typing import Any
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lepton.errors import LakeError
+from lepton.lake.connection import connection
 from lepton.lake.files import Written
 from lepton.lake.history import actions_of
 from lepton.lake.log import DataFile
 from lepton.lake.storage import opened_table
 from lepton.lake.vectors import descriptor_of
 
-_PLAIN = ("allow_http", "aws_allow_http")
-_CLOUDS = ("aws_", "azure_", "google_")
-_OF_CLIENTS = re.compile(
-    r"(aws_|azure_|google_)?"
-    r"(http[12]_.*|pool_.*|proxy_.*|.*timeout|allow_.*|user_agent|default_.*|randomize_addresses)"
-)
-"""Of the connection: obstore does not outlive the sight of them among a store's options."""
 _LOCKS = ("aws_s3_locking_provider", "s3_locking_provider")
 _EVERY = 100  # commits to a checkpoint, where a table does not say
 
@@ -134,35 +127,13 @@ def _put(folder: str, name: str, body: bytes, options: Mapping[str, str]) -> Non
         )
     try:
         obstore: Any = import_module("obstore")
-        stores: Any = import_module("obstore.store")
         errors: Any = import_module("obstore.exceptions")
     except ImportError as e:
         raise LakeError(
             f"to write {name} of {folder} lepton needs obstore: pip install 'lepton[s3]'"
         ) from e
-    low = {k.lower(): v for k, v in options.items()}
-    client: dict[str, Any] = {k: low[k] for k in ("timeout", "connect_timeout") if k in low}
-    client["allow_http"] = any(low.pop(k, "").lower() in ("true", "1", "yes") for k in _PLAIN)
-    retries = {"max_retries": int(low["max_retries"])} if "max_retries" in low else None
-
-    def known(config: dict[str, str]) -> bool:
-        try:
-            stores.from_url(folder, config=config, client_options=client)
-        except errors.UnknownConfigurationKeyError:
-            return False  # deltalake's own
-        except errors.BaseError:
-            return True  # alone it may be too little
-        return True
-
-    named = {
-        k if k.startswith(_CLOUDS) else f"aws_{k}": v
-        for k, v in low.items()
-        if not _OF_CLIENTS.fullmatch(k)
-    }
     try:
-        config = {k: v for k, v in named.items() if known({k: v})}
-        store = stores.from_url(folder, config=config, client_options=client, retry_config=retries)
-        obstore.put(store, name, body, mode="create")
+        obstore.put(connection(folder, options), name, body, mode="create")
     except (errors.AlreadyExistsError, errors.PreconditionError) as e:
         raise CommitFailedError(f"{name} was written by another commit") from e
     except Exception as e:  # obstore has one class for each trouble

@@ -6,6 +6,7 @@ instant is in UTC) and one of lists.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -42,14 +43,18 @@ def storable(schema: pa.Schema) -> pa.Schema:
         LakeError: a column has a type without a counterpart, or a name that it cannot have.
     """
     fields: Any = schema
-    seen: dict[str, str] = {}
-    for name in schema.names:
-        if name == POSITION:
-            raise LakeError(f"a column cannot be called {name}, which lepton needs for itself")
-        if name.lower() in seen:
-            raise LakeError(f"columns {seen[name.lower()]} and {name} are one to Delta: rename one")
-        seen[name.lower()] = name
+    if POSITION in schema.names:
+        raise LakeError(f"a column cannot be called {POSITION}, which lepton needs for itself")
+    _refuse_alike(schema.names, "columns")
     return pa.schema([_field(f, f.name) for f in fields])
+
+
+def _refuse_alike(names: Iterable[str], what: str) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        if name.lower() in seen:
+            raise LakeError(f"{what} {seen[name.lower()]} and {name} are one to Delta: rename one")
+        seen[name.lower()] = name
 
 
 def _field(field: Any, path: str) -> Any:
@@ -82,6 +87,7 @@ def _kind(kind: Any, path: str) -> Any:
 def _nested(kind: Any, path: str) -> Any:
     if pa.types.is_struct(kind):
         members = [kind.field(i) for i in range(kind.num_fields)]
+        _refuse_alike((m.name for m in members), f"fields of column {path}:")
         return pa.struct([_field(m, f"{path}.{m.name}") for m in members])
     if pa.types.is_map(kind):
         key = _kind(kind.key_type, f"{path}.key")

@@ -25,7 +25,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from lepton.errors import LakeError
 from lepton.lake.descriptors import descriptors
 from lepton.lake.fields import POSITION, Field, fields_of
-from lepton.lake.history import explain_damage, first_line, refuse_gaps
+from lepton.lake.history import explain_damage, first_line, oldest_version, refuse_gaps
 from lepton.lake.moments import version_at
 from lepton.lake.storage import again, opened_table
 from lepton.lake.vectors import Vector
@@ -149,6 +149,12 @@ def open_table(
     try:
         again(partial(opened.load_as_version, version))
     except (DeltaError, OSError, ValueError) as e:
+        first = oldest_version(uri, options)
+        if first is not None and version < first:
+            raise LakeError(
+                f"table {uri!r} has no version {version} any more: its log begins at version "
+                f"{first}, what came before was cleaned up; ask for a later one"
+            ) from e
         said = first_line(e)
         raise LakeError(f"cannot load {uri!r}@{version} (newest: {newest}): {said}") from e
     return opened
@@ -177,7 +183,9 @@ def _loaded(uri: str, number: int, options: tuple[tuple[str, str], ...]) -> Vers
     metadata = opened.metadata()
     what = f"{uri!r}@{number}"
     asked = opened.protocol().reader_features or []
-    vectors = descriptors(uri, number, dict(options)) if "deletionVectors" in asked else {}
+    asks = "deletionVectors" in asked or "://" not in uri  # where reading the log twice is quick
+    masked = asks or _masked(opened)
+    vectors = descriptors(uri, number, dict(options)) if masked else {}
     files, statistics = _files(opened, vectors, what)
     mode = str(metadata.configuration.get("delta.columnMapping.mode", "none"))
     return Version(
@@ -190,6 +198,15 @@ def _loaded(uri: str, number: int, options: tuple[tuple[str, str], ...]) -> Vers
         widened=any("typeWidening" in f for f in asked),
         statistics=statistics,
     )
+
+
+def _masked(opened: DeltaTable) -> bool:
+    """Whether some file has a deletion vector all the same, as a careless writer may leave it."""
+    try:
+        found = pa.RecordBatchReader.from_stream(opened.deletion_vectors())
+        return any(len(batch) for batch in found)
+    except (DeltaError, OSError, ValueError):
+        return True  # for all that is known
 
 
 def _fields(opened: DeltaTable, mode: str, what: str) -> tuple[Field, ...]:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lepton.errors import LakeError
 from lepton.lake.checksums import page_checked, verifies_pages
 from lepton.lake.deletions import deleted_of, mask_of
-from lepton.lake.fields import POSITION, Field, convert, has_ids, locate, nulls
+from lepton.lake.fields import POSITION, Field, convert, has_ids, locate, nulls, repeat
 from lepton.lake.groups import may_match
+from lepton.lake.julian import gregorian, julian_of
 from lepton.lake.log import DataFile, Version
 from lepton.lake.paths import located, path_of
 from lepton.lake.storage import store_of
@@ -64,6 +64,7 @@ class OpenFile:
             )
         metadata = self._parquet.metadata
         self._stored = self._parquet.schema_arrow
+        self._julian = julian_of(metadata)
         self.sizes: Ints = np.array(
             [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], np.int64
         )
@@ -98,7 +99,7 @@ class OpenFile:
 
         Groups side by side make one range; where there is none, the one range is empty.
         """
-        if not any(conditions) or len(self.sizes) == 0:
+        if not any(conditions) or len(self.sizes) == 0 or self._julian is not None:
             return [(start, stop)]
         version, file = self._version, self._file
         metadata = self._parquet.metadata
@@ -214,10 +215,12 @@ class OpenFile:
     ) -> pa.ChunkedArray[Any]:
         partition = self._file.partition
         if field.name in partition:
-            return pa.chunked_array([_repeat(partition[field.name], field, rows)])
+            return pa.chunked_array([repeat(partition[field.name], field, rows)])
         if stored is None:
             return pa.chunked_array([nulls(rows, field.type)])
         column = raw.column(stored)
+        if self._julian is not None:
+            column = gregorian(column, self._julian)
         if column.type == field.type and not field.children:
             return column
         make: Any = pa.chunked_array
@@ -388,13 +391,3 @@ def _opened(
         store, name = located(full, options)
         return None, store.open_input_file(name)
     return None, store_of(uri, options).open_input_file(full.removeprefix(inside))
-
-
-def _repeat(value: Any, field: Field, rows: int) -> Any:
-    """A partition value, in its column's type, for every row."""
-    if value is None:
-        return nulls(rows, field.type)
-    typed: Any = pa.scalar(value)
-    cast: Any = pc.cast
-    repeat: Any = pa.repeat
-    return repeat(cast(typed, field.type) if typed.type != field.type else typed, rows)

@@ -99,13 +99,24 @@ def matched(target: Target, file: DataFile, keys: pa.Table) -> Ints | None:
     view = replace(target.view(), columns=tuple(names))
     rows = comparable(target.rows(file, view), names)
     here = rows.append_column("\0row", pa.array(np.arange(len(rows))))
-    there = keys.append_column("\0key", pa.array(np.arange(len(keys))))
+    there = _within(keys.append_column("\0key", pa.array(np.arange(len(keys)))), rows)
     both = here.join(there, keys=names, join_type="inner", use_threads=False)
     if len(both) == 0:
         return None
     found = np.full(len(rows), -1, np.int64)
     found[both["\0row"].to_numpy()] = both["\0key"].to_numpy()
     return found
+
+
+def _within(keys: pa.Table, rows: pa.Table) -> pa.Table:
+    """Leave out keys that are beyond the rows' least and greatest: the fewer the sooner joined."""
+    for name in rows.column_names:
+        kind: Any = rows[name].type
+        if pa.types.is_integer(kind) or pa.types.is_temporal(kind) or pa.types.is_string(kind):
+            ends = pc.min_max(rows[name])
+            low = pc.greater_equal(keys[name], ends["min"])
+            keys = keys.filter(pc.and_(low, pc.less_equal(keys[name], ends["max"])))
+    return keys
 
 
 def replaced(

@@ -58,7 +58,7 @@ def check_names(given: Sequence[str], schema: pa.Schema, *, fill: bool = False) 
 
 
 def check_rows(rows: pa.Table, schema: pa.Schema, constraints: Mapping[str, str]) -> None:
-    """Raise LakeError for a NULL where none may be, or a row for which a constraint is not true.
+    """Raise LakeError for values that are none, a NULL where none may be, or a broken constraint.
 
     Args:
         rows: aligned rows.
@@ -68,6 +68,10 @@ def check_rows(rows: pa.Table, schema: pa.Schema, constraints: Mapping[str, str]
     fields: Any = schema
     for field in fields:
         for chunk in rows[field.name].chunks:
+            try:
+                chunk.validate(full=True)
+            except pa.ArrowInvalid as e:  # such as text that is no UTF-8
+                raise LakeError(f"column {field.name} has what is no {field.type}: {e}") from e
             for path in _null_paths(chunk, field, field.name):
                 raise LakeError(f"column {path} has a NULL, but is declared NOT NULL")
     for name, text in constraints.items():

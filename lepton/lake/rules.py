@@ -39,13 +39,16 @@ WRITER_FEATURES = frozenset(
     }
 )
 _OF_NEW_ROWS = ("identityColumns",)
-_OURS = frozenset(
-    {"allowColumnDefaults", "columnMapping", "domainMetadata", "inCommitTimestamp", "typeWidening"}
-    | {"typeWidening-preview", "vacuumProtocolCheck"}
+_WIDENING = frozenset({"typeWidening", "typeWidening-preview"})
+_OURS = _WIDENING | frozenset(
+    {"allowColumnDefaults", "columnMapping", "domainMetadata", "inCommitTimestamp"}
+    | {"vacuumProtocolCheck"}
 )
 """Of these deltalake writes no table: the commits are lepton's own."""
 _RULES = ("delta.invariants", "delta.generationExpression")
 _CONSTRAINT = "delta.constraints."
+_FEED = "delta.enableChangeDataFeed"
+_OF_FEEDS = ("_change_type", "_commit_version", "_commit_timestamp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +65,7 @@ class Rules:
         stored: how a table with column mapping stores its columns.
         own: only lepton can write its commits, not deltalake.
         stamped: commits carry their time.
+        widening: types may become wider in files that stay.
     """
 
     what: str
@@ -73,6 +77,7 @@ class Rules:
     stored: tuple[Field, ...] = ()
     own: bool = False
     stamped: bool = False
+    widening: bool = False
 
 
 def rules_of(opened: DeltaTable, uri: str, *, same_rows: bool = False) -> Rules:
@@ -106,10 +111,12 @@ def rules_of(opened: DeltaTable, uri: str, *, same_rows: bool = False) -> Rules:
         partition_columns=tuple(metadata.partition_columns),
         constraints=constraints,
         append_only=_is_on(properties, "delta.appendOnly"),
-        feed=_is_on(properties, "delta.enableChangeDataFeed"),
+        feed=_is_on(properties, _FEED),
         stored=storing(text) if mapped else (),
         own=mapped or bool(_OURS & set(opened.protocol().writer_features or [])),
         stamped=_is_on(properties, "delta.enableInCommitTimestamps"),
+        widening=_is_on(properties, "delta.enableTypeWidening")
+        and bool(_WIDENING & set(opened.protocol().writer_features or [])),
     )
 
 
@@ -139,6 +146,9 @@ def _refuse(
             asks.append(f"generatedColumns (column {spec['name']})")
         if any(k.startswith("delta.identity.") for k in keys):
             asks.append(f"identityColumns (column {spec['name']})")
+    if _is_on(properties, _FEED):
+        told = [s["name"] for s in specs if str(s["name"]).lower() in _OF_FEEDS]
+        asks += [f"a change data feed beside a column {name} of its own" for name in told]
     asks += [f"{key} inside column {name}" for name, key in _inside(specs)]
     if asks:
         raise LakeError(

@@ -252,12 +252,22 @@ class Snapshot:
         """Return the first ``n`` rows (by file path and position)."""
         if n < 0:
             raise ValueError(f"head(n) needs n >= 0, not {n}")
-        found: list[pa.Table] = [self.schema.empty_table()]
-        for batch in self.batches():
-            if sum(len(t) for t in found) >= n:
+        found, count = [self.schema.empty_table()], 0
+        for rows in self._beginning(max(n, 1000)) if n else ():
+            found.append(rows.drop_columns(POSITION))
+            count += len(rows)
+            if count >= n:
                 break
-            found.append(batch)
         return pa.concat_tables(found).slice(0, n).combine_chunks()
+
+    def _beginning(self, step: int) -> Iterator[pa.Table]:
+        """Yield the rows in pieces: of each file the first ``step`` rows, then longer ones."""
+        for file in self.files():
+            rows = stored_rows(self.load(), file, dict(self.options))
+            start, size = 0, step
+            while start < rows:
+                yield self.read_file(file, start=start, stop=start + size)
+                start, size = start + size, 8 * size
 
     def to_arrow(self) -> pa.Table:
         """Return all rows in memory, by file path and position."""

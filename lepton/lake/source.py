@@ -5,9 +5,11 @@ They are aligned and checked before anything of them is written; on bad rows not
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +25,7 @@ from lepton.lake.rows import align, check_names, check_rows, comparable, refuse_
 from lepton.lake.rules import Rules
 
 FILES_AT_ONCE = 4
-"""Files of an object store that are read or written at once."""
+"""Files that are read or written at once, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +88,7 @@ class Rows:
                 sizes=[rows.nbytes],
                 keys=comparable(rows, key) if key else None,
                 fetch=_same,
-                run=_in_threads if "://" in self._place.path else _here,
+                run=partial(_in_threads, _at_once(self._place.path)),
             )
         if key and source.keys is not None:
             refuse_duplicates(source.keys, key)
@@ -136,13 +138,16 @@ def _same(block: pa.Table) -> pa.Table:
     return block
 
 
-def _here(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    return [function(*call) for call in calls]
+def _at_once(path: str) -> int:
+    """How many files memory should hold at once: no more than there are processors for here."""
+    return FILES_AT_ONCE if "://" in path else min(FILES_AT_ONCE, os.cpu_count() or 1)
 
 
-def _in_threads(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    """As :func:`_here`, as many at once as memory should hold files of."""
-    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+def _in_threads(
+    at_once: int, function: Callable[..., Any], calls: list[tuple[Any, ...]]
+) -> list[Any]:
+    """Call a function with each list of arguments, some at once."""
+    with ThreadPoolExecutor(at_once) as threads:
         asked = [threads.submit(function, *call) for call in calls]
         return [one.result() for one in asked]
 

@@ -5,6 +5,7 @@ All data files are ours: page checksums, complete statistics.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,17 +17,11 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError
 
 from lepton.errors import LakeError
-from lepton.lake.commit import (
-    add_columns,
-    commit_files,
-    conflict,
-    create,
-    discard,
-    reached,
-)
+from lepton.lake.commit import commit_files, conflict, create, discard, reached
 from lepton.lake.evolution import Evolution, Evolve, evolution, widened_json
 from lepton.lake.fields import fields_of
 from lepton.lake.files import Written
+from lepton.lake.growth import add_columns, grows, rules_after
 from lepton.lake.kinds import storable
 from lepton.lake.log import damaged
 from lepton.lake.rewrite import Change, Operation, rewrite, written_wider
@@ -97,7 +92,7 @@ def write(
         key=(key,) if isinstance(key, str) else tuple(key or ()),
         where=where,
         partition_by=None if partition_by is None else tuple(partition_by),
-        txn=txn,
+        txn=_transaction(txn),
         evolve=evolve,
         options=options,
     )
@@ -136,6 +131,22 @@ class _Asked:
             raise ValueError(f"evolve= goes with append and overwrite, not with mode={mode!r}")
 
 
+def _transaction(txn: Any) -> tuple[str, int] | None:
+    """An application transaction, checked before any work."""
+    if txn is None:
+        return None
+    try:
+        name, number = txn
+        version = operator.index(number)
+    except (TypeError, ValueError):
+        name, version = "", -1
+    if not isinstance(name, str) or not name or not 0 <= version < 2**63:
+        raise ValueError(
+            f"txn={txn!r} is no transaction: give (application id, version), such as ('job', 7)"
+        )
+    return name, version
+
+
 def _write(data: Any, asked: _Asked) -> None:
     path, options = asked.path, asked.options
     opened = _opened(path, options)
@@ -161,7 +172,7 @@ def _write(data: Any, asked: _Asked) -> None:
             raise LakeError(f"it is append-only, so mode={asked.mode!r} is refused")
         grown = _grown(rows, rules, asked)
         if opened is not None and (grown.added or grown.widened):
-            _check_growth(opened, rules, asked)
+            _check_growth(opened, rules, grown, asked)
         if opened is not None and asked.mode in _OPERATIONS:
             _rewrite(opened, rules, rows, asked)
             return
@@ -176,13 +187,14 @@ def _write(data: Any, asked: _Asked) -> None:
         _commit(opened, rules, grown, files, asked)
 
 
-def _check_growth(opened: DeltaTable, rules: Rules, asked: _Asked) -> None:
-    if rules.own:
+def _check_growth(opened: DeltaTable, rules: Rules, grown: Evolution, asked: _Asked) -> None:
+    if rules.own and grown.widened and not rules.widening:
         raise LakeError(
-            "its schema has parts that evolve= would lose (mapped names, column defaults or "
-            "widened types): add the column with the engine that made it"
+            "its schema has parts that wider types would lose (mapped names, column defaults or "
+            "widened types): set the table property delta.enableTypeWidening with the engine that "
+            "made it, or use evolve='add'"
         )
-    if asked.mode == "overwrite":
+    if asked.mode == "overwrite" and not rules.own:
         refuse_respelled(opened, rules.what)
 
 
@@ -228,11 +240,12 @@ def _commit(
     if reached(opened, asked.txn):
         discard(files, path, options)
         return
-    anew = bool(grown.widened) and asked.mode == "append"
-    if grown.added and not anew:
+    wider = bool(grown.widened) and not rules.widening
+    anew = wider and asked.mode == "append"
+    if grows(rules, grown) and not anew:
         opened, rules = add_columns(opened, rules, grown, files, uri=path, options=options)
     text = opened.schema().to_json()
-    if grown.widened:
+    if wider:
         text = widened_json(text, grown.widened, Schema.from_arrow(grown.schema).to_json())
     commit_files(
         opened,
@@ -242,7 +255,7 @@ def _commit(
         mode="overwrite" if anew or asked.mode == "overwrite" else "append",
         next_only=anew,
         txn=asked.txn,
-        schema=Schema.from_json(text) if grown.widened else None,
+        schema=Schema.from_json(text) if wider else None,
         options=options,
     )
 
@@ -252,8 +265,11 @@ def _files(
 ) -> list[Written]:
     """Write the rows, and where types become wider for an append all rows of the table anew."""
     wider = replace(rules, schema=grown.schema)
+    if opened is not None:
+        wider = rules_after(opened, rules, grown)
     files = rows.write(wider)
-    if opened is None or not grown.widened or asked.mode != "append":
+    stays = rules.widening or not grown.widened
+    if opened is None or stays or asked.mode != "append":
         return files
     try:
         if rules.append_only or rules.feed:
@@ -275,7 +291,7 @@ def _grown(rows: Rows, rules: Rules, asked: _Asked) -> Evolution:
             rows.needed_schema(),
             asked.evolve,
             partition_columns=rules.partition_columns,
-            anew=asked.mode == "overwrite" or asked.evolve == "rewrite",
+            anew=asked.mode == "overwrite" or asked.evolve == "rewrite" or rules.widening,
         )
     if rows.schema is not None:
         check_names(rows.schema.names, grown.schema, fill=asked.mode == "delete")

@@ -31,6 +31,7 @@ def test_a_dataset_holds_the_same_rows_in_order(tmp_path: Path) -> None:
     assert rows == snapshot.to_arrow()["x"].to_pylist()
     assert sorted(chosen) == list(range(30, 60))
     assert snapshot.to_dataset().count() == 60
+    assert 0.5 < snapshot.to_dataset().size_bytes() / snapshot.to_arrow().nbytes < 2
     assert snapshot.where("x > 99").to_dataset().count() == 0
 
 

@@ -13,9 +13,9 @@ from deltalake import DeltaTable, write_deltalake
 import lepton
 from benchmarks.conformance_log import Log, column, metadata, protocol
 from lepton.errors import LakeError, WriteConflict
-from lepton.lake.commit import add_columns
 from lepton.lake.evolution import Evolution, evolution, widens
 from lepton.lake.files import write_files
+from lepton.lake.growth import add_columns
 from lepton.lake.read import unchecked_files
 from lepton.lake.rules import rules_of
 

@@ -102,6 +102,8 @@ def test_floats_that_fit_go_in_nested_too(tmp_path: Path) -> None:
     [
         (pa.table({"p": [1, 2]}), {"partition_by": ["p"]}, "every column is a partition column"),
         (pa.table([[1], [2]], names=["a", "A"]), {}, "a and A are one to Delta"),
+        (pa.table({"g": pa.array([{"a": 1, "A": 2}])}), {}, "fields of column g: a and A are one"),
+        (pa.table({"s": pa.array([b"\xff"]).view(pa.string())}), {}, "column s has what is no str"),
         (pa.table({"__position__": [1]}), {}, "lepton needs for itself"),
         (pa.table({"d": pa.array([100], pa.decimal128(5, -2))}), {}, "no type for"),
     ],

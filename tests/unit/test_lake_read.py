@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lepton
+from benchmarks.conformance_log import Log, column, metadata, protocol
 from lepton.errors import LakeError
 from lepton.lake.read import POSITION
 
@@ -162,3 +163,29 @@ def test_lists_of_a_fixed_size_and_tensors_are_read_as_lists(tmp_path: Path) -> 
 
     for name in rows.column_names:
         assert found[name].to_pylist() == rows[name].to_pylist()
+
+
+def test_the_head_is_the_beginning_and_no_more_files_than_it_needs(tmp_path: Path) -> None:
+    for n in range(3):
+        lepton.write(pa.table({"x": [n, n]}), tmp_path / "t")
+    table = lepton.table(tmp_path / "t")
+    whole = table.to_arrow()
+    assert lepton.table(tmp_path / "t", version=0).head(9).num_rows == 2
+    (tmp_path / "t" / table.files()[2].path).unlink()
+
+    assert [table.head(n).num_rows for n in (0, 1, 3, 4)] == [0, 1, 3, 4]
+    assert table.head(3).equals(whole.slice(0, 3))
+    assert table.where(f"x <> {whole['x'][0]}").head(2).equals(whole.slice(2, 2))
+    assert table.head(0).schema == table.schema
+    with pytest.raises(ValueError, match="n >= 0, not -1"):
+        table.head(-1)
+
+
+def test_the_schema_tells_comments(tmp_path: Path) -> None:
+    log = Log(tmp_path / "t")
+    told = column("x", "long") | {"metadata": {"comment": "how many"}}
+    log.commit(protocol(), metadata([told, column("y", "long")]))
+    schema: Any = lepton.table(tmp_path / "t").schema
+
+    assert [f.metadata for f in schema] == [{b"comment": b"how many"}, None]
+    assert lepton.table(tmp_path / "t").select(["x"]).schema.field(0).metadata

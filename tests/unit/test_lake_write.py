@@ -1,9 +1,11 @@
 """Rows that do not fit are refused before any commit; what is written is whole and once."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -140,3 +142,56 @@ def test_rules_inside_columns_are_refused_by_name(tmp_path: Path) -> None:
     log.commit(protocol(reader=1, writer=2), metadata([column("g", array_of(struct_of(member)))]))
     with pytest.raises(LakeError, match=r"@0 asks its writers for delta.invariants inside"):
         lepton.write(pa.table({"g": [[{"y": 1}]]}), log.root)
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"delta.generationExpression": "x + 1"}, "generatedColumns \\(column y\\)"),
+        ({"delta.identity.start": 1, "delta.identity.step": 1}, "identityColumns \\(column y\\)"),
+    ],
+)
+def test_columns_that_others_work_out_are_refused_by_name(
+    tmp_path: Path, rule: dict[str, Any], told: str
+) -> None:
+    log = Log(tmp_path / "t")
+    made = column("y", "long") | {"metadata": rule}
+    log.commit(protocol(reader=1, writer=6), metadata([column("x", "long"), made]))
+    for mode in ("append", "overwrite"):
+        with pytest.raises(LakeError, match=rf"@0 asks its writers for {told}"):
+            lepton.write(pa.table({"x": [1], "y": [2]}), tmp_path / "t", mode=mode)
+
+    assert [p.name for p in (tmp_path / "t").iterdir()] == ["_delta_log"]
+    assert lepton.table(tmp_path / "t").count_rows() == 0
+
+
+@pytest.mark.parametrize("txn", ["job", ("job", "1"), ("job", -1), ("job", 2**63), ("", 1), (1, 1)])
+def test_a_transaction_that_is_none_is_refused(tmp_path: Path, txn: Any) -> None:
+    with pytest.raises(ValueError, match="is no transaction: give \\(application id, version\\)"):
+        lepton.write(pa.table({"x": [1]}), tmp_path / "t", txn=txn)
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_transactions_version_may_be_any_whole_number(tmp_path: Path) -> None:
+    for version in (np.int64(2**62), 2**62):
+        lepton.write(pa.table({"x": [1]}), tmp_path / "t", txn=("job", version))
+    assert lepton.table(tmp_path / "t").count_rows() == 1
+
+
+def test_a_feed_goes_with_no_column_of_its_own_names(tmp_path: Path) -> None:
+    feed = {"delta.enableChangeDataFeed": "true"}
+    schema = pa.schema({"x": pa.int64(), "_Change_Type": pa.string()})
+    DeltaTable.create(tmp_path / "t", schema, configuration=feed)
+    with pytest.raises(LakeError, match="change data feed beside a column _Change_Type"):
+        lepton.write(pa.table({"x": [1], "_Change_Type": ["a"]}), tmp_path / "t")
+
+
+def test_a_source_that_breaks_off_leaves_no_file(uri: str) -> None:
+    def broken() -> Iterator[pa.RecordBatch]:
+        yield pa.record_batch([pa.array([7], pa.int32()), pa.array(["x"])], names=["id", "name"])
+        raise RuntimeError("the source went away")
+
+    before = set(Path(uri).rglob("*"))
+    with pytest.raises(RuntimeError, match="went away"):
+        lepton.write(pa.RecordBatchReader.from_batches(SCHEMA, broken()), uri)
+    assert set(Path(uri).rglob("*")) == before
