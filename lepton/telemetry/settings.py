@@ -31,6 +31,11 @@ def disabled() -> bool:
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
+def asked_from() -> tuple[str, str]:
+    """Where this process was asked from: ``TRACEPARENT`` and ``BAGGAGE``, as a job gets them."""
+    return os.environ.get("TRACEPARENT", ""), os.environ.get("BAGGAGE", "")
+
+
 def prometheus() -> bool:
     """Whether metrics are to be scraped (``OTEL_METRICS_EXPORTER=prometheus``, or in its list)."""
     return "prometheus" in _exporters("metrics")
