@@ -212,8 +212,28 @@ def delivery_of(what: Signal) -> Delivery:
         return _deliveries[what]
 
 
+def say_what_is_not_offered() -> None:
+    """Say once in a process which exporters it was asked for in vain; nothing fails for it."""
+    for what, names in settings.OFFERED.items():
+        wrong = [] if settings.disabled() else settings.not_offered(what)
+        if wrong and what not in _complained:
+            _complained.add(what)
+            log.warning(
+                "telemetry: OTEL_%s_EXPORTER names %s, which lepton does not offer: nothing is "
+                "sent by it. There are %s. Spans are kept in files all the same, and `lepton "
+                "trace` shows them",
+                what.upper(),
+                ", ".join(wrong),
+                ", ".join(names),
+            )
+
+
+_complained: set[Signal] = set()
+
+
 def prepare() -> None:
     """Get ready to send what is asked for. Call it where something long begins, before its pace."""
+    say_what_is_not_offered()
     for what in _MAKERS:
         if settings.otlp(what):
             delivery_of(what).prepare()

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Signal = Literal["traces", "metrics", "logs"]
+
+OFFERED: Mapping[Signal, Sequence[str]] = {
+    "traces": ("otlp", "none"),
+    "metrics": ("otlp", "prometheus", "none"),
+    "logs": ("otlp", "none"),
+}
+"""What ``OTEL_<SIGNAL>_EXPORTER`` may name."""
 
 
 def otlp(signal: Signal) -> bool:
@@ -29,6 +37,11 @@ def otlp(signal: Signal) -> bool:
 def disabled() -> bool:
     """Whether there is to be no telemetry at all, span files included."""
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def not_offered(signal: Signal) -> list[str]:
+    """Return the exporters that are asked for and that lepton does not have, such as console."""
+    return sorted(_exporters(signal) - {*OFFERED[signal]})
 
 
 def asked_from() -> tuple[str, str]:

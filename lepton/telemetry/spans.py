@@ -27,7 +27,7 @@ from lepton.telemetry.context import (
     process_of,
     resource_of,
 )
-from lepton.telemetry.delivery import delivery_of
+from lepton.telemetry.delivery import delivery_of, say_what_is_not_offered
 from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.sampling import Ids, always, sampled
 from lepton.telemetry.store import SpanFile
@@ -168,6 +168,7 @@ _ids = Ids()
 @lru_cache(maxsize=16)
 def _tracer(pid: int, directory: str | None) -> trace.Tracer:
     """One provider per process and directory; ``pid`` makes a forked child get its own."""
+    say_what_is_not_offered()
     provider = sampled(
         TracerProvider(resource=resource_of(pid), shutdown_on_exit=False, id_generator=_ids)
     )
