@@ -60,7 +60,7 @@ class RunLog(logging.Handler):
             if self._folder is not None:
                 name = f"rank-{told.get('lepton.rank', 0):04d}.jsonl"
                 os.write(self._open(self._folder, name), _line(record, told))
-            if settings.otlp("logs"):
+            if settings.otlp("logs") and record.__dict__.get("about") != "logs":
                 _send(record, carrier, told)
             self._say(record)
         except Exception:  # noqa: BLE001 - as logging's own handlers do

@@ -24,6 +24,7 @@ run = telemetry.Carrier("00-" + "ab" * 16 + "-" + "cd" * 8 + "-01")
 telemetry.keep_logs(run, lambda: {"lepton.run": "digits", "lepton.rank": 3})
 log = logging.getLogger("lepton.some")
 log.warning("%d rows are odd", 7)
+log.warning("a collector takes no logs", extra={"about": "logs"})  # which must not become more
 try:
     raise KeyError("k")
 except KeyError:
