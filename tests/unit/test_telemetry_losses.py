@@ -49,6 +49,45 @@ telemetry.flush(30_000)
 for n in range(5):
     telemetry.record("lepton.read", parent, 1, 2)
 """
+AT_RANDOM = """
+import mmap, os, random, signal, sys, time
+import numpy
+from lepton import telemetry
+from lepton.telemetry import Common, Spool, losses_of, spans_of
+folder = sys.argv[1]
+Spool(folder).leave(Common("lepton.request"), "", 1, 2)  # telemetry has begun before the forks
+BEGUN, DONE, FLUSHED, BEFORE = range(4)
+def record(cells):
+    kept, common = Spool(folder), Common("lepton.request", attributes={"lepton.rows": 1})
+    flush = kept.flush
+    def noted():
+        cells[BEFORE], cells[FLUSHED] = cells[FLUSHED], cells[BEGUN]
+        flush()
+    kept.flush = noted
+    while True:
+        cells[BEGUN] += 1
+        kept.leave(common, "", time.time_ns(), time.time_ns())
+        cells[DONE] += 1
+        time.sleep(0.001 * (cells[DONE] % 5 == 0))
+for _ in range(3):
+    cells = memoryview(mmap.mmap(-1, 4096)).cast("Q")
+    child = os.fork()
+    if child == 0:
+        record(cells)
+    try:
+        while cells[DONE] == 0:
+            time.sleep(0.001)
+        time.sleep(random.random() / 3)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    kept = sum(s.process.endswith(f"({child})") for s in spans_of(folder))
+    lost = sum(k.lost for k in losses_of(folder) if k.process.endswith(f"({child})"))
+    told = (*cells[:4], kept, lost)
+    assert cells[DONE] <= kept + lost <= cells[BEGUN], told
+    assert lost <= cells[BEGUN] - cells[BEFORE], told
+    print("killed")
+"""
 END = "\nos.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -77,6 +116,13 @@ def test_what_a_kill_takes_is_counted(script: str, kept: int, lost: int, tmp_pat
 
     assert len(found) == kept
     assert [k.lost for k in losses_of(str(tmp_path))] == ([lost] if lost else [])
+
+
+def test_a_kill_at_any_moment_takes_one_interval_and_is_counted_to_the_span(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", AT_RANDOM, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+
+    assert done.stdout.split() == ["killed"] * 3, done.stderr
 
 
 def test_a_killed_workers_window_is_there_as_it_stood(tmp_path: Path) -> None:
