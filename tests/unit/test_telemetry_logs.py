@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,33 @@ def test_nothing_is_kept_after_the_end(tmp_path: Path) -> None:
     logging.getLogger("lepton").warning("two")
 
     assert [r["message"] for r in lines(tmp_path / "logs" / "rank-0000.jsonl")] == ["one"]
+
+
+def test_two_runs_of_a_process_keep_what_is_said_in_their_own_threads(tmp_path: Path) -> None:
+    log, both = logging.getLogger("lepton.some"), threading.Barrier(2, timeout=60)
+
+    def run(name: str) -> None:
+        end = telemetry.keep_logs(RUN, lambda: {"lepton.run": name}, tmp_path / name)
+        both.wait()
+        log.warning("of %s", name)
+        teller = threading.Thread(target=log.warning, args=("of nobody, said by %s", name))
+        teller.start()
+        teller.join()
+        both.wait()
+        end()
+        log.warning("after %s", name)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    for name, other in ("ab", "ba"):
+        said = [line["message"] for line in lines(tmp_path / name / "rank-0000.jsonl")]
+        assert f"of {name}" in said
+        assert f"of {other}" not in said
+        assert {"of nobody, said by a", "of nobody, said by b"} < {*said}
 
 
 def test_a_file_that_cannot_be_written_stops_nobody(
