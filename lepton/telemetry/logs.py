@@ -29,6 +29,7 @@ from opentelemetry.sdk._logs import (
 from lepton.telemetry import settings
 from lepton.telemetry.context import Carrier, context_of, resource_of
 from lepton.telemetry.delivery import delivery_of, prepare
+from lepton.telemetry.wire import MOST_TEXT
 
 Told = Callable[[], Mapping[str, Any]]
 
@@ -161,7 +162,7 @@ def _send(record: logging.LogRecord, carrier: Carrier, told: Mapping[str, Any]) 
         context=context_of(carrier.traceparent),
         severity_number=_severity(record.levelno),
         severity_text=record.levelname,
-        body=record.getMessage(),
+        body=record.getMessage()[:MOST_TEXT],
         attributes=dict(told),
         exception=error,
     )

@@ -13,6 +13,7 @@ import pytest
 
 from lepton import telemetry
 from lepton.telemetry import Carrier
+from lepton.telemetry.wire import MOST_TEXT
 from tests.unit.collector import Collector, attributes_of
 
 RUN = Carrier(f"00-{'ab' * 16}-{'cd' * 8}-01")
@@ -25,6 +26,7 @@ run = telemetry.Carrier("00-" + "ab" * 16 + "-" + "cd" * 8 + "-01")
 telemetry.keep_logs(run, lambda: {"lepton.run": "digits", "lepton.rank": 3})
 log = logging.getLogger("lepton.some")
 log.warning("%d rows are odd", 7)
+log.warning("%s", "x" * 10**6)
 log.warning("a collector takes no logs", extra={"about": "logs"})  # which must not become more
 try:
     raise KeyError("k")
@@ -133,7 +135,8 @@ def test_records_reach_a_collector() -> None:
     )
     collector.close()
 
-    odd, failed = collector.logs()
+    odd, long, failed = collector.logs()
+    assert long.body.string_value == "x" * MOST_TEXT
     assert odd.body.string_value == "7 rows are odd"
     assert (odd.severity_text, odd.severity_number) == ("WARNING", 13)
     assert odd.trace_id.hex() == RUN.trace_id
