@@ -52,11 +52,12 @@ class SpanFile:
 
     def append(self, lines: Iterable[bytes]) -> None:
         """Write encoded spans."""
-        content = b"".join([b"\n" if self._torn else b"", *lines])
         try:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+                self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_RDWR, 0o644)
+                self._torn = _is_torn(self._file)
+            content = b"".join([b"\n" if self._torn else b"", *lines])
             written = os.write(self._file, content)
             self._torn = written < len(content)
             if self._torn:
@@ -75,6 +76,12 @@ class SpanFile:
             self._path,
             error,
         )
+
+
+def _is_torn(file: int) -> bool:
+    """Whether a file ends within a line: a killed process with the same id may have left it so."""
+    size = os.fstat(file).st_size
+    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
 
 
 def spans_of(directory: str, trace_id: str | None = None) -> list[SpanRecord]:

@@ -56,6 +56,19 @@ def test_a_cut_line_hides_no_other(tmp_path: Path) -> None:
     assert spans_of(str(tmp_path), found.trace_id) == [found]
 
 
+@pytest.mark.parametrize("cut", [0, 40])
+def test_a_line_that_a_process_before_left_half_hides_no_other(cut: int, tmp_path: Path) -> None:
+    _record(tmp_path, "first")
+    file = ledger.file_of(str(tmp_path), "jsonl")
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[:cut])  # begun anew, a container has processes of the same ids
+    fresh = whole.replace(b"first", b"fresh").replace(b'"span_id":"', b'"span_id":"f')
+    SpanFile(str(tmp_path)).append([fresh])
+
+    assert sorted(s.name for s in spans_of(str(tmp_path))) == ["first", "fresh"]
+    assert file.read_bytes().count(b"\n") == 2 + (cut > 0)
+
+
 def test_a_text_with_strange_line_ends_stays_one_line(tmp_path: Path) -> None:
     strange = "a\u2028b\x85c\nd\x0be"
     _record(tmp_path, note=strange)
