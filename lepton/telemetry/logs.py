@@ -53,6 +53,7 @@ class RunLog(logging.Handler):
         self._told = told
         self._folder = folder
         self._file: tuple[str, int] | None = None
+        self._failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep and send one record."""
@@ -63,13 +64,22 @@ class RunLog(logging.Handler):
             record.trace_id, record.span_id = carrier.trace_id, carrier.span_id
             told = dict(self._told())
             if self._folder is not None:
-                name = f"rank-{told.get('lepton.rank', 0):04d}.jsonl"
-                os.write(self._open(self._folder, name), _line(record, told))
+                self._keep(self._folder, record, told)
             if settings.otlp("logs") and record.__dict__.get("about") != "logs":
                 _send(record, carrier, told)
             self._say(record)
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
+
+    def _keep(self, folder: Path, record: logging.LogRecord, told: Mapping[str, Any]) -> None:
+        """Write one record. Where it cannot be, that is said once; it is sent all the same."""
+        try:
+            name = f"rank-{told.get('lepton.rank', 0):04d}.jsonl"
+            os.write(self._open(folder, name), _line(record, told))
+        except OSError:
+            if not self._failed:
+                self._failed = True
+                self.handleError(record)
 
     def _is_anothers(self) -> bool:
         """Whether what is said here belongs to another run of this process, and not to this one."""

@@ -127,6 +127,23 @@ def test_a_file_that_cannot_be_written_stops_nobody(
     assert "FileExistsError" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_said_once_and_what_is_logged_is_told_all_the_same(
+    rank: list[int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-0000.jsonl").symlink_to("/dev/full")
+    for n in range(3):
+        logging.getLogger("lepton").warning("%d rows are odd", n)
+
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    told = [(r.getMessage(), r.__dict__["trace_id"]) for r in caplog.records]
+    assert told == [(f"{n} rows are odd", RUN.trace_id) for n in range(3)]
+
+
 def test_records_reach_a_collector() -> None:
     collector = Collector()
     command = [sys.executable, "-W", "error", "-c", SENDING]
