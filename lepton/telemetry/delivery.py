@@ -221,22 +221,21 @@ def delivery_of(what: Signal) -> Delivery:
 
 
 def say_what_is_not_offered() -> None:
-    """Say once in a process which exporters it was asked for in vain; nothing fails for it."""
-    for what, names in settings.OFFERED.items():
-        wrong = [] if settings.disabled() else settings.not_offered(what)
-        if wrong and what not in _complained:
-            _complained.add(what)
+    """Say once in a process what it was asked for in vain; nothing fails for it."""
+    for variable, names in settings.OFFERED.items():
+        wrong = [] if settings.disabled() else settings.not_offered(variable)
+        if wrong and variable not in _complained:
+            _complained.add(variable)
             log.warning(
-                "telemetry: OTEL_%s_EXPORTER names %s, which lepton does not offer: nothing is "
-                "sent by it. There are %s. Spans are kept in files all the same, and `lepton "
-                "trace` shows them",
-                what.upper(),
+                "telemetry: %s names %s, which lepton does not offer: nothing is done about it. "
+                "There are %s. Spans are kept in files all the same, and `lepton trace` shows them",
+                variable,
                 ", ".join(wrong),
                 ", ".join(names),
             )
 
 
-_complained: set[Signal] = set()
+_complained: set[str] = set()
 
 
 def prepare() -> None:

@@ -43,7 +43,7 @@ _VARIABLES: Sequence[tuple[str, str]] = (
     ("OTEL_EXPORTER_OTLP_<SIGNAL>_ENDPOINT", "send that signal alone, to this very address"),
     ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf, or grpc with `lepton[export]`"),
     ("OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT, _COMPRESSION, _CERTIFICATE", "as the standard says"),
-    *((f"OTEL_{signal.upper()}_EXPORTER", ", ".join(OFFERED[signal])) for signal in OFFERED),
+    *((variable, ", ".join(names)) for variable, names in OFFERED.items()),
     ("OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG", "which traces; failures are always recorded"),
     ("OTEL_BSP_MAX_QUEUE_SIZE, _MAX_EXPORT_BATCH_SIZE, _SCHEDULE_DELAY", "spans; BLRP for logs"),
     ("OTEL_METRIC_EXPORT_INTERVAL", "milliseconds between two collections, 60000 by default"),

@@ -12,12 +12,13 @@ from typing import Literal
 
 Signal = Literal["traces", "metrics", "logs"]
 
-OFFERED: Mapping[Signal, Sequence[str]] = {
-    "traces": ("otlp", "none"),
-    "metrics": ("otlp", "prometheus", "none"),
-    "logs": ("otlp", "none"),
+OFFERED: Mapping[str, Sequence[str]] = {
+    "OTEL_TRACES_EXPORTER": ("otlp", "none"),
+    "OTEL_METRICS_EXPORTER": ("otlp", "prometheus", "none"),
+    "OTEL_LOGS_EXPORTER": ("otlp", "none"),
+    "OTEL_PROPAGATORS": ("tracecontext", "baggage"),
 }
-"""What ``OTEL_<SIGNAL>_EXPORTER`` may name."""
+"""What variables may name that list things."""
 
 
 def otlp(signal: Signal) -> bool:
@@ -39,9 +40,9 @@ def disabled() -> bool:
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
-def not_offered(signal: Signal) -> list[str]:
-    """Return the exporters that are asked for and that lepton does not have, such as console."""
-    return sorted(_exporters(signal) - {*OFFERED[signal]})
+def not_offered(variable: str) -> list[str]:
+    """Return what a variable asks for that lepton does not have, such as console."""
+    return sorted(_listed(variable) - {*OFFERED[variable]})
 
 
 def asked_from() -> tuple[str, str]:
@@ -81,5 +82,8 @@ def number(name: str, otherwise: float) -> float:
 
 
 def _exporters(signal: Signal) -> set[str]:
-    listed = os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "")
-    return {name.strip().lower() for name in listed.split(",")} - {""}
+    return _listed(f"OTEL_{signal.upper()}_EXPORTER")
+
+
+def _listed(variable: str) -> set[str]:
+    return {name.strip().lower() for name in os.environ.get(variable, "").split(",")} - {""}

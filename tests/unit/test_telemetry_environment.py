@@ -97,6 +97,7 @@ print(telemetry.flush())
 def test_an_exporter_that_is_not_offered_is_said_once(tmp_path: Path) -> None:
     asked = {"TRACES": "console", "METRICS": "prometheus,statsd", "LOGS": "NONE"}
     named = {f"OTEL_{signal}_EXPORTER": names for signal, names in asked.items()}
+    named["OTEL_PROPAGATORS"] = "tracecontext, baggage,b3"
     command = [sys.executable, "-c", ASKED, str(tmp_path)]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
     runs = [
@@ -108,6 +109,7 @@ def test_an_exporter_that_is_not_offered_is_said_once(tmp_path: Path) -> None:
     assert [line.split(", which")[0] for line in said] == [
         "telemetry: OTEL_TRACES_EXPORTER names console",
         "telemetry: OTEL_METRICS_EXPORTER names statsd",
+        "telemetry: OTEL_PROPAGATORS names b3",
     ]
     assert "There are otlp, none." in said[0]
     assert "There are otlp, prometheus, none." in said[1]
