@@ -84,19 +84,33 @@ def _is_torn(file: int) -> bool:
     return size > 0 and os.pread(file, 1, size - 1) != b"\n"
 
 
-def spans_of(directory: str, trace_id: str | None = None) -> list[SpanRecord]:
+def spans_of(
+    directory: str, trace_id: str | None = None, *, linking: bool = False
+) -> list[SpanRecord]:
     """Return the spans kept in a folder, by start time; of one trace, or of all.
 
     What is no whole span is left out: a full disk may cut a line.
+
+    Args:
+        directory: folder of span files.
+        trace_id: the trace; None for all.
+        linking: spans of other traces with a link to this one, too.
     """
     found: dict[str, SpanRecord] = {}
     wanted = trace_id.encode() if trace_id is not None else b""
     for path in sorted(Path(directory).glob("*.jsonl")):
-        for line in path.read_bytes().split(b"\n"):
-            if wanted not in line:
-                continue
-            with suppress(ValueError, TypeError):
-                entry = SpanRecord(**orjson.loads(line))
-                if trace_id is None or entry.trace_id == trace_id:
-                    found[entry.trace_id + entry.span_id] = entry  # the newest state of a span
+        with path.open("rb") as lines:
+            for line in lines:
+                if wanted not in line:
+                    continue
+                with suppress(ValueError, TypeError):
+                    entry = SpanRecord(**orjson.loads(line))
+                    if trace_id is None or _is_about(entry, trace_id, linking=linking):
+                        found[entry.trace_id + entry.span_id] = entry  # the newest state of a span
     return sorted(found.values(), key=lambda s: (s.start_ns, s.span_id))
+
+
+def _is_about(entry: SpanRecord, trace_id: str, *, linking: bool) -> bool:
+    if entry.trace_id == trace_id:
+        return True
+    return linking and any(link.startswith(trace_id) for link in entry.links)
