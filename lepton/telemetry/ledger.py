@@ -20,7 +20,7 @@ from pathlib import Path
 
 import orjson
 
-SENT, SPANS, FIRST, SLOTS = 0, 1, 2, 64
+SENT, SPANS, FIRST, GONE, SLOTS = 0, 1, 2, 63, 64
 SIZE = 4096
 """Bytes of the file: 64 counters of 8 bytes, then JSON up to a zero byte."""
 _ABOUT = 8 * SLOTS
@@ -63,6 +63,11 @@ class Ledger:
         with self._adding:
             self._counters[SENT] += spans
 
+    def let_go(self, spans: int) -> None:
+        """Count spans that were deleted to make room."""
+        with self._adding:
+            self._counters[GONE] += spans
+
     def forget_sent(self) -> None:
         """Say no more about what a collector took."""
         with self._adding:
@@ -73,7 +78,7 @@ class Ledger:
 
         Each is ``counters[slot] = next(numbers)``.
         """
-        slot = min(next(self._slots), SLOTS - 1)
+        slot = min(next(self._slots), GONE - 1)
         return self._counters, slot, count(self._counters[slot] + 1)
 
     def _describe(self) -> None:
@@ -107,12 +112,13 @@ def file_of(directory: str, kind: str) -> Path:
 
 
 def read(path: Path) -> tuple[dict[str, str | int], int, int] | None:
-    """Return what a ledger says: whose it is, spans recorded, spans a collector took."""
+    """Return what a ledger says: whose it is, spans recorded and not let go, and those sent."""
     with suppress(OSError, ValueError):
         content = path.read_bytes().ljust(SIZE, b"\0")
         counters = memoryview(content)[:_ABOUT].cast("Q")
         about = orjson.loads(content[_ABOUT:].partition(b"\0")[0])
-        return about, sum(counters[SPANS:]), counters[SENT]
+        gone = counters[GONE]
+        return about, sum(counters[SPANS:GONE]) - gone, max(0, counters[SENT] - gone)
     return None
 
 

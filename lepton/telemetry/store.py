@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,12 @@ import orjson
 
 from lepton.telemetry import ledger
 
+MOST_BYTES = 2**29
+"""Of a span file of requests: then it is put aside, and what was put aside before is deleted."""
+
 log = logging.getLogger("lepton")
+
+_putting_aside = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +52,7 @@ class SpanFile:
 
     def __init__(self, directory: str) -> None:
         self._path = ledger.file_of(directory, "jsonl")
+        self._aside = aside_of(self._path)
         self._file: int | None = None
         self._torn = False
         self._failed = False
@@ -53,6 +60,8 @@ class SpanFile:
     def append(self, lines: Iterable[bytes]) -> None:
         """Write encoded spans."""
         try:
+            if self._file is not None and self._was_put_aside(self._file):
+                self._close()
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_RDWR, 0o644)
@@ -65,6 +74,39 @@ class SpanFile:
         except OSError as e:
             self._say(e)
 
+    def put_aside(self) -> int:
+        """Put the file aside if it is large; return how many lines are gone for that.
+
+        It takes a moment: not for a thread that a caller waits for.
+        """
+        if self._file is None or os.fstat(self._file).st_size <= MOST_BYTES:
+            return 0
+        with _putting_aside:  # other writers of this process follow
+            return 0 if self._was_put_aside(self._file) else self._put_aside()
+
+    def _put_aside(self) -> int:
+        gone = 0
+        with suppress(FileNotFoundError), self._aside.open("rb") as before:
+            gone = sum(1 for _ in before)
+        try:
+            self._path.replace(self._aside)
+        except OSError as e:
+            self._say(e)
+            return 0
+        self._close()
+        return gone
+
+    def _was_put_aside(self, file: int) -> bool:
+        try:
+            return self._path.stat().st_ino != os.fstat(file).st_ino
+        except OSError:  # such as that it is gone
+            return True
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
+
     def _say(self, error: OSError) -> None:
         if self._failed:
             return
@@ -76,6 +118,11 @@ class SpanFile:
             self._path,
             error,
         )
+
+
+def aside_of(path: Path) -> Path:
+    """Return where a span file is put aside."""
+    return path.with_suffix(f".1{path.suffix}")
 
 
 def _is_torn(file: int) -> bool:
