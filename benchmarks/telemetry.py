@@ -90,7 +90,7 @@ def measure(rounds: int, *, served: bool) -> dict[str, Any]:
                 kept = found.setdefault(way, {})
                 ours = [name for name in settings if name != "control" or way == "block"]
                 kept.update({name: [] for name in ours})
-                for _ in range(max(1, rounds // 2)):
+                for _ in range(max(1, rounds // (2 if way == "block" else 4))):
                     for name in ours:
                         kept[name].append(once(way, folder, count, environment=settings[name]))
                         print(way, name, kept[name][-1], file=sys.stderr)
