@@ -25,8 +25,7 @@ main{max-width:1180px}
 .lanes .killed{stroke:var(--red);stroke-width:2.5;fill:none}
 section:has(.lanes),section:has(.facts){overflow-x:auto}
 @media (max-width:720px){.lanes{min-width:820px}section{padding:14px}
-.facts:has(thead){min-width:640px}.row,.axis{grid-template-columns:128px 1fr 78px}
-.axis span:not(:nth-child(4n+1)){display:none}}
+.facts:has(thead){min-width:640px}}
 @media (min-width:721px){.row,.axis{grid-template-columns:250px 1fr 230px}.took{white-space:nowrap}}
 .lanes .in{fill:#fff;font-size:10px;pointer-events:none}
 .stop rect{fill:var(--red);opacity:.22}.stop path{fill:var(--red)}
