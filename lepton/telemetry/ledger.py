@@ -39,8 +39,10 @@ class Ledger:
             "process": process,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "began": began_at(os.getpid()),
             "trace_id": "",
         }
+        _leave_to_the_dead(directory)
         self._adding = threading.Lock()
         self._slots = count(FIRST)
         try:
@@ -95,6 +97,28 @@ def ledger_of(pid: int, directory: str, process: str) -> Ledger:
 
 
 _made: list[Ledger] = []
+
+
+def began_at(pid: int) -> int:
+    """Return when a process of this machine began, in ticks since it was switched on; 0: unknown.
+
+    With its id that tells it from all others: ids come again, in a container at once.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return 0
+
+
+def _leave_to_the_dead(directory: str) -> None:
+    """Put away the files of a process that had this one's id, so that each has its own losses."""
+    told = read(file_of(directory, "count"))
+    before = told[0].get("began", 0) if told else 0
+    if not before or before == began_at(os.getpid()):
+        return
+    for kind in ("1.jsonl", "jsonl", "count"):
+        path = file_of(directory, kind)
+        with suppress(OSError):
+            path.rename(path.with_name(path.name.removesuffix(kind)[:-1] + f"-{before}.{kind}"))
 
 
 def took(spans: int) -> None:

@@ -75,6 +75,8 @@ def _runs(about: dict[str, str | int]) -> bool:
         return False
     with suppress(OSError):
         os.kill(int(about["pid"]), 0)
+        if about.get("began", 0) not in (0, ledger.began_at(int(about["pid"]))):
+            return False
         state = Path(f"/proc/{about['pid']}/stat").read_text().rpartition(")")[2].split()[0]
         return state not in "ZX"
     return False

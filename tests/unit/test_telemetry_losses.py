@@ -1,6 +1,7 @@
 """What a SIGKILL takes with it is counted, and is one interval at the most."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from lepton import telemetry
 from lepton.cli import main
 from lepton.pipeline.tracing import find_trace
-from lepton.telemetry import Carrier, Loss, losses_of, lost_spans, spans_of
+from lepton.telemetry import Carrier, Loss, ledger, losses_of, lost_spans, spans_of
 from tests.unit.collector import Collector
 
 KILLED = """
@@ -167,6 +168,28 @@ def test_it_is_said_with_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture
     assert str(Loss(process="p", trace_id="", lost=1, unsent=2)) == (
         "1 span of p lost, 2 spans of p not sent"
     )
+
+
+def test_a_process_is_told_from_another_one_with_its_id(tmp_path: Path) -> None:
+    above = _kill(UNDER_WAY, tmp_path)
+    (before,) = losses_of(str(tmp_path))
+    ours = ledger.file_of(str(tmp_path), "count")
+    (count,) = [path for path in tmp_path.glob("*.count") if path != ours]
+    for kind in ("count", "jsonl"):  # as if that process had had the id of this one
+        path = count.with_suffix(f".{kind}")
+        again = ledger.file_of(str(tmp_path / "again"), kind)
+        again.parent.mkdir(exist_ok=True)
+        content = path.read_bytes()
+        pid = re.search(rb'"pid":(\d+)', content)
+        again.write_bytes(content.replace(pid[0], b'"pid":%d' % os.getpid()) if pid else content)
+    folder = str(tmp_path / "again")
+    assert losses_of(folder) == [before]  # though a process with that id runs
+
+    telemetry.record("lepton.read", Carrier("", folder), 1, 2)
+    assert losses_of(folder) == [before]
+    assert before.trace_id == above
+    assert len(spans_of(folder)) == 2
+    assert len(list((tmp_path / "again").glob("*.count"))) == 2
 
 
 def test_only_a_traces_own_processes_count_for_it(tmp_path: Path) -> None:
