@@ -23,7 +23,9 @@ _TRACEPARENT = re.compile(f"00{_IDS}")
 _LATER = re.compile(f"(?!00|ff)[0-9a-f]{{2}}{_IDS}(-.*)?")
 """Of a version to come, which begins like this one."""
 
-_DIGITS = b"0123456789abcdef"
+_KINDS = bytes.maketrans(b"0123456789abcdefx", b"x" * 16 + b"?")
+"""A digit of an id becomes an x, and an x something else."""
+_USUAL = b"xx-" + 32 * b"x" + b"-" + 16 * b"x" + b"-xx"
 _MAY_BE_NONE = b"-0000000000000000"
 
 
@@ -97,10 +99,8 @@ def traceparent_in(header: bytes | None) -> str:
     """Return a header if it is a traceparent, else an empty string."""
     if not header:
         return ""
-    if len(header) == 55 and header.translate(None, _DIGITS) == b"---":
-        found = header.decode()  # this way costs a third of what a regex does
-        if found[2] == found[35] == found[52] == "-" and found[:2] == "00":
-            return found if _MAY_BE_NONE not in header else _read(found)
+    if header.translate(_KINDS) == _USUAL and header[:2] == b"00" and _MAY_BE_NONE not in header:
+        return header.decode()  # this way costs less than a regex
     return carrier_of(header.decode("latin-1"), None).traceparent
 
 
