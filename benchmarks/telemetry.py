@@ -86,13 +86,14 @@ def measure(rounds: int, *, served: bool) -> dict[str, Any]:
             deaf = {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
             closed = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
             settings = {"control": {}, "closed": closed, "deaf": deaf}
-            found["block"] = {name: [] for name in settings}
-            for _ in range(max(1, rounds // 2)):
-                for name, environment in settings.items():
-                    found["block"][name].append(
-                        once("block", folder, BLOCK_S, environment=environment)
-                    )
-                    print("block", name, found["block"][name][-1], file=sys.stderr)
+            for way, count in (("block", BLOCK_S), ("steps", STEPS), ("requests", REQUESTS)):
+                kept = found.setdefault(way, {})
+                ours = [name for name in settings if name != "control" or way == "block"]
+                kept.update({name: [] for name in ours})
+                for _ in range(max(1, rounds // (2 if way == "block" else 4))):
+                    for name in ours:
+                        kept[name].append(once(way, folder, count, environment=settings[name]))
+                        print(way, name, kept[name][-1], file=sys.stderr)
     return found
 
 
@@ -139,6 +140,14 @@ def claims_of(found: dict[str, Any]) -> list[claims.Claim]:
         share = 100 * beyond / whole if whole else None
         text = f"the same, beyond what is done with telemetry off: {_SETTINGS[name]}"
         add(text, share, 2, "%", rounds)
+    for name in ("closed", "deaf"):
+        runs = len(steps[name])
+        text = f"training at {PACE} steps/s: {_COLLECTORS[name]}"
+        add(text, 100 * PACE * _counted(steps, name), 1, "%", runs)
+        more = _counted(requests, name) - _counted(requests, "on")
+        share = 100 * more / whole if whole else None
+        text = f"requests/s of a replica: {_COLLECTORS[name]}, beyond one that takes everything"
+        add(text, share, 1, "%", runs)
     spans = sum(r["unsampled_spans"] for r in (*requests["on"], *requests["files"]))
     asked = f"spans of {2 * rounds * REQUESTS // 5} requests the client did not sample"
     add(asked, spans, 0, "spans", 2 * rounds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from lepton.lake import home_of, table
 from lepton.report import Span
 from lepton.telemetry import Loss, SpanRecord, losses_of, spans_of
 from lepton.training import Run, load_run
+
+_TRACE_ID = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,27 +48,33 @@ def find_trace(asked: str | None, home: str | None = None) -> Found:
         LeptonError: nothing goes by that name, or no span of it was recorded.
     """
     root = home_of(home)
-    every = [_shown(s) for s in spans_of(f"{root}/traces")]
     run = _run(asked, root)
     if run is not None:
         chosen = run.trace_id
     elif asked is None:
+        every = spans_of(f"{root}/traces")
         chosen = every[-1].trace_id if every else ""
-    elif any(s.trace_id == asked for s in every):
+    elif _TRACE_ID.fullmatch(asked) and spans_of(f"{root}/traces", asked):
         chosen = asked
     else:
         chosen = _of_request(asked, root)
-    spans = [s for s in every if s.trace_id == chosen]
+    near = _near(root, chosen) if chosen else []
+    spans = [s for s in near if s.trace_id == chosen]
     if not spans:
         raise LeptonError(_nothing(asked, chosen, root))
     return Found(
         trace_id=chosen,
         spans=spans,
         run=run or _run_of(chosen, root),
-        linking=_ends(every, spans),
-        linked=_sources(every, spans),
+        linking=_ends(near, spans),
+        linked=_sources(root, spans),
         losses=_losses(f"{root}/traces", chosen, spans),
     )
+
+
+def _near(root: str, trace_id: str) -> list[Span]:
+    """Return the spans of a trace and those that link to it: a home may hold millions of others."""
+    return [_shown(s) for s in spans_of(f"{root}/traces", trace_id, linking=True)]
 
 
 def answer_rows(request_id: str, home: str | None = None) -> list[dict[str, Any]]:
@@ -121,10 +130,11 @@ def _ends(every: Sequence[Span], spans: Sequence[Span]) -> list[Span]:
     return [s for s in every if s.trace_id != trace_id and not here.isdisjoint(s.links)]
 
 
-def _sources(every: Sequence[Span], spans: Sequence[Span]) -> list[Span]:
+def _sources(root: str, spans: Sequence[Span]) -> list[Span]:
     wanted = {link for s in spans for link in s.links}
-    trace_id = spans[0].trace_id
-    return [s for s in every if s.trace_id != trace_id and f"{s.trace_id}:{s.span_id}" in wanted]
+    others = sorted({link.partition(":")[0] for link in wanted} - {spans[0].trace_id})
+    every = (s for other in others for s in spans_of(f"{root}/traces", other))
+    return [_shown(s) for s in every if f"{s.trace_id}:{s.span_id}" in wanted]
 
 
 def _nothing(asked: str | None, trace_id: str, root: str) -> str:

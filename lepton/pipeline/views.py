@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from lepton.report.tree import Line, summary, tree
 from lepton.training import load_run
 
 PIPE_WIDTH = 240
+FEW = 4
+"""Of a long list so many are shown of its beginning and of its end."""
 TRIALS = ("canary", "shadow")
 
 
@@ -208,7 +210,7 @@ def _page(found: Found) -> TracePage:
             "table": str(json.loads((Path(run.folder) / "run.json").read_text())["table"]),
             "steps": f"{len(losses)}, {run.replayed} made again",
             "last loss": f"{losses[-1]:.4f}" if losses else "",
-            "checkpoints": ", ".join(f"step {c.step}" for c in run.checkpoints),
+            "checkpoints": _checkpoints([c.step for c in run.checkpoints]),
         }
     return TracePage(
         title=f"run {run.name}" if run else f"trace {found.trace_id}",
@@ -218,6 +220,18 @@ def _page(found: Found) -> TracePage:
         linked=found.linked,
         curves=_curves(found),
         facts=facts | _lost(found),
+    )
+
+
+def _checkpoints(steps: Sequence[int]) -> str:
+    """How many, and at which steps: the first ones and the last."""
+    shown = [str(step) for step in steps]
+    if len(shown) > 2 * FEW:
+        shown = [*shown[:FEW], "…", *shown[-FEW:]]
+    return (
+        f"{len(steps)}, at {'step' if len(steps) == 1 else 'steps'} {', '.join(shown)}"
+        if steps
+        else ""
     )
 
 

@@ -12,12 +12,17 @@ from html import escape
 
 from lepton.report.model import Span
 from lepton.report.perfetto import STOPS, threads_of
-from lepton.report.timeline import apart, duration
+from lepton.report.timeline import apart, duration, mark
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1040, 190, 14, 26, 24
 ROW, GAP, CURVE = 14, 10, 110
 MOST_NAME, KEPT_END = 29, 20
-_KINDS = {"lepton.read": "read", "lepton.checkpoint": "saved", "lepton.request": "asked"}
+_KINDS = {
+    "lepton.read": "read",
+    "lepton.checkpoint": "saved",
+    "lepton.request": "asked",
+    "lepton.slow_step": "slow",
+}
 """Spans of a colour of their own."""
 MOST_ROWS = 6
 """A process with more rows of overlapping spans has the rest drawn over the last."""
@@ -151,7 +156,7 @@ def _grid(bottom: float, axis: _Axis) -> str:
     return "".join(
         f'<line class="grid" x1="{axis.x(t):.1f}" x2="{axis.x(t):.1f}" y1="{TOP - 6}" y2="{bottom}"/>'
         f'<text class="tick" x="{axis.x(t):.1f}" y="{bottom + 16}" text-anchor="middle">'
-        f"{duration((t - axis.begin) / 1e6)}</text>"
+        f"{mark((t - axis.begin) / 1e6)}</text>"
         for t in marks[:-1]
     )
 

@@ -32,6 +32,8 @@ def outline(spans: Sequence[Span], serving: Sequence[Span] = ()) -> dict[str, st
     begin = min(s.start_ns for s in spans)
     told = {
         "time went to": _where(spans),
+        "steps waited": _waited([s for s in spans if s.name == "lepton.steps"]),
+        "slow steps": _slow([s for s in spans if s.name == "lepton.slow_step"], begin),
         "workers lost": _lost([s for s in spans if s.name == _LOSS], begin),
         "resized": _resized([s for s in spans if s.name == _RESIZE], begin),
         "served": _served([s for s in (*spans, *serving) if s.name == _REQUEST]),
@@ -52,19 +54,33 @@ def _where(spans: Sequence[Span]) -> str:
     if asked:
         spent["requests"] = max(s.end_ns for s in asked) - min(s.start_ns for s in asked)
     parts = [f"{name} {duration(ns / 1e6)}{_share(ns, whole)}" for name, ns in spent.most_common()]
-    steps = [s for s in spans if s.name == "lepton.steps"]
-    waited = 1e9 * sum(_number(s, "lepton.input_wait_s") for s in steps)
-    if waited:
-        share = 100 * waited / max(1, sum(s.end_ns - s.start_ns for s in steps))
-        parts.insert(MOST - 1, f"{share:.0f} % of the steps waited for batches")
     return _few(parts)
+
+
+def _waited(steps: Sequence[Span]) -> str:
+    waited = 1e9 * sum(_number(s, "lepton.input_wait_s") for s in steps)
+    if not waited:
+        return ""
+    whole = max(1, sum(s.end_ns - s.start_ns for s in steps))
+    return f"for batches, {100 * waited / whole:.0f} % of their time"
+
+
+def _slow(steps: Sequence[Span], begin: int) -> str:
+    if not steps:
+        return ""
+    worst = max(steps, key=lambda s: s.end_ns - s.start_ns)
+    at = f"at +{duration((worst.start_ns - begin) / 1e6)}"
+    took = duration((worst.end_ns - worst.start_ns) / 1e6)
+    number, rank = (worst.attributes.get(f"lepton.{k}", "?") for k in ("step", "rank"))
+    return f"{len(steps)}, the slowest {at}: step {number} on rank {rank} took {took}"
 
 
 def _lost(losses: Sequence[Span], begin: int) -> str:
     if not losses:
         return ""
     again = sum(_number(s, "lepton.steps_replayed") for s in losses)
-    return f"{len(losses)}, {_when(losses, begin)}; {again:.0f} steps made again"
+    made = "step" if again == 1 else "steps"
+    return f"{len(losses)}, {_when(losses, begin)}; {f'{again:.0f}' if again else 'no'} {made} made again"
 
 
 def _resized(changes: Sequence[Span], begin: int) -> str:
@@ -73,7 +89,7 @@ def _resized(changes: Sequence[Span], begin: int) -> str:
     ordered = sorted(changes, key=lambda s: s.start_ns)
     to = " → ".join(str(s.attributes.get("lepton.world_size", "?")) for s in ordered)
     times = "once" if len(changes) == 1 else f"{len(changes)} times"
-    return f"{times}, to {to} workers, {_when(ordered, begin)}"
+    return f"{times}, to {to} {'worker' if to == '1' else 'workers'}, {_when(ordered, begin)}"
 
 
 def _when(stops: Sequence[Span], begin: int) -> str:

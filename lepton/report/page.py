@@ -67,7 +67,9 @@ figure{margin:0}figcaption{font-size:12px;color:var(--soft)}
 figcaption b{color:var(--ink);font-size:14px}
 .digit{width:100%;border:1px solid var(--rule);border-radius:6px;fill:var(--ink)}
 .wrong .digit{border:2px solid var(--red)}.wrong figcaption{color:var(--red)}
-@media (max-width:720px){.pair{grid-template-columns:1fr}.row,.axis{grid-template-columns:110px 1fr 70px}
+@media (max-width:720px){.pair{grid-template-columns:1fr}.row,.axis{grid-template-columns:128px 1fr 78px}
+.axis span:not(:nth-child(4n+1)){display:none}
+section:has(.chart){overflow-x:auto}.chart{min-width:640px}
 .took{font-size:10px;padding-left:4px}
 .name small{display:none}.loop li::after{display:none}}
 """

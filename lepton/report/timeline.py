@@ -56,6 +56,11 @@ def duration(ms: float) -> str:
     return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
 
 
+def mark(ms: float) -> str:
+    """Return a moment on an axis as a person reads it."""
+    return duration(ms) if ms else "0"
+
+
 def apart(row: Sequence[Span], step_ns: float) -> list[Span]:
     """Leave out spans that end less than a step after one that is drawn; never a failed one.
 
@@ -123,7 +128,7 @@ def timeline(spans: Sequence[Span]) -> str:
     total = max(1, max(s.end_ns for s in spans) - begin)
     body = "".join(_row(row, begin, total) for row in rows_of(spans))
     ticks = "".join(
-        f'<span style="left:{100 * i / 8:.2f}%">{duration(total / 1e6 * i / 8)}</span>'
+        f'<span style="left:{100 * i / 8:.2f}%">{mark(total / 1e6 * i / 8)}</span>'
         for i in range(8)
     )
     return (
@@ -139,10 +144,11 @@ def _row(row: Row, begin: int, total: int) -> str:
     name = row.name.removeprefix("lepton.")
     processes = sorted({s.process for s in row.spans})
     where = processes[0] if len(processes) == 1 else f"{len(processes)} processes"
+    caption = escape(row.caption).replace(" ", "&nbsp;").replace(",&nbsp;", ", ")
     return (
         f'<div class="row"><div class="name" style="--depth:{row.depth}"><b>{escape(name)}</b> {flags}'
         f"<small>{escape(where)}</small></div>"
-        f'<div class="bars">{bars}</div><small class="took">{escape(row.caption)}</small></div>'
+        f'<div class="bars">{bars}</div><small class="took">{caption}</small></div>'
     )
 
 

@@ -21,21 +21,23 @@ _STYLE = """
 main{max-width:1180px}
 .lanes .who{fill:var(--soft);font-size:11px}
 .lanes .span{fill:var(--blue);opacity:.75}.lanes .span.failed{fill:var(--red);opacity:1}
-.lanes .span.read{fill:var(--teal)}.lanes .span.saved{fill:var(--plum)}
+.lanes .span.slow{fill:var(--amber)}.lanes .span.read{fill:var(--teal)}.lanes .span.saved{fill:var(--plum)}
 .lanes .killed{stroke:var(--red);stroke-width:2.5;fill:none}
 section:has(.lanes),section:has(.facts){overflow-x:auto}
-@media (max-width:720px){.lanes{min-width:820px}section{padding:14px}}
+@media (max-width:720px){.lanes{min-width:820px}section{padding:14px}
+.facts:has(thead){min-width:640px}}
 @media (min-width:721px){.row,.axis{grid-template-columns:250px 1fr 230px}.took{white-space:nowrap}}
 .lanes .in{fill:#fff;font-size:10px;pointer-events:none}
 .stop rect{fill:var(--red);opacity:.22}.stop path{fill:var(--red)}
 .stop.change rect,.stop.change path{fill:var(--amber)}
 .key{color:var(--soft);font-size:13px;margin:8px 0 0}
 .key b{color:var(--red)}.key i{color:var(--amber);font-style:normal}
+.key q{color:var(--amber);quotes:none}
 .key u{text-decoration:none;color:var(--teal)}.key s{text-decoration:none;color:var(--plum)}
 .facts{border-collapse:collapse;font-size:13px;width:100%}
 .facts th,.facts td{text-align:left;padding:3px 12px 3px 0;border-top:1px solid var(--rule);
 overflow-wrap:anywhere;vertical-align:top;font-weight:400}
-.facts th{color:var(--soft)}.facts th[scope=row]{white-space:nowrap;overflow-wrap:normal}.facts thead th{border:0;font-size:12px}
+.facts th{color:var(--soft)}.facts th[scope=row]{white-space:nowrap;width:1%;padding-right:20px;overflow-wrap:normal}.facts thead th{border:0;font-size:12px}
 """
 
 
@@ -108,7 +110,9 @@ def _facts(facts: Mapping[str, str]) -> str:
     if not facts:
         return ""
     rows = "".join(
-        f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.items()
+        f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>"
+        for k, v in facts.items()
+        if v
     )
     return f'<section><table class="facts"><tbody>{rows}</tbody></table></section>'
 
@@ -123,6 +127,7 @@ def _key(spans: Sequence[Span]) -> str:
         ]
     parts += ["<b>✕</b> the process that was lost"] if killed(spans) else []
     parts += ["<u>■</u> reads"] if "lepton.read" in names else []
+    parts += ["<q>■</q> slow steps"] if "lepton.slow_step" in names else []
     parts += ["<s>■</s> checkpoints"] if "lepton.checkpoint" in names else []
     return f'<p class="key">{" &nbsp; ".join(parts)}</p>' if parts else ""
 

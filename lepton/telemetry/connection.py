@@ -142,15 +142,22 @@ def _body(
         parts: list[bytes] = []
         while True:
             line, rest = _until(found, rest, b"\r\n", end)
-            size = int(line.partition(b";")[0], 16)
+            size = _size(line.partition(b";")[0].strip(), 16)
             if size == 0:
                 _until(found, b"\r\n" + rest, b"\r\n\r\n", end)  # trailers, which say nothing here
                 return b"".join(parts), True
             part, rest = _exactly(found, rest, size + 2, end)
             parts.append(part[:size])
     if "content-length" in told:
-        return _exactly(found, rest, int(told["content-length"]), end)[0], True
+        return _exactly(found, rest, _size(told["content-length"].encode(), 10), end)[0], True
     return rest, False
+
+
+def _size(digits: bytes, base: int) -> int:
+    size = int(digits, base)
+    if size < 0:
+        raise ValueError(f"its answer is to be {size} bytes long")
+    return size
 
 
 def _exactly(found: socket.socket, have: bytes, size: int, end: float) -> tuple[bytes, bytes]:

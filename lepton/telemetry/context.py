@@ -18,10 +18,15 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags
 from lepton.telemetry.baggage import entries_of, header_of
 from lepton.telemetry.wire import Encoder
 
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_IDS = "-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
+_TRACEPARENT = re.compile(f"00{_IDS}")
+_LATER = re.compile(f"(?!00|ff)[0-9a-f]{{2}}{_IDS}(-.*)?")
+"""Of a version to come, which begins like this one."""
 
-
-_DIGITS = b"0123456789abcdef"
+_KINDS = bytes.maketrans(b"0123456789abcdefx", b"x" * 16 + b"?")
+"""A digit of an id becomes an x, and an x something else."""
+_USUAL = b"xx-" + 32 * b"x" + b"-" + 16 * b"x" + b"-xx"
+_MAY_BE_NONE = b"-0000000000000000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +81,26 @@ def carrier_of(
         otherwise: what is returned when the traceparent is absent or malformed.
         baggage: as it came; it does not count without a traceparent.
     """
-    if traceparent:
-        if not _TRACEPARENT.fullmatch(traceparent):
-            traceparent = traceparent.strip()
-        if _TRACEPARENT.fullmatch(traceparent):
-            return Carrier(traceparent, directory, baggage or "")
-    return otherwise or Carrier("", directory)
+    found = _read(traceparent.strip()) if traceparent else ""
+    return (
+        Carrier(found, directory, baggage or "") if found else otherwise or Carrier("", directory)
+    )
+
+
+def _read(header: str) -> str:
+    """Return a header as this version has it; empty if it names no span."""
+    if _TRACEPARENT.fullmatch(header):
+        return header
+    later = _LATER.fullmatch(header)
+    return f"00-{later[1]}-{later[2]}-{int(later[3], 16) & 1:02x}" if later else ""
 
 
 def traceparent_in(header: bytes | None) -> str:
-    """Return a header as it came if it is a traceparent, else an empty string."""
+    """Return a header if it is a traceparent, else an empty string."""
     if not header:
         return ""
-    if len(header) == 55 and header.translate(None, _DIGITS) == b"---":
-        found = header.decode()  # this way costs a third of what a regex does
-        if found[2] == found[35] == found[52] == "-" and found[:2] == "00":
-            return found
+    if header.translate(_KINDS) == _USUAL and header[:2] == b"00" and _MAY_BE_NONE not in header:
+        return header.decode()  # this way costs less than a regex
     return carrier_of(header.decode("latin-1"), None).traceparent
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,48 +27,68 @@ class Convention:
     attributes: tuple[str, ...] = ()
 
 
-ATTRIBUTES: Mapping[str, str] = {
-    "error.type": "what it ended with: an exception's class, WorkerLost or BadRequest",
-    "http.request.method": "the request's method",
-    "http.response.status_code": "the answer's status",
-    "lepton.accuracy": "share of rows answered rightly, 0 to 1",
-    "lepton.bytes": "size, bytes",
-    "lepton.bytes_added": "size of files added, bytes",
-    "lepton.bytes_removed": "size of files removed, bytes",
-    "lepton.checkpoint": "URI of a checkpoint's manifest",
-    "lepton.checkpoint.trace": "traceparent of the checkpoint that answers (also a link)",
-    "lepton.dry_run": "whether nothing was changed",
-    "lepton.epoch": "epoch, from 0",
-    "lepton.f1": "macro average, 0 to 1",
-    "lepton.files_added": "number of files",
-    "lepton.files_removed": "number of files",
-    "lepton.gate": "the conditions that held",
-    "lepton.input_wait_s": "time waited for batches, seconds",
-    "lepton.lane": "lane of the stream, from 0",
-    "lepton.mae": "mean absolute error, in the label's unit",
-    "lepton.model": "a model's name",
-    "lepton.mse": "mean squared error, in the label's unit squared",
-    "lepton.precision": "macro average, 0 to 1",
-    "lepton.r2": "coefficient of determination, at most 1",
-    "lepton.rank": "rank of the worker, from 0",
-    "lepton.recall": "macro average, 0 to 1",
-    "lepton.rows": "number of rows",
-    "lepton.run": "a run's name",
-    "lepton.share": "a canary's share of requests, 0 to 1",
-    "lepton.spans_lost": "spans that killed processes of the run took with them",
-    "lepton.step": "optimiser steps made, at the end of the span",
-    "lepton.step_s.max": "the slowest step, seconds",
-    "lepton.step_s.p50": "median step, seconds",
-    "lepton.step_s.p99": "99th percentile of steps, seconds",
-    "lepton.steps": "number of steps",
-    "lepton.steps_replayed": "steps made again",
-    "lepton.study": "name of several runs that belong together",
-    "lepton.table": "URI and version of a table, uri@version",
-    "lepton.table_version": "version of a table",
-    "lepton.variant": "champion, canary or pinned",
-    "lepton.version": "version of a model, from 1",
-    "lepton.worker": "a worker's name: node, process, and some letters",
-    "lepton.world_size": "number of workers",
+class Attribute(NamedTuple):
+    """What an attribute holds.
+
+    Attributes:
+        kind: str, int, float, bool, or str[] for several.
+        unit: by UCUM, or what is counted in braces; empty where there is none.
+        meaning: in words.
+    """
+
+    kind: str
+    unit: str
+    meaning: str
+
+
+ATTRIBUTES: Mapping[str, Attribute] = {
+    "error.type": Attribute(
+        "str", "", "what it ended with: an exception's class, WorkerLost or BadRequest"
+    ),
+    "http.request.method": Attribute("str", "", "the request's method"),
+    "http.response.status_code": Attribute("int", "", "the answer's status"),
+    "lepton.accuracy": Attribute("float", "1", "share of rows answered rightly, 0 to 1"),
+    "lepton.bytes": Attribute("int", "By", "size"),
+    "lepton.bytes_added": Attribute("int", "By", "size of files added"),
+    "lepton.bytes_removed": Attribute("int", "By", "size of files removed"),
+    "lepton.checkpoint": Attribute("str", "", "URI of a checkpoint's manifest"),
+    "lepton.checkpoint.trace": Attribute(
+        "str", "", "traceparent of the checkpoint that answers (also a link)"
+    ),
+    "lepton.dry_run": Attribute("bool", "", "whether nothing was changed"),
+    "lepton.epoch": Attribute("int", "", "epoch, from 0"),
+    "lepton.f1": Attribute("float", "1", "macro average, 0 to 1"),
+    "lepton.files_added": Attribute("int", "{file}", "number of files"),
+    "lepton.files_removed": Attribute("int", "{file}", "number of files"),
+    "lepton.gate": Attribute("str[]", "", "the conditions that held"),
+    "lepton.input_wait_s": Attribute("float", "s", "time waited for batches"),
+    "lepton.lane": Attribute("int", "", "lane of the stream, from 0"),
+    "lepton.mae": Attribute("float", "", "mean absolute error, in the label's unit"),
+    "lepton.model": Attribute("str", "", "a model's name"),
+    "lepton.mse": Attribute("float", "", "mean squared error, in the label's unit squared"),
+    "lepton.precision": Attribute("float", "1", "macro average, 0 to 1"),
+    "lepton.r2": Attribute("float", "1", "coefficient of determination, at most 1"),
+    "lepton.rank": Attribute("int", "", "rank of the worker, from 0"),
+    "lepton.recall": Attribute("float", "1", "macro average, 0 to 1"),
+    "lepton.rows": Attribute("int", "{row}", "number of rows"),
+    "lepton.run": Attribute("str", "", "a run's name"),
+    "lepton.share": Attribute("float", "1", "a canary's share of requests, 0 to 1"),
+    "lepton.spans_lost": Attribute(
+        "int", "{span}", "spans that killed processes of the run took with them"
+    ),
+    "lepton.step": Attribute("int", "{step}", "optimiser steps made, at the end of the span"),
+    "lepton.step_s.max": Attribute("float", "s", "the slowest step"),
+    "lepton.step_s.p50": Attribute("float", "s", "median step"),
+    "lepton.step_s.p99": Attribute("float", "s", "99th percentile of steps"),
+    "lepton.steps": Attribute("int", "{step}", "number of steps"),
+    "lepton.steps_replayed": Attribute("int", "{step}", "steps made again"),
+    "lepton.study": Attribute("str", "", "name of several runs that belong together"),
+    "lepton.table": Attribute("str", "", "URI and version of a table, uri@version"),
+    "lepton.table_version": Attribute("int", "", "version of a table"),
+    "lepton.variant": Attribute("str", "", "champion, canary or pinned"),
+    "lepton.version": Attribute("int", "", "version of a model, from 1"),
+    "lepton.worker": Attribute("str", "", "a worker's name: node, process, and some letters"),
+    "lepton.world_size": Attribute("int", "{worker}", "number of workers"),
 }
 
 _UPKEEP = (
@@ -134,6 +155,11 @@ SPANS: Mapping[str, Convention] = {
             "lepton.step_s.p99",
             "lepton.step_s.max",
         ),
+    ),
+    "lepton.slow_step": Convention(
+        "worker",
+        "A single step that took many times as long as the usual one: one a second at the most.",
+        ("lepton.rank", "lepton.world_size", "lepton.step", "lepton.rows", "lepton.input_wait_s"),
     ),
     "lepton.train.failure": Convention(
         "worker of rank 0", "From noticing a loss until the next step was made.", _RESIZE

@@ -101,12 +101,13 @@ class Delivery:
         with self._changed:
             done = self._changed.wait_for(lambda: not (self._waiting or self._sending), timeout_s)
             lost = self.dropped + self._count + self._sending
-        if lost > self._told:
+        if lost > self._told * _AGAIN[self.what]:
             log.warning(
                 "telemetry: %d %s have not been taken by %s",
                 lost,
                 _NOUNS[self.what],
                 settings.endpoint(self.what),
+                extra={"about": self.what},
             )
             self._told = lost
         return done and lost == 0
@@ -180,14 +181,21 @@ class Delivery:
             return f"{type(e).__name__}: {e}"
         if result.name == "SUCCESS":
             return None
-        return exporters.reasons.get(self.what, "no reason given")
+        reason = exporters.reasons.get(self.what, "no reason given")
+        heard = exporters.answered.get(self.what)
+        if heard is None or "max retries" not in reason:
+            return reason
+        return f"{reason} The last time: {heard.error}"
 
     def _say(self, text: str, reason: str, number: int) -> None:
         if text not in self._said:
             self._said.add(text)
-            log.warning(text, _NOUNS[self.what], settings.endpoint(self.what), reason, number)
+            told = (_NOUNS[self.what], settings.endpoint(self.what), reason, number)
+            log.warning(text, *told, extra={"about": self.what})
 
 
+_AGAIN = {"traces": 1, "metrics": 2, "logs": 2}
+"""So many times as many must be lost to be said anew: each flush has figures and says things."""
 _NOUNS = {"traces": "spans", "metrics": "collections of metrics", "logs": "log records"}
 _deliveries: dict[Signal, Delivery] = {}
 _making = threading.RLock()
@@ -212,8 +220,27 @@ def delivery_of(what: Signal) -> Delivery:
         return _deliveries[what]
 
 
+def say_what_is_not_offered() -> None:
+    """Say once in a process what it was asked for in vain; nothing fails for it."""
+    for variable, names in settings.OFFERED.items():
+        wrong = [] if settings.disabled() else settings.not_offered(variable)
+        if wrong and variable not in _complained:
+            _complained.add(variable)
+            log.warning(
+                "telemetry: %s names %s, which lepton does not offer: nothing is done about it. "
+                "There are %s. Spans are kept in files all the same, and `lepton trace` shows them",
+                variable,
+                ", ".join(wrong),
+                ", ".join(names),
+            )
+
+
+_complained: set[str] = set()
+
+
 def prepare() -> None:
     """Get ready to send what is asked for. Call it where something long begins, before its pace."""
+    say_what_is_not_offered()
     for what in _MAKERS:
         if settings.otlp(what):
             delivery_of(what).prepare()

@@ -40,12 +40,14 @@ class Answered:
         why: its words for that.
         useless: it will never take this request.
         wait_s: it wants to be left alone so long.
+        error: what went wrong.
     """
 
     rejected: int = 0
     why: str = ""
     useless: bool = False
     wait_s: float = 0.0
+    error: str = ""
 
 
 answered: dict[str, Answered] = {}
@@ -121,7 +123,8 @@ def _made(signal: Signal, module: str, name: str) -> Any:
         return getattr(found, name)()
     light = Connection() if _plain(signal) else None
     exporter = getattr(found, name)(**({"_transport": light} if light else {}))
-    exporter._client._transport = Heard(exporter._client._transport, signal)
+    client = exporter._client
+    client._transport = Heard(client._transport, signal, client._timeout)
     return exporter
 
 
@@ -140,19 +143,25 @@ class Heard:
     Args:
         inner: an exporter's transport.
         signal: what it sends.
+        longest_s: for one request; what is left of it by a clock that is put back may be more.
     """
 
-    def __init__(self, inner: Any, signal: Signal) -> None:
+    def __init__(self, inner: Any, signal: Signal, longest_s: float = LONGEST_WAIT_S) -> None:
         self._inner = inner
         self._signal = signal
+        self._longest_s = longest_s
         self.is_connection_error: Callable[[Exception | None], bool] = inner.is_connection_error
         self.close: Callable[[], None] = inner.close
 
-    def request(self, method: str, url: str, **given: Any) -> Any:
+    def request(self, method: str, url: str, *, timeout: float, **given: Any) -> Any:
         """Ask, and hear the answer."""
         heard = answered[self._signal] = Answered()
-        reply = self._inner.request(method, url, **given)
+        reply = self._inner.request(method, url, timeout=min(timeout, self._longest_s), **given)
         status = reply.status_code or 0
+        if reply.error is not None:
+            heard.error = str(reply.error)
+        elif status >= HTTPStatus.BAD_REQUEST:
+            heard.error = f"status {status} {reply.reason or ''}".rstrip()
         if status // 100 == _REDIRECTED:
             where = reply.headers().get("location", "elsewhere")
             return Reply(error=ValueError(f"status {status}: it is at {where}; name that endpoint"))

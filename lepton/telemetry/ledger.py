@@ -20,7 +20,7 @@ from pathlib import Path
 
 import orjson
 
-SENT, SPANS, FIRST, SLOTS = 0, 1, 2, 64
+SENT, SPANS, FIRST, GONE, SLOTS = 0, 1, 2, 63, 64
 SIZE = 4096
 """Bytes of the file: 64 counters of 8 bytes, then JSON up to a zero byte."""
 _ABOUT = 8 * SLOTS
@@ -39,8 +39,10 @@ class Ledger:
             "process": process,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "began": began_at(os.getpid()),
             "trace_id": "",
         }
+        _leave_to_the_dead(directory)
         self._adding = threading.Lock()
         self._slots = count(FIRST)
         try:
@@ -63,6 +65,11 @@ class Ledger:
         with self._adding:
             self._counters[SENT] += spans
 
+    def let_go(self, spans: int) -> None:
+        """Count spans that were deleted to make room."""
+        with self._adding:
+            self._counters[GONE] += spans
+
     def forget_sent(self) -> None:
         """Say no more about what a collector took."""
         with self._adding:
@@ -73,7 +80,7 @@ class Ledger:
 
         Each is ``counters[slot] = next(numbers)``.
         """
-        slot = min(next(self._slots), SLOTS - 1)
+        slot = min(next(self._slots), GONE - 1)
         return self._counters, slot, count(self._counters[slot] + 1)
 
     def _describe(self) -> None:
@@ -92,6 +99,28 @@ def ledger_of(pid: int, directory: str, process: str) -> Ledger:
 _made: list[Ledger] = []
 
 
+def began_at(pid: int) -> int:
+    """Return when a process of this machine began, in ticks since it was switched on; 0: unknown.
+
+    With its id that tells it from all others: ids come again, in a container at once.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return 0
+
+
+def _leave_to_the_dead(directory: str) -> None:
+    """Put away the files of a process that had this one's id, so that each has its own losses."""
+    told = read(file_of(directory, "count"))
+    before = told[0].get("began", 0) if told else 0
+    if not before or before == began_at(os.getpid()):
+        return
+    for kind in ("1.jsonl", "jsonl", "count"):
+        path = file_of(directory, kind)
+        with suppress(OSError):
+            path.rename(path.with_name(path.name.removesuffix(kind)[:-1] + f"-{before}.{kind}"))
+
+
 def took(spans: int) -> None:
     """Count spans that a collector took; with several directories, nobody knows which had them."""
     for one in _made:
@@ -107,12 +136,13 @@ def file_of(directory: str, kind: str) -> Path:
 
 
 def read(path: Path) -> tuple[dict[str, str | int], int, int] | None:
-    """Return what a ledger says: whose it is, spans recorded, spans a collector took."""
+    """Return what a ledger says: whose it is, spans recorded and not let go, and those sent."""
     with suppress(OSError, ValueError):
         content = path.read_bytes().ljust(SIZE, b"\0")
         counters = memoryview(content)[:_ABOUT].cast("Q")
         about = orjson.loads(content[_ABOUT:].partition(b"\0")[0])
-        return about, sum(counters[SPANS:]), counters[SENT]
+        gone = counters[GONE]
+        return about, sum(counters[SPANS:GONE]) - gone, max(0, counters[SENT] - gone)
     return None
 
 

@@ -2,7 +2,8 @@
 
 The standard logging module stays what people use. While :func:`keep_logs` is in force, every record
 of a ``lepton`` logger knows its trace and span; handlers further up (the root's) may print them as
-``%(trace_id)s`` and ``%(span_id)s``.
+``%(trace_id)s`` and ``%(span_id)s``. Of two runs at the same time in one process, each has what is
+said in its own thread.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from opentelemetry.sdk._logs import (
 from lepton.telemetry import settings
 from lepton.telemetry.context import Carrier, context_of, resource_of
 from lepton.telemetry.delivery import delivery_of, prepare
+from lepton.telemetry.wire import MOST_TEXT
 
 Told = Callable[[], Mapping[str, Any]]
 
@@ -50,21 +53,39 @@ class RunLog(logging.Handler):
         self._told = told
         self._folder = folder
         self._file: tuple[str, int] | None = None
+        self._failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep and send one record."""
+        if self._is_anothers():
+            return
         try:
             carrier: Carrier = getattr(record, "carrier", None) or self._carrier
             record.trace_id, record.span_id = carrier.trace_id, carrier.span_id
             told = dict(self._told())
             if self._folder is not None:
-                name = f"rank-{told.get('lepton.rank', 0):04d}.jsonl"
-                os.write(self._open(self._folder, name), _line(record, told))
-            if settings.otlp("logs"):
+                self._keep(self._folder, record, told)
+            if settings.otlp("logs") and record.__dict__.get("about") != "logs":
                 _send(record, carrier, told)
             self._say(record)
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
+
+    def _keep(self, folder: Path, record: logging.LogRecord, told: Mapping[str, Any]) -> None:
+        """Write one record. Where it cannot be, that is said once; it is sent all the same."""
+        try:
+            name = f"rank-{told.get('lepton.rank', 0):04d}.jsonl"
+            os.write(self._open(folder, name), _line(record, told))
+        except OSError:
+            if not self._failed:
+                self._failed = True
+                self.handleError(record)
+
+    def _is_anothers(self) -> bool:
+        """Whether what is said here belongs to another run of this process, and not to this one."""
+        if self._folder is None or self in (here := _here.get()):
+            return False
+        return any(h in here for h in logging.getLogger("lepton").handlers)
 
     def _say(self, record: logging.LogRecord) -> None:
         """Say on stderr what logging would say there if this handler were not."""
@@ -99,6 +120,10 @@ class RunLog(logging.Handler):
         super().close()
 
 
+_here: ContextVar[tuple[logging.Handler, ...]] = ContextVar("lepton-logs", default=())
+"""Of the runs that this thread is at work for; a thread that is at work for none tells all."""
+
+
 def keep_logs(carrier: Carrier, told: Told, folder: Path | None = None) -> Callable[[], None]:
     """Keep and send the records of all ``lepton`` loggers; return what ends that.
 
@@ -111,8 +136,11 @@ def keep_logs(carrier: Carrier, told: Told, folder: Path | None = None) -> Calla
     handler = RunLog(carrier, told, folder)
     logger = logging.getLogger("lepton")
     logger.addHandler(handler)
+    if folder is not None:
+        _here.set((*_here.get(), handler))
 
     def end() -> None:
+        _here.set(tuple(h for h in _here.get() if h is not handler))
         logger.removeHandler(handler)
         handler.close()
 
@@ -144,7 +172,7 @@ def _send(record: logging.LogRecord, carrier: Carrier, told: Mapping[str, Any]) 
         context=context_of(carrier.traceparent),
         severity_number=_severity(record.levelno),
         severity_text=record.levelname,
-        body=record.getMessage(),
+        body=record.getMessage()[:MOST_TEXT],
         attributes=dict(told),
         exception=error,
     )

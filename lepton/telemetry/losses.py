@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import orjson
 
 from lepton.telemetry import ledger
 from lepton.telemetry.context import Carrier
+from lepton.telemetry.store import aside_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +75,8 @@ def _runs(about: dict[str, str | int]) -> bool:
         return False
     with suppress(OSError):
         os.kill(int(about["pid"]), 0)
+        if about.get("began", 0) not in (0, ledger.began_at(int(about["pid"]))):
+            return False
         state = Path(f"/proc/{about['pid']}/stat").read_text().rpartition(")")[2].split()[0]
         return state not in "ZX"
     return False
@@ -82,11 +84,12 @@ def _runs(about: dict[str, str | int]) -> bool:
 
 def _written(path: Path) -> int:
     """Spans in a file; one that was written as it stood, and then as it ended, is one."""
-    ids: Counter[str] = Counter()
-    with suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
-            with suppress(ValueError):
-                ids[orjson.loads(line)["span_id"]] += 1
+    ids: set[str] = set()
+    for file in (aside_of(path), path):
+        with suppress(FileNotFoundError), file.open("rb") as lines:
+            for line in lines:
+                with suppress(ValueError):
+                    ids.add(orjson.loads(line)["span_id"])
     return len(ids)
 
 

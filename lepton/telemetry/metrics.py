@@ -23,7 +23,12 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricReade
 from lepton.errors import LeptonError
 from lepton.telemetry import exporters, settings
 from lepton.telemetry.context import resource_of
-from lepton.telemetry.delivery import before_flush, delivery_of, dropped
+from lepton.telemetry.delivery import (
+    before_flush,
+    delivery_of,
+    dropped,
+    say_what_is_not_offered,
+)
 from lepton.telemetry.distributions import Distributions
 from lepton.telemetry.instruments import INSTRUMENTS, Instrument
 from lepton.telemetry.rounds import rounds
@@ -289,6 +294,7 @@ def _begin() -> list[Sink]:
 
 
 def _metered() -> list[Sink]:
+    say_what_is_not_offered()
     if not settings.otlp("metrics"):
         return []
     try:

@@ -2,7 +2,8 @@
 
 A span or an instrument's call for every step would cost more than the step where steps take a
 millisecond. Here a step costs one append; a thread makes histograms of it each second, and every
-few seconds a ``lepton.steps`` span. The window under way is written once a second: a killed worker
+few seconds a ``lepton.steps`` span. A step far slower than those before it has a span of its own,
+the slowest of each second. The window under way is written once a second: a killed worker
 loses the last second of it in the file, and all of it at the collector.
 """
 
@@ -20,11 +21,15 @@ from lepton.telemetry.delivery import look_after_ends, prepare
 from lepton.telemetry.gpus import watch_gpus
 from lepton.telemetry.metrics import measure, measure_all, measuring
 from lepton.telemetry.rounds import rounds
-from lepton.telemetry.spans import Growing
+from lepton.telemetry.spans import Growing, record
 
 WINDOW_NS = 5_000_000_000
 MOST = 1_000_000
 """Steps that wait at the most, should the thread be held up; more push the oldest out."""
+SLOW_TIMES, SLOW_S = 5, 0.05
+"""So many times the median, and so many seconds beyond it, make a step a slow one."""
+LATELY, FEW = 256, 16
+"""Steps that the median is of, and how many there must be."""
 
 
 class Paced(NamedTuple):
@@ -72,6 +77,7 @@ class Pace:
         self._waiting: deque[Paced] = deque(maxlen=MOST)
         self._window: list[Paced] = []
         self._span: Growing | None = None
+        self._lately: deque[float] = deque(maxlen=LATELY)
         self._lock = threading.Lock()
         self.add = self._waiting.append
         prepare()
@@ -86,6 +92,7 @@ class Pace:
             fresh = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if fresh and measuring():
                 _measure(fresh)
+            self._tell_of_slow(fresh)
             for step in fresh:
                 if self._window and _apart(self._window[0], step):
                     self._end_window()
@@ -100,6 +107,23 @@ class Pace:
         self._leave()
         self._leave_gpus()
         self.tell(True)
+
+    def _tell_of_slow(self, fresh: Sequence[Paced]) -> None:
+        """Record the slowest of some steps, if it is far slower than those before them."""
+        slowest = max(fresh, key=_seconds, default=None)
+        before = sorted(self._lately)
+        self._lately.extend(map(_seconds, fresh[-LATELY:]))
+        if slowest is None or len(before) < FEW:
+            return
+        usual = quantile(before, 0.5)
+        if slowest.seconds > max(SLOW_TIMES * usual, usual + SLOW_S):
+            record(
+                "lepton.slow_step",
+                self._carrier,
+                slowest.asked_ns,
+                slowest.made_ns,
+                attributes=_of_one(slowest),
+            )
 
     def _under_way(self) -> Growing:
         if self._span is None:
@@ -128,9 +152,25 @@ def _told(steps: Sequence[Paced]) -> dict[str, Any]:
     }
 
 
+def _of_one(step: Paced) -> dict[str, Any]:
+    """Return the attributes of a single step."""
+    rank, world_size = step.place
+    return {
+        "lepton.rank": rank,
+        "lepton.world_size": world_size,
+        "lepton.step": step.number,
+        "lepton.rows": step.rows,
+        "lepton.input_wait_s": step.waited,
+    }
+
+
 def quantile(ordered: Sequence[float], share: float) -> float:
     """Return the smallest value that at least this share of the values does not exceed."""
     return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
+
+
+def _seconds(step: Paced) -> float:
+    return step.seconds
 
 
 def _apart(first: Paced, step: Paced) -> bool:

@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Signal = Literal["traces", "metrics", "logs"]
+
+OFFERED: Mapping[str, Sequence[str]] = {
+    "OTEL_TRACES_EXPORTER": ("otlp", "none"),
+    "OTEL_METRICS_EXPORTER": ("otlp", "prometheus", "none"),
+    "OTEL_LOGS_EXPORTER": ("otlp", "none"),
+    "OTEL_PROPAGATORS": ("tracecontext", "baggage"),
+}
+"""What variables may name that list things."""
 
 
 def otlp(signal: Signal) -> bool:
@@ -29,6 +38,16 @@ def otlp(signal: Signal) -> bool:
 def disabled() -> bool:
     """Whether there is to be no telemetry at all, span files included."""
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def not_offered(variable: str) -> list[str]:
+    """Return what a variable asks for that lepton does not have, such as console."""
+    return sorted(_listed(variable) - {*OFFERED[variable]})
+
+
+def asked_from() -> tuple[str, str]:
+    """Where this process was asked from: ``TRACEPARENT`` and ``BAGGAGE``, as a job gets them."""
+    return os.environ.get("TRACEPARENT", ""), os.environ.get("BAGGAGE", "")
 
 
 def prometheus() -> bool:
@@ -63,5 +82,8 @@ def number(name: str, otherwise: float) -> float:
 
 
 def _exporters(signal: Signal) -> set[str]:
-    listed = os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "")
-    return {name.strip().lower() for name in listed.split(",")} - {""}
+    return _listed(f"OTEL_{signal.upper()}_EXPORTER")
+
+
+def _listed(variable: str) -> set[str]:
+    return {name.strip().lower() for name in os.environ.get(variable, "").split(",")} - {""}

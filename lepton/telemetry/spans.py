@@ -17,15 +17,17 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
 
 from lepton.telemetry import settings
+from lepton.telemetry.baggage import entries_of
 from lepton.telemetry.context import (
     Carrier,
+    carrier_of,
     context_of,
     encoder_of,
     links_of,
     process_of,
     resource_of,
 )
-from lepton.telemetry.delivery import delivery_of
+from lepton.telemetry.delivery import delivery_of, say_what_is_not_offered
 from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.sampling import Ids, always, sampled
 from lepton.telemetry.store import SpanFile
@@ -63,12 +65,14 @@ def span(
 
     Args:
         name: a fixed name, with no ids in it.
-        parent: where the block was asked from.
+        parent: where the block was asked from; without a trace, what the environment says of that
+            (``TRACEPARENT``, as a submitted job gets it), or a new trace.
         kind: internal, server, client, producer or consumer.
         links: traceparents of related spans of other times.
         attributes: keys as they are.
     """
     began = time.time_ns()
+    parent = parent if parent.traceparent else _of_environment(parent)
     tracer = _tracer(os.getpid(), parent.directory)
     what: dict[str, Any] = {
         "kind": SpanKind[kind.upper()],
@@ -164,6 +168,7 @@ _ids = Ids()
 @lru_cache(maxsize=16)
 def _tracer(pid: int, directory: str | None) -> trace.Tracer:
     """One provider per process and directory; ``pid`` makes a forked child get its own."""
+    say_what_is_not_offered()
     provider = sampled(
         TracerProvider(resource=resource_of(pid), shutdown_on_exit=False, id_generator=_ids)
     )
@@ -232,6 +237,14 @@ def _ended(span: ReadableSpan) -> Ended:
         span.start_time or 0,
         max(span.start_time or 0, span.end_time or 0),  # a clock may be put back
     )
+
+
+def _of_environment(parent: Carrier) -> Carrier:
+    traceparent, baggage = settings.asked_from()
+    if not traceparent:
+        return parent
+    found = carrier_of(traceparent, parent.directory, parent, baggage=baggage)
+    return found.with_baggage(entries_of(parent.baggage))
 
 
 def _traceparent(context: trace.SpanContext) -> str:

@@ -25,7 +25,7 @@ from lepton.telemetry import settings
 from lepton.telemetry.bulk import Left, encode_alike
 from lepton.telemetry.context import Carrier, encoder_of, process_of
 from lepton.telemetry.delivery import before_flush, delivery_of, prepare
-from lepton.telemetry.ledger import ledger_of
+from lepton.telemetry.ledger import Ledger, ledger_of
 from lepton.telemetry.store import SpanFile
 from lepton.telemetry.wire import Common
 
@@ -57,9 +57,10 @@ class Spool:
         self._file = SpanFile(directory) if directory is not None else None
         self._wanted = not settings.disabled()
         self._counters, self._slot, self._numbers = _uncounted()
+        self._ledger: Ledger | None = None
         if directory is not None and self._wanted:
-            ledger = ledger_of(os.getpid(), directory, process_of(os.getpid()))
-            self._counters, self._slot, self._numbers = ledger.row()
+            self._ledger = ledger_of(os.getpid(), directory, process_of(os.getpid()))
+            self._counters, self._slot, self._numbers = self._ledger.row()
         self._sampler = (
             TracerProvider(shutdown_on_exit=False).sampler
             if os.environ.get("OTEL_TRACES_SAMPLER")
@@ -159,6 +160,9 @@ class Spool:
                         delivery_of("traces").put_all(encoded.message, len(some))
             if lines and self._file is not None:
                 self._file.append(lines)
+                gone = self._file.put_aside()
+                if gone and self._ledger is not None:
+                    self._ledger.let_go(gone)
             if self._told is not None:
                 for common, spans in _alike(self._unsampled):
                     self._told(common, spans, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,12 @@ import orjson
 
 from lepton.telemetry import ledger
 
+MOST_BYTES = 2**29
+"""Of a span file of requests: then it is put aside, and what was put aside before is deleted."""
+
 log = logging.getLogger("lepton")
+
+_putting_aside = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,23 +52,60 @@ class SpanFile:
 
     def __init__(self, directory: str) -> None:
         self._path = ledger.file_of(directory, "jsonl")
+        self._aside = aside_of(self._path)
         self._file: int | None = None
         self._torn = False
         self._failed = False
 
     def append(self, lines: Iterable[bytes]) -> None:
         """Write encoded spans."""
-        content = b"".join([b"\n" if self._torn else b"", *lines])
         try:
+            if self._file is not None and self._was_put_aside(self._file):
+                self._close()
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+                self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_RDWR, 0o644)
+                self._torn = _is_torn(self._file)
+            content = b"".join([b"\n" if self._torn else b"", *lines])
             written = os.write(self._file, content)
             self._torn = written < len(content)
             if self._torn:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as e:
             self._say(e)
+
+    def put_aside(self) -> int:
+        """Put the file aside if it is large; return how many lines are gone for that.
+
+        It takes a moment: not for a thread that a caller waits for.
+        """
+        if self._file is None or os.fstat(self._file).st_size <= MOST_BYTES:
+            return 0
+        with _putting_aside:  # other writers of this process follow
+            return 0 if self._was_put_aside(self._file) else self._put_aside()
+
+    def _put_aside(self) -> int:
+        gone = 0
+        with suppress(FileNotFoundError), self._aside.open("rb") as before:
+            gone = sum(1 for _ in before)
+        try:
+            self._path.replace(self._aside)
+        except OSError as e:
+            self._say(e)
+            return 0
+        self._close()
+        return gone
+
+    def _was_put_aside(self, file: int) -> bool:
+        try:
+            return self._path.stat().st_ino != os.fstat(file).st_ino
+        except OSError:  # such as that it is gone
+            return True
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
 
     def _say(self, error: OSError) -> None:
         if self._failed:
@@ -77,19 +120,44 @@ class SpanFile:
         )
 
 
-def spans_of(directory: str, trace_id: str | None = None) -> list[SpanRecord]:
+def aside_of(path: Path) -> Path:
+    """Return where a span file is put aside."""
+    return path.with_suffix(f".1{path.suffix}")
+
+
+def _is_torn(file: int) -> bool:
+    """Whether a file ends within a line: a killed process with the same id may have left it so."""
+    size = os.fstat(file).st_size
+    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
+
+
+def spans_of(
+    directory: str, trace_id: str | None = None, *, linking: bool = False
+) -> list[SpanRecord]:
     """Return the spans kept in a folder, by start time; of one trace, or of all.
 
     What is no whole span is left out: a full disk may cut a line.
+
+    Args:
+        directory: folder of span files.
+        trace_id: the trace; None for all.
+        linking: spans of other traces with a link to this one, too.
     """
     found: dict[str, SpanRecord] = {}
     wanted = trace_id.encode() if trace_id is not None else b""
     for path in sorted(Path(directory).glob("*.jsonl")):
-        for line in path.read_bytes().split(b"\n"):
-            if wanted not in line:
-                continue
-            with suppress(ValueError, TypeError):
-                entry = SpanRecord(**orjson.loads(line))
-                if trace_id is None or entry.trace_id == trace_id:
-                    found[entry.trace_id + entry.span_id] = entry  # the newest state of a span
+        with path.open("rb") as lines:
+            for line in lines:
+                if wanted not in line:
+                    continue
+                with suppress(ValueError, TypeError):
+                    entry = SpanRecord(**orjson.loads(line))
+                    if trace_id is None or _is_about(entry, trace_id, linking=linking):
+                        found[entry.trace_id + entry.span_id] = entry  # the newest state of a span
     return sorted(found.values(), key=lambda s: (s.start_ns, s.span_id))
+
+
+def _is_about(entry: SpanRecord, trace_id: str, *, linking: bool) -> bool:
+    if entry.trace_id == trace_id:
+        return True
+    return linking and any(link.startswith(trace_id) for link in entry.links)

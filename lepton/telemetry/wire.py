@@ -18,6 +18,11 @@ import orjson
 
 MOST_KEPT = 1024
 """Encoded common parts that are kept; then it begins anew."""
+MOST_BYTES = 16_384
+"""Of a common part that is kept."""
+MOST_TEXT = 65_536
+"""Characters of a text that is sent: what waits for a collector is counted in spans, and a span is
+not to be as large as anything. A file has all of it."""
 
 _KINDS = {"internal": 1, "server": 2, "client": 3, "producer": 4, "consumer": 5}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -117,7 +122,9 @@ class Encoder:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
             found = Encoded(line[1:], _message(common, attributes, has_parent=has_parent))
-            if b"null" not in line:  # which stands for infinities and NaN alike
+            if (
+                len(line) <= MOST_BYTES and b"null" not in line
+            ):  # which stands for infinities and NaN alike
                 self._kept[key] = found
         return found
 
@@ -178,7 +185,7 @@ def _value(value: object) -> bytes:
             several = cast("Sequence[object]", value)
             return _field(5, b"".join(_field(1, _value(v)) for v in several))
         case _:
-            return _field(1, str(value).encode())
+            return _field(1, str(value)[:MOST_TEXT].encode())
 
 
 def _field(number: int, content: bytes) -> bytes:

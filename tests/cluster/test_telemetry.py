@@ -75,14 +75,19 @@ def test_one_trace_without_orphans_that_keeps_to_the_conventions(told: Told) -> 
     assert set(sent) <= ids
     lost = [s for s in kept if s.span_id not in sent]
     # the killed worker's and the killed replica's last 200 ms
-    assert {s.name for s in lost} <= {"lepton.read", "lepton.steps", "lepton.request"}
+    assert {s.name for s in lost} <= {
+        "lepton.read",
+        "lepton.steps",
+        "lepton.slow_step",
+        "lepton.request",
+    }
 
 
 def test_every_span_is_where_it_belongs(told: Told) -> None:
     kept = spans_of(str(told.home / "traces"))
     ids = {s.span_id: s for s in kept}
     parents = {(s.name, ids[s.parent_id].name if s.parent_id else "") for s in kept}
-    assert parents == {
+    assert parents - {("lepton.slow_step", "lepton.train")} == {  # if this machine stood still
         ("lepton.demo", ""),
         ("lepton.train", "lepton.demo"),
         *((name, "lepton.train") for name in OF_TRAINING),

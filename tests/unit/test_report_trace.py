@@ -118,7 +118,7 @@ def test_a_page_stays_small_whatever_the_number_of_requests() -> None:
     ]
     html = page(spans=[root, *many])
 
-    assert "20000 spans, p50 1.0 ms" in html
+    assert "20000&nbsp;spans, p50&nbsp;1.0&nbsp;ms" in html
     assert html.count('class="span failed"') == html.count('class="bar failed"') == 1
     assert len(html) < 2_000_000
 
@@ -187,16 +187,21 @@ def test_what_happened_is_told_in_a_few_lines() -> None:
         10, 4, 8, "lepton.steps", attributes={"lepton.rank": 1, "lepton.input_wait_s": 0.8}
     )
     within = span(11, 1, 2, "lepton.evaluate", parent_id="1")
-    told = outline([*run(), steps, within], [served("other")])
+    about = {"lepton.rank": 1, "lepton.step": 7}
+    slow = [span(12 + n, n, n * 2, "lepton.slow_step", attributes=about) for n in (1, 2)]
+    everything = [*run(), steps, within, *slow]
+    told = outline(everything, [served("other")])
     assert told == {
-        "time went to": "train 10.0 s (100 %); 11 % of the steps waited for batches",
-        "workers lost": "1, at +4.0 s; no step for 1.0 s; 0 steps made again",
-        "resized": "once, to 1 workers, at +6.0 s; no step for 500 ms",
+        "time went to": "train 10.0 s (100 %)",
+        "steps waited": "for batches, 11 % of their time",
+        "slow steps": "2, the slowest at +2.0 s: step 7 on rank 1 took 2.0 s",
+        "workers lost": "1, at +4.0 s; no step for 1.0 s; no steps made again",
+        "resized": "once, to 1 worker, at +6.0 s; no step for 500 ms",
         "served": "1 request by m version 2: p50 1.0 s, p99 1.0 s, none failed",
     }
     assert outline([]) == {}
     for text in told.values():
-        assert text in page(spans=[*run(), steps], linking=[served("other")])
+        assert text in page(spans=everything, linking=[served("other")])
 
 
 def test_of_many_things_a_few_are_told_and_the_rest_is_counted() -> None:

@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from lepton import telemetry
 from lepton.telemetry import Carrier, carrier_of, traceparent_in
+from lepton.telemetry.baggage import entries_of
 from tests.unit.collector import Collector
 
 CHILD = """
@@ -66,6 +71,109 @@ def test_a_malformed_header_starts_a_new_trace() -> None:
     assert carrier_of(None, "d", fallback) is fallback
     assert traceparent_in(good.encode()) == traceparent_in(f" {good} ".encode()) == good
     assert [traceparent_in(h) for h in (None, b"", b"00-xyz", b"\xff")] == [""] * 4
+
+
+TRACE, SPAN = "ab" * 16, "cd" * 8
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f"00-{'0' * 32}-{SPAN}-01",  # no trace, by the standard
+        f"00-{TRACE}-{'0' * 16}-01",  # no span
+        f"ff-{TRACE}-{SPAN}-01",  # no version
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01-more",  # which this version has none of
+        f"00-{TRACE}-{SPAN}-0",
+        f"00-{TRACE}-{SPAN}-011",
+        f"00-{TRACE}-{SPAN}-",
+        f"00-{TRACE}-{SPAN}",
+        f"0-{TRACE}-{SPAN}-01",
+        f"000-{TRACE}-{SPAN}-01",
+        f"{TRACE}-{SPAN}-01",
+        f"00-{TRACE[:-1]}-{SPAN}-01",
+        f"00-{TRACE}a-{SPAN}-01",
+        f"00-{TRACE[:-1]}g-{SPAN}-01",
+        f"00-{SPAN}-{TRACE}-01",
+        f"00_{TRACE}_{SPAN}_01",
+        f"00-{TRACE}-{SPAN}-01,00-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01\x00",
+        f"00-{chr(0xFF11) * 32}-{SPAN}-01",
+        f"cc-{TRACE}-{SPAN}-01.more",
+        "-" * 55,
+        "0" * 55,
+        f"00-{TRACE}-{SPAN}-01" * 1000,
+    ],
+)
+def test_what_is_no_traceparent_begins_a_trace(header: str, tmp_path: Path) -> None:
+    fallback = Carrier("", str(tmp_path))
+
+    assert traceparent_in(header.encode("utf-8")) == ""
+    assert carrier_of(header, str(tmp_path), fallback) is fallback
+    with telemetry.span("root", Carrier(header, str(tmp_path))) as begun:
+        assert begun.carrier.trace_id not in ("", TRACE, "0" * 32)
+    (kept,) = telemetry.spans_of(str(tmp_path))
+    assert kept.parent_id is None
+
+
+@pytest.mark.parametrize(
+    ("header", "read"),
+    [
+        (f"00-{TRACE}-{SPAN}-01", "01"),
+        (f"\t 00-{TRACE}-{SPAN}-01 ", "01"),
+        (f"01-{TRACE}-{SPAN}-01", "01"),  # a version to come begins like this one
+        (f"fe-{TRACE}-{SPAN}-ff-and.more", "01"),
+        (f"cc-{TRACE}-{SPAN}-fe", "00"),
+    ],
+)
+def test_what_names_a_span_is_understood(header: str, read: str) -> None:
+    assert traceparent_in(header.encode()) == f"00-{TRACE}-{SPAN}-{read}"
+    assert carrier_of(header, None).traceparent == f"00-{TRACE}-{SPAN}-{read}"
+    short = f"00-{'0' * 16}{SPAN}-{SPAN}-01"  # a trace id of 64 bits, as some tools have it
+    assert traceparent_in(short.encode()) == short
+
+
+def test_what_is_asked_for_in_a_job_belongs_to_the_jobs_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEPARENT", f"00-{TRACE}-{SPAN}-01")
+    monkeypatch.setenv("BAGGAGE", "team=core,lepton.run=other")
+    here = Carrier("", str(tmp_path), "lepton.run=r")
+    with telemetry.span("lepton.train", here) as run:
+        pass
+    with telemetry.span("lepton.promote", run.carrier):
+        pass
+    monkeypatch.setenv("TRACEPARENT", "rubbish")
+    with telemetry.span("lepton.tune", here) as alone:
+        pass
+
+    found = {s.name: s for s in telemetry.spans_of(str(tmp_path))}
+    assert (found["lepton.train"].trace_id, found["lepton.train"].parent_id) == (TRACE, SPAN)
+    assert found["lepton.promote"].parent_id == found["lepton.train"].span_id
+    assert entries_of(run.carrier.baggage) == {"team": "core", "lepton.run": "r"}
+    assert alone.carrier.trace_id != TRACE
+
+
+def test_somebody_elses_tracing_goes_on_beside_it(tmp_path: Path) -> None:
+    sent = InMemorySpanExporter()
+    theirs = TracerProvider()
+    theirs.add_span_processor(SimpleSpanProcessor(sent))
+    before = trace.get_tracer_provider()
+    tracer = theirs.get_tracer("theirs")
+    with (
+        tracer.start_as_current_span("outer") as outer,
+        telemetry.span("lepton.train", Carrier("", str(tmp_path))),
+    ):
+        assert trace.get_current_span() is outer
+        with tracer.start_as_current_span("inner"):
+            telemetry.record("lepton.read", Carrier("", str(tmp_path)), 1, 2)
+
+    inner, outer = sent.get_finished_spans()
+    assert inner.parent == outer.context
+    assert trace.get_tracer_provider() is before
+    kept = telemetry.spans_of(str(tmp_path))
+    assert {s.name for s in kept} == {"lepton.train", "lepton.read"}
+    assert not [s for s in kept if s.parent_id]
 
 
 def test_spans_reach_an_otlp_receiver() -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
+from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -106,9 +107,11 @@ def test_a_connection_that_is_to_be_closed_is_not_used_again(answer: bytes) -> N
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nye", ConnectionError),
         (b"SSH-2.0-server\r\n\r\n", ValueError),
         (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", ValueError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -7\r\n\r\nye", ValueError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-2\r\nye", ValueError),
         (b"HTTP/1.1 200 OK\r\nx: " + b"x" * 3 * MOST_BYTES, ValueError),
     ],
-    ids=["none", "half", "no HTTP", "no length", "endless"],
+    ids=["none", "half", "no HTTP", "no length", "less than nothing", "a part of that", "endless"],
 )
 def test_what_is_no_answer_is_an_error_and_the_next_one_begins_anew(
     answer: bytes, kind: type[Exception]
@@ -192,6 +195,35 @@ def test_a_busy_collector_is_left_alone_as_long_as_it_wants(
     heard.request("POST", f"{collector.url}/v1/logs", data=b"", timeout=30)
     heard.close()
     assert exporters.answered.pop("logs").wait_s == wait_s
+
+
+def test_a_clock_that_is_put_back_makes_no_request_longer() -> None:
+    asked: list[float] = []
+
+    class Kept(Connection):
+        def request(self, method: str, url: str, **given: Any) -> Reply:
+            asked.append(given["timeout"])
+            return Reply(503, "Busy")
+
+    heard = exporters.Heard(Kept(), "logs", 10)
+    for left in (3600.0, 2.0):
+        heard.request("POST", "http://127.0.0.1:9", timeout=left)
+    assert asked == [10, 2]
+    assert exporters.answered.pop("logs").error == "status 503 Busy"
+
+
+def test_it_is_said_what_went_wrong(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = Scripted(*[[b""]] * 20)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", scripted.url.removesuffix("/v1/traces"))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
+    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+    waiting = _delivery()
+    assert not waiting.flush(30)
+    assert waiting.dropped == 10
+    assert "closed the connection before its answer was over" in caplog.records[0].getMessage()
+    assert {r.__dict__["about"] for r in caplog.records} == {"traces"}
 
 
 def test_a_busy_collector_gets_everything_in_the_end(collector: Collector) -> None:

@@ -20,16 +20,19 @@ from lepton.serving.replica import Replica
 from lepton.telemetry import metrics
 from lepton.telemetry.baggage import entries_of
 from lepton.telemetry.conventions import ATTRIBUTES, SPANS, strays
+from lepton.telemetry.reference import page
 from lepton.telemetry.rounds import rounds
 
 NAMES = """
 lepton.canary lepton.checkpoint lepton.checkpoint_table lepton.cross_validate lepton.demo
 lepton.evaluate lepton.gate
 lepton.model.load lepton.optimize lepton.plan lepton.promote lepton.read lepton.register
-lepton.request lepton.restore lepton.rollback lepton.score lepton.steps lepton.table lepton.train
+lepton.request lepton.restore lepton.rollback lepton.score lepton.slow_step lepton.steps
+lepton.table lepton.train
 lepton.train.epoch lepton.train.failure lepton.train.resize lepton.train.straggler lepton.tune
 lepton.use lepton.vacuum
 """
+KINDS = {"str": str, "int": int, "float": float | int, "bool": bool, "str[]": list}
 UNSAMPLED = f"00-{'ab' * 16}-{'cd' * 8}-00"
 SAMPLED = f"00-{'12' * 16}-{'34' * 8}-01"
 
@@ -42,6 +45,15 @@ def test_the_names_are_these() -> None:
         "lepton.gate: lepton.rows"
     ]
     assert strays("lepton.nothing", []) == ["lepton.nothing"]
+
+
+def test_the_page_of_names_and_units_is_the_tables() -> None:
+    written = Path(__file__).parents[2] / "docs" / "telemetry.md"
+
+    assert page() == written.read_text(), "python -m lepton.telemetry.reference > docs/telemetry.md"
+    assert {a.kind for a in ATTRIBUTES.values()} <= {*KINDS}
+    wordy = [n for n in ATTRIBUTES if n.endswith(("_s", ".p50", ".p99", ".max"))]
+    assert {ATTRIBUTES[n].unit for n in wordy} == {"s"}
 
 
 class Loop:
@@ -109,6 +121,8 @@ def test_what_is_recorded_is_in_the_table(made: Loop) -> None:
     spans = made.spans()
 
     assert [s for span in spans for s in strays(span.name, span.attributes)] == []
+    for name, value in ((n, v) for s in spans for n, v in s.attributes.items()):
+        assert isinstance(value, KINDS[ATTRIBUTES[name].kind]), name
     assert {s.name for s in spans} == {
         "lepton.train",
         "lepton.plan",

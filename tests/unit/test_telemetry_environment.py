@@ -81,11 +81,47 @@ def test_a_forked_process_has_files_and_a_delivery_of_its_own(tmp_path: Path) ->
     assert len({s.trace_id for s in found}) == 1
 
 
+ASKED = """
+import logging, sys
+from lepton import telemetry
+logging.basicConfig(format="%(message)s")
+here = telemetry.Carrier("", sys.argv[1])
+for _ in range(3):
+    telemetry.record("some", here, 1, 2)
+telemetry.measure("lepton.train.rows", 1)
+telemetry.keep_logs(here, dict)()
+print(telemetry.flush())
+"""
+
+
+def test_an_exporter_that_is_not_offered_is_said_once(tmp_path: Path) -> None:
+    asked = {"TRACES": "console", "METRICS": "prometheus,statsd", "LOGS": "NONE"}
+    named = {f"OTEL_{signal}_EXPORTER": names for signal, names in asked.items()}
+    named["OTEL_PROPAGATORS"] = "tracecontext, baggage,b3"
+    command = [sys.executable, "-c", ASKED, str(tmp_path)]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
+    runs = [
+        subprocess.run(command, env=clean | more, capture_output=True, text=True, check=True)
+        for more in (named, named | {"OTEL_SDK_DISABLED": "true"})
+    ]
+
+    said = runs[0].stderr.splitlines()
+    assert [line.split(", which")[0] for line in said] == [
+        "telemetry: OTEL_TRACES_EXPORTER names console",
+        "telemetry: OTEL_METRICS_EXPORTER names statsd",
+        "telemetry: OTEL_PROPAGATORS names b3",
+    ]
+    assert "There are otlp, none." in said[0]
+    assert "There are otlp, prometheus, none." in said[1]
+    assert len(spans_of(str(tmp_path))) == 3
+    assert [(run.stdout, run.stderr) for run in runs[1:]] == [("True\n", "")]
+
+
+@pytest.mark.parametrize("exporter", ["", "none", "console", "otlp", "console, OTLP"])
 @pytest.mark.parametrize(
     ("chosen", "sent"),
     [({}, False), ({"ENDPOINT": "x"}, True), ({"TRACES_ENDPOINT": "x"}, True)],
 )
-@pytest.mark.parametrize("exporter", ["", "none", "console", "otlp", "console, OTLP"])
 def test_nothing_is_sent_unless_it_is_asked_for(
     chosen: dict[str, str], sent: bool, exporter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

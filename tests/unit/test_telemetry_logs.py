@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from lepton import telemetry
 from lepton.telemetry import Carrier
+from lepton.telemetry.wire import MOST_TEXT
 from tests.unit.collector import Collector, attributes_of
 
 RUN = Carrier(f"00-{'ab' * 16}-{'cd' * 8}-01")
@@ -24,6 +26,8 @@ run = telemetry.Carrier("00-" + "ab" * 16 + "-" + "cd" * 8 + "-01")
 telemetry.keep_logs(run, lambda: {"lepton.run": "digits", "lepton.rank": 3})
 log = logging.getLogger("lepton.some")
 log.warning("%d rows are odd", 7)
+log.warning("%s", "x" * 10**6)
+log.warning("a collector takes no logs", extra={"about": "logs"})  # which must not become more
 try:
     raise KeyError("k")
 except KeyError:
@@ -85,6 +89,33 @@ def test_nothing_is_kept_after_the_end(tmp_path: Path) -> None:
     assert [r["message"] for r in lines(tmp_path / "logs" / "rank-0000.jsonl")] == ["one"]
 
 
+def test_two_runs_of_a_process_keep_what_is_said_in_their_own_threads(tmp_path: Path) -> None:
+    log, both = logging.getLogger("lepton.some"), threading.Barrier(2, timeout=60)
+
+    def run(name: str) -> None:
+        end = telemetry.keep_logs(RUN, lambda: {"lepton.run": name}, tmp_path / name)
+        both.wait()
+        log.warning("of %s", name)
+        teller = threading.Thread(target=log.warning, args=("of nobody, said by %s", name))
+        teller.start()
+        teller.join()
+        both.wait()
+        end()
+        log.warning("after %s", name)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    for name, other in ("ab", "ba"):
+        said = [line["message"] for line in lines(tmp_path / name / "rank-0000.jsonl")]
+        assert f"of {name}" in said
+        assert f"of {other}" not in said
+        assert {"of nobody, said by a", "of nobody, said by b"} < {*said}
+
+
 def test_a_file_that_cannot_be_written_stops_nobody(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +127,23 @@ def test_a_file_that_cannot_be_written_stops_nobody(
     assert "FileExistsError" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_said_once_and_what_is_logged_is_told_all_the_same(
+    rank: list[int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-0000.jsonl").symlink_to("/dev/full")
+    for n in range(3):
+        logging.getLogger("lepton").warning("%d rows are odd", n)
+
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    told = [(r.getMessage(), r.__dict__["trace_id"]) for r in caplog.records]
+    assert told == [(f"{n} rows are odd", RUN.trace_id) for n in range(3)]
+
+
 def test_records_reach_a_collector() -> None:
     collector = Collector()
     command = [sys.executable, "-W", "error", "-c", SENDING]
@@ -104,7 +152,8 @@ def test_records_reach_a_collector() -> None:
     )
     collector.close()
 
-    odd, failed = collector.logs()
+    odd, long, failed = collector.logs()
+    assert long.body.string_value == "x" * MOST_TEXT
     assert odd.body.string_value == "7 rows are odd"
     assert (odd.severity_text, odd.severity_number) == ("WARNING", 13)
     assert odd.trace_id.hex() == RUN.trace_id

@@ -1,6 +1,7 @@
 """What a SIGKILL takes with it is counted, and is one interval at the most."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from lepton import telemetry
 from lepton.cli import main
 from lepton.pipeline.tracing import find_trace
-from lepton.telemetry import Carrier, Loss, losses_of, lost_spans, spans_of
+from lepton.telemetry import Carrier, Loss, ledger, losses_of, lost_spans, spans_of
 from tests.unit.collector import Collector
 
 KILLED = """
@@ -49,6 +50,45 @@ telemetry.flush(30_000)
 for n in range(5):
     telemetry.record("lepton.read", parent, 1, 2)
 """
+AT_RANDOM = """
+import mmap, os, random, signal, sys, time
+import numpy
+from lepton import telemetry
+from lepton.telemetry import Common, Spool, losses_of, spans_of
+folder = sys.argv[1]
+Spool(folder).leave(Common("lepton.request"), "", 1, 2)  # telemetry has begun before the forks
+BEGUN, DONE, FLUSHED, BEFORE = range(4)
+def record(cells):
+    kept, common = Spool(folder), Common("lepton.request", attributes={"lepton.rows": 1})
+    flush = kept.flush
+    def noted():
+        cells[BEFORE], cells[FLUSHED] = cells[FLUSHED], cells[BEGUN]
+        flush()
+    kept.flush = noted
+    while True:
+        cells[BEGUN] += 1
+        kept.leave(common, "", time.time_ns(), time.time_ns())
+        cells[DONE] += 1
+        time.sleep(0.001 * (cells[DONE] % 5 == 0))
+for _ in range(3):
+    cells = memoryview(mmap.mmap(-1, 4096)).cast("Q")
+    child = os.fork()
+    if child == 0:
+        record(cells)
+    try:
+        while cells[DONE] == 0:
+            time.sleep(0.001)
+        time.sleep(random.random() / 3)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    kept = sum(s.process.endswith(f"({child})") for s in spans_of(folder))
+    lost = sum(k.lost for k in losses_of(folder) if k.process.endswith(f"({child})"))
+    told = (*cells[:4], kept, lost)
+    assert cells[DONE] <= kept + lost <= cells[BEGUN], told
+    assert lost <= cells[BEGUN] - cells[BEFORE], told
+    print("killed")
+"""
 END = "\nos.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -77,6 +117,13 @@ def test_what_a_kill_takes_is_counted(script: str, kept: int, lost: int, tmp_pat
 
     assert len(found) == kept
     assert [k.lost for k in losses_of(str(tmp_path))] == ([lost] if lost else [])
+
+
+def test_a_kill_at_any_moment_takes_one_interval_and_is_counted_to_the_span(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", AT_RANDOM, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+
+    assert done.stdout.split() == ["killed"] * 3, done.stderr
 
 
 def test_a_killed_workers_window_is_there_as_it_stood(tmp_path: Path) -> None:
@@ -121,6 +168,28 @@ def test_it_is_said_with_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture
     assert str(Loss(process="p", trace_id="", lost=1, unsent=2)) == (
         "1 span of p lost, 2 spans of p not sent"
     )
+
+
+def test_a_process_is_told_from_another_one_with_its_id(tmp_path: Path) -> None:
+    above = _kill(UNDER_WAY, tmp_path)
+    (before,) = losses_of(str(tmp_path))
+    ours = ledger.file_of(str(tmp_path), "count")
+    (count,) = [path for path in tmp_path.glob("*.count") if path != ours]
+    for kind in ("count", "jsonl"):  # as if that process had had the id of this one
+        path = count.with_suffix(f".{kind}")
+        again = ledger.file_of(str(tmp_path / "again"), kind)
+        again.parent.mkdir(exist_ok=True)
+        content = path.read_bytes()
+        pid = re.search(rb'"pid":(\d+)', content)
+        again.write_bytes(content.replace(pid[0], b'"pid":%d' % os.getpid()) if pid else content)
+    folder = str(tmp_path / "again")
+    assert losses_of(folder) == [before]  # though a process with that id runs
+
+    telemetry.record("lepton.read", Carrier("", folder), 1, 2)
+    assert losses_of(folder) == [before]
+    assert before.trace_id == above
+    assert len(spans_of(folder)) == 2
+    assert len(list((tmp_path / "again").glob("*.count"))) == 2
 
 
 def test_only_a_traces_own_processes_count_for_it(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lepton import telemetry
 from lepton.telemetry import Carrier, Pace, Paced, metrics, pace
+from lepton.telemetry.conventions import strays
 from lepton.telemetry.instruments import INSTRUMENTS
 from tests.unit.collector import Collector, attributes_of
 
@@ -234,6 +235,27 @@ def test_windows_hold_every_step_once(tmp_path: Path) -> None:
     assert sum(t["lepton.rows"] for t in told) == 24 * 8
     assert sum(t["lepton.input_wait_s"] for t in told) == pytest.approx(sum(range(25)) / 1000)
     assert windows[0].end_ns - windows[0].start_ns == 5 * second
+
+
+def test_a_step_far_slower_than_those_before_it_is_told_alone(tmp_path: Path) -> None:
+    gathered = Pace(Carrier("", str(tmp_path)))
+    ahead = time.time_ns() + 10**13
+    took_ms = [20] * 40 + [2000, 300, 30] + [20] * 20 + [90] + [20] * 10 + [120]
+    numbers = iter(range(1, len(took_ms) + 1))
+    for told in (took_ms[:15], took_ms[15:30], took_ms[30:63], took_ms[63:74], took_ms[74:]):
+        for took in told:  # which is told of once a second
+            end = ahead + took * 10**6
+            gathered.add(Paced(next(numbers), ahead, ahead + 10**6, end, 8, (1, 4)))
+            ahead = end
+        gathered.tell(False)
+    gathered.close()
+
+    slow = [s for s in telemetry.spans_of(str(tmp_path)) if s.name == "lepton.slow_step"]
+    # 300 ms was of the same second as 2 s; 90 ms is less than five times the usual
+    assert [s.attributes["lepton.step"] for s in slow] == [41, 75]
+    assert [s.end_ns - s.start_ns for s in slow] == [2 * 10**9, 120 * 10**6]
+    assert slow[0].attributes["lepton.input_wait_s"] == 0.001
+    assert strays("lepton.slow_step", slow[0].attributes) == []
 
 
 @given(st.lists(st.floats(0, 100), min_size=1), st.floats(0.01, 1))

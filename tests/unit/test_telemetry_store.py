@@ -1,11 +1,12 @@
 """Span files where the disk is full, lines are cut, and texts are strange: nobody else fails."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lepton import telemetry
-from lepton.telemetry import Carrier, Common, Spool, ledger, spans_of
+from lepton.telemetry import Carrier, Common, Spool, ledger, losses_of, spans_of, store
 from lepton.telemetry.store import SpanFile
 
 FULL = Path("/dev/full")
@@ -56,6 +57,19 @@ def test_a_cut_line_hides_no_other(tmp_path: Path) -> None:
     assert spans_of(str(tmp_path), found.trace_id) == [found]
 
 
+@pytest.mark.parametrize("cut", [0, 40])
+def test_a_line_that_a_process_before_left_half_hides_no_other(cut: int, tmp_path: Path) -> None:
+    _record(tmp_path, "first")
+    file = ledger.file_of(str(tmp_path), "jsonl")
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[:cut])  # begun anew, a container has processes of the same ids
+    fresh = whole.replace(b"first", b"fresh").replace(b'"span_id":"', b'"span_id":"f')
+    SpanFile(str(tmp_path)).append([fresh])
+
+    assert sorted(s.name for s in spans_of(str(tmp_path))) == ["first", "fresh"]
+    assert file.read_bytes().count(b"\n") == 2 + (cut > 0)
+
+
 def test_a_text_with_strange_line_ends_stays_one_line(tmp_path: Path) -> None:
     strange = "a\u2028b\x85c\nd\x0be"
     _record(tmp_path, note=strange)
@@ -70,3 +84,38 @@ def test_a_text_that_is_none_loses_its_span_alone(
     _record(tmp_path, "kept")
     assert [s.name for s in spans_of(str(tmp_path))] == ["kept"]
     assert "'lost' cannot be encoded" in caplog.text
+
+
+def test_a_files_room_is_bounded_and_what_is_let_go_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MOST_BYTES", 20_000)
+    both = [Spool(str(tmp_path)) for _ in range(2)]  # as of two models in one replica
+    recorded = 0
+    for n in range(30):
+        for spans in both:
+            for at in range(20):
+                spans.leave(Common("lepton.request"), "", 10**18 + n, 10**18 + at)
+            spans.flush()
+        _record(tmp_path, "lepton.read")  # by another writer of this process
+        recorded += 41
+    for spans in both:
+        spans.close()
+
+    kept = len(spans_of(str(tmp_path)))
+    files = sorted(tmp_path.glob("*.jsonl"))
+    assert 20 < kept < recorded
+    assert len(files) == 2
+    assert all(file.stat().st_size < 30_000 for file in files)
+    assert losses_of(str(tmp_path), ended=False) == []
+    told = ledger.read(ledger.file_of(str(tmp_path), "count"))
+    assert told is not None
+    assert told[1] == kept
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_made_again(tmp_path: Path) -> None:
+    _record(tmp_path / "traces", "first")
+    shutil.rmtree(tmp_path / "traces")
+    _record(tmp_path / "traces", "second")
+
+    assert [s.name for s in spans_of(str(tmp_path / "traces"))] == ["second"]

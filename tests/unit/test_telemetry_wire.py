@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from lepton.telemetry.bulk import FEW, Left, encode_alike, ended
 from lepton.telemetry.context import context_of, links_of
 from lepton.telemetry.spans import _ended
-from lepton.telemetry.wire import MOST_KEPT, Common, Encoder, Ended, request
+from lepton.telemetry.wire import MOST_KEPT, MOST_TEXT, Common, Encoder, Ended, request
 
 RESOURCE = {"service.name": "lepton", "process.pid": 1, "long": "x" * 20_000}
 PARENT = f"00-{'ab' * 16}-{'cd' * 8}-01"
@@ -137,3 +137,8 @@ def test_what_is_kept_is_bounded_and_tells_kinds_apart() -> None:
     for n in range(3 * MOST_KEPT):
         assert encoded(n).int_value == n
     assert len(encoder._kept) <= MOST_KEPT
+    kept = dict(encoder._kept)
+    assert encoded("ä" * 3 * MOST_TEXT).string_value == "ä" * MOST_TEXT
+    assert encoder._kept == kept
+    whole = encoder.encode(Ended(Common("x", attributes={"a": "ä" * 3 * MOST_TEXT}), *ids, 1, 2))
+    assert json.loads(whole.line)["attributes"]["a"] == "ä" * 3 * MOST_TEXT

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,6 +98,21 @@ def test_a_trace_is_found_by_run_by_id_and_by_request(
     assert "lepton.request" in by_request
     assert f"links to trace {run.trace_id}: lepton.checkpoint" in by_request
     assert told(home, capsys, "trace") == by_request
+
+
+def test_nobody_waits_for_torch_or_ray_to_look_at_something(home: Path, tmp_path: Path) -> None:
+    asked = [["runs"], ["models"], ["trace", "r"], ["why", REQUEST]]
+    asked.append(["trace", "r", "--html", str(tmp_path / "trace.html")])
+    script = f"""
+import sys
+from lepton.cli import main
+assert [main([*asked, "--home", sys.argv[1]]) for asked in {asked}] == [0] * {len(asked)}
+print([name for name in ("torch", "ray", "lepton.serving") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", script, str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=180)
+
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_what_goes_by_no_name_is_told_how_to_find(
