@@ -300,6 +300,8 @@ class Worker:
             if place.rank in place.behind:
                 self._step, self._cursor = found[:2]
                 self._journal.epoch = Epoch(*found[2:])
+        if self._group.seat is not None:
+            self._group.seat.step = self._step
         self._saver.frozen.look(self._attached)
         self._examination.settle()
         self._rows.open(self._cursor, self._journal.open(self._step))
