@@ -220,4 +220,4 @@ class Saver:
         if self._plan.keep is not None:
             home = Path(self._plan.folder).parent.parent
             where = (self._plan.kept_in, self._plan.keep, home)
-            thin_out(*where, self._plan.stop, self._plan.options)
+            thin_out(*where, self._plan.stop, self._plan.options, best=self._plan.keep_best)
