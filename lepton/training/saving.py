@@ -123,6 +123,9 @@ class Saver:
         ) as span:
             described = self._described(cursor, watcher, metrics) if first else {}
             described["traceparent"] = span.carrier.traceparent
+            if first:
+                program = described.pop("program")
+                described["shared"] = self.frozen.entries({}, step, program)
             saved = sharding.save(self._plan, group, attached, step, described)
         if saved is not None:
             self.saved = saved
@@ -193,9 +196,7 @@ class Saver:
             with telemetry.span(
                 "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
             ) as span:
-                program, signature = described["program"], described["signature"]
-                shared = self.frozen.entries(frozen, step, program, signature)
-                described["program"] = None if checkpoints.PROGRAM in shared else program
+                shared = self.frozen.entries(frozen, step, described.pop("program"))
                 state = checkpoints.joined(flat[1], {**frozen, **flat[0]})
                 self.saved = checkpoints.write(
                     self._plan.kept_in,

@@ -21,5 +21,6 @@ def test_nodes_come_and_go_under_a_run(tmp_path: Path) -> None:
     assert found["steps"] == found["counted"] > 0
     assert found["replayed"] == 0
     assert found["exact"]
+    assert found["counted_while_draining"] == 2, "the third node goes away"
     assert found["sizes"].count(4) >= 2
     assert found["sizes"][-1] == 3

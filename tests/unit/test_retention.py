@@ -37,7 +37,7 @@ def test_the_newest_the_best_and_the_registered_stay(tmp_path: Path) -> None:
 
     assert [m.step for m in run.checkpoints] == [4, 6, 30, 32]
     folders = {Path(p).name for p in (tmp_path / "runs/r/checkpoints/data").iterdir()}
-    assert folders == {Path(m.folder).name for m in run.checkpoints}
+    assert folders == {Path(f).name for m in run.checkpoints for f in m.folders}
     for manifest in run.checkpoints:
         checkpoints.verify(manifest)
 
