@@ -24,7 +24,7 @@ from lepton.lake import Snapshot
 from lepton.training.run import Run
 from tests.cluster.crew import Crew, plan_of, run_of, write_rows
 
-ROWS, BATCH, EPOCHS, MOST = 1600, 40, 3, 4
+ROWS, BATCH, EPOCHS, MOST = 1600, 40, 2, 4
 STEPS = ROWS // BATCH * EPOCHS
 NO_STEP_LOST = ("kill", "kill two", "kill again", "join", "leave")
 """``kill again``: another one, as soon as the loss of the first is known."""
