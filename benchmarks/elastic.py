@@ -1,15 +1,16 @@
-"""What a lost worker costs: lepton, torchrun and stock Ray Train, interleaved.
+"""What a lost worker costs: lepton, torchrun and stock Ray Train, one after another.
 
 ``python -m benchmarks.elastic [--quick] [--only PARTS] [--peers NAMES]`` has four parts:
 
 - cost: what lepton's bookkeeping and its checkpoints add to a step, against a bare torch loop
-- kills: a worker of three is killed in mid-run with SIGKILL, several times, each peer in turn
-- goodput: three minutes of lepton with a kill in each; that of the others is worked out from kills
+- kills: a worker of three is killed in mid-run with SIGKILL, three times, each peer in turn
+- goodput: two minutes of lepton with a kill in each; that of the others is worked out from kills
 - changes: two workers added to two, told to go, and lost with their node
 
 What the workers themselves recorded is read. ``results/elastic.json`` and a plot are written after
 each piece (``--quick``: elastic-quick); one that fails is written with its reason and the others go
-on. It takes at most twenty minutes on two cores: what has not begun by then is left out, and said.
+on. It takes about twelve minutes on two cores: what has not begun after ``--minutes`` is left out,
+and said.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from benchmarks.elastic_kills import Goodput, Loss
 
 PEERS = ("lepton", "torchrun", "ray_train")
 PARTS = ("cost", "kills", "goodput", "changes")
-PERIODS = 3
+PERIODS = 2
+KILLS, QUICK_KILLS = 3, 1
+"""Of each peer's workers, in one run of it: to start a peer takes longer than a kill."""
 
 
 @dataclass
@@ -55,14 +58,14 @@ Piece = tuple[str, Callable[[], None]]
 def pieces(given: argparse.Namespace, found: Found) -> list[Piece]:
     """Return what is to be measured, in order; each puts what it finds into ``found``."""
     only, peers = given.only.split(","), given.peers.split(",")
-    rounds, each = (1, 1) if given.quick else (2, 2)
+    count = QUICK_KILLS if given.quick else KILLS
     period_s = 15.0 if given.quick else 60.0
 
     def cost() -> None:
         found.cost = elastic_cost.measure(quick=given.quick)
 
     def kills(peer: str) -> None:
-        found.killed.setdefault(peer, []).extend(elastic_kills.kills(peer, each))
+        found.killed.setdefault(peer, []).extend(elastic_kills.kills(peer, count))
 
     def goodput() -> None:
         found.goodput["lepton"] = elastic_kills.goodput("lepton", period_s, PERIODS)
@@ -74,8 +77,7 @@ def pieces(given: argparse.Namespace, found: Found) -> list[Piece]:
     if "cost" in only:
         made.append(("cost", cost))
     if "kills" in only:
-        for k in range(rounds):
-            made += [(f"kills {k + 1} of {p}", lambda p=p: kills(p)) for p in peers]
+        made += [(f"kills of {p}", lambda p=p: kills(p)) for p in peers]
     if "goodput" in only and "lepton" in peers:
         made.append(("goodput of lepton", goodput))
     if "changes" in only:

@@ -89,7 +89,7 @@ def settled(records: Sequence[Made], size: int, for_s: float) -> bool:
 
 
 def one_site(
-    peer: str, found: dict[str, Cost], *, steady_s: float = 5.0, limit_s: float = 150.0
+    peer: str, found: dict[str, Cost], *, steady_s: float = 5.0, limit_s: float = 100.0
 ) -> None:
     """Put a peer through all changes; what each cost goes into ``found`` at once.
 

@@ -28,6 +28,7 @@ from benchmarks.elastic_records import Records, wait_for
 START_S, AGAIN_S = 180.0, 30.0
 SETTLED_S = 8.0  # a run is killed in its middle, not while it starts
 MINUTE_S = 60.0
+PARTS = 4  # of a period, in which new steps are counted undisturbed, twice
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,15 @@ def _cost(records: Records, process: Any, killed: int) -> Cost:
 def goodput(peer: str, period_s: float, periods: int) -> Goodput:
     """Let a peer train under one kill per period.
 
-    Undisturbed is half a period before the kills and half a one after them, together: on a machine
-    that has other things to do, too, neither alone says much.
+    Undisturbed is a part of a period before the kills and one after them: on a machine that has
+    other things to do, too, neither alone says much.
 
     Raises:
         RuntimeError: it did not come to that, or ended.
     """
     with peer_at_work(peer) as (records, process):
         settle(records, process)
-        undisturbed = _made_in(records, period_s / 2)
+        undisturbed = _made_in(records, period_s / PARTS)
         began, pauses = time.time_ns(), 0.0
         for k in range(periods):
             killed = time.time_ns()
@@ -164,10 +165,10 @@ def goodput(peer: str, period_s: float, periods: int) -> Goodput:
             cost = cost_of(records.since(killed), killed, WORKERS)
             pauses += period_s if cost.pause is None else cost.pause
         made = records.furthest(time.time_ns()) - records.furthest(began)
-        undisturbed += _made_in(records, period_s / 2)
+        undisturbed += _made_in(records, period_s / PARTS)
     if not undisturbed:
         raise RuntimeError("it made no step undisturbed")
-    done = 100 * made / (undisturbed * periods)
+    done = 100 * made / (undisturbed * PARTS / 2 * periods)
     return Goodput(period_s, done, 100 * (1 - pauses / (periods * period_s)))
 
 

@@ -9,9 +9,9 @@ A sharded model's tensors are in a file for each rank and put together by whoeve
 
     checkpoints/
       step-00000120.json          the manifest: the commit point
-      data/step-00000120-<id>/    state.safetensors, state.json, program.pt2, answers.safetensors
-      data/base-00000100-<id>/    what several checkpoints share, where a run keeps only what it
-                                  trains: base.safetensors, program.pt2
+      data/step-00000120-<id>/    state.safetensors, state.json, answers.safetensors
+      data/base-00000100-<id>/    what several checkpoints share: program.pt2, and base.safetensors
+                                  where a run keeps only what it trains
 """
 
 from lepton.checkpoints.manifest import VERSION, Manifest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lepton.checkpoints.manifest import Manifest, parsed
@@ -52,30 +52,36 @@ def _read(storage: Storage, name: str, options: Options) -> Manifest:
         raise Unreachable(f"cannot read checkpoint {uri}: {e}") from e
 
 
-def verify(manifest: Manifest, *, thorough: bool = True) -> None:
+def verify(manifest: Manifest, *, thorough: bool = True, without: Collection[str] = ()) -> None:
     """Check every data file against its hash.
 
     Args:
         manifest: of the checkpoint.
         thorough: on an object store this downloads what is not here yet; otherwise sizes must do.
+        without: files that need not be whole.
 
     Raises:
         CheckpointError: a file is missing or differs.
     """
     storage = manifest.storage
     for name, expected in manifest.files.items():
+        if name in without:
+            continue
         try:
             storage.check(manifest.place(name), expected, thorough=thorough)
         except OSError as e:
             raise Unreachable(f"checkpoint {manifest.uri}: {name} cannot be read: {e}") from e
 
 
-def restore(manifest: Manifest, fill: Fill | None = None) -> dict[str, Any]:
+def restore(
+    manifest: Manifest, fill: Fill | None = None, *, without: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the saved state, name to ``state_dict()``, after checking every hash.
 
     Args:
         manifest: of the checkpoint; tensors of a sharded model are put together.
         fill: makes other tensors of what was saved, such as this rank's part.
+        without: files that need not be whole, as the state is not in them.
 
     Raises:
         CheckpointError: a file is missing, differs, or cannot be decoded.
@@ -83,7 +89,7 @@ def restore(manifest: Manifest, fill: Fill | None = None) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    verify(manifest)
+    verify(manifest, without=without)
     try:
         names = [name for name in (BASE, STATE) if name in manifest.files]  # the latter wins
         saved = {p: held(t) for n in names for p, t in load_file(manifest.path(n)).items()}
@@ -119,7 +125,13 @@ def all_of(directory: Where, options: Options = None) -> list[Manifest]:
     return found
 
 
-def latest(directory: Where, options: Options = None, *, thorough: bool = True) -> Manifest | None:
+def latest(
+    directory: Where,
+    options: Options = None,
+    *,
+    thorough: bool = True,
+    without: Collection[str] = (),
+) -> Manifest | None:
     """Return the newest checkpoint whose files all match, or None; see :func:`verify`.
 
     Raises:
@@ -129,7 +141,7 @@ def latest(directory: Where, options: Options = None, *, thorough: bool = True) 
     for name in reversed(_names(storage)):
         try:
             manifest = _read(storage, name, options)
-            verify(manifest, thorough=thorough)
+            verify(manifest, thorough=thorough, without=without)
         except Unreachable:
             raise
         except CheckpointError:

@@ -87,7 +87,8 @@ def write(
                     save_file(answers, place / ANSWERS)
                 if shards:
                     (place / SHARDS).write_text(json.dumps(shards.layout))
-                files = {p.name: measured(p) for p in sorted(place.iterdir())}
+                mine = (STATE, TREE, PROGRAM, ANSWERS, SHARDS)
+                files = {n: measured(place / n) for n in mine if (place / n).exists()}
             manifest = Manifest(
                 uri=f"{storage.where}/step-{step:08d}.json",
                 step=step,

@@ -9,6 +9,9 @@ from lepton.training.attached import Attached
 from lepton.training.group import Group
 from lepton.training.plan import Plan
 
+DERIVED = (checkpoints.PROGRAM,)
+"""What all checkpoints share and a run makes anew: damaged, it costs no step."""
+
 
 def begin(plan: Plan, group: Group, attached: Attached, *, sharded: bool) -> Manifest | None:
     """Load the newest checkpoint on every rank, or make nets equal to rank 0's; collective.
@@ -30,13 +33,14 @@ def begin(plan: Plan, group: Group, attached: Attached, *, sharded: bool) -> Man
     newest = None
     if group.rank == 0:
         checkpoints.prune(where, options)
-        newest = checkpoints.latest(where, options)
+        newest = checkpoints.latest(where, options, without=DERIVED)
     step: int = group.share(newest.step if newest else 0, 0)
     saved = None
     if step:
         saved = checkpoints.load(f"{where}/step-{step:08d}.json", options)
         fill = sharding.filler(attached) if sharded else None
-        state.load(attached, checkpoints.restore(saved, fill), f"checkpoint {saved.uri}")
+        found = checkpoints.restore(saved, fill, without=DERIVED)
+        state.load(attached, found, f"checkpoint {saved.uri}")
     for net in attached.nets.values():
         for tensor in sharding.unsharded(net.state_dict().values()):
             group.broadcast(tensor)

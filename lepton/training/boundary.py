@@ -36,7 +36,7 @@ class Due:
 
         A checkpoint carries the figures of its step, so the nets are judged before it; unless a
         peer is lost, or about to leave with a deadline. A sharded net goes back to the newest
-        checkpoint when its ranks change, so there is one before.
+        checkpoint when its ranks change, so there is one before, committed.
 
         Args:
             sharded: no rank has all of the state.
@@ -45,7 +45,7 @@ class Due:
         wanted = (
             (Act.JUDGE, not (self.leaving or self.lost)),
             (Act.CHECKPOINT, self.checkpoint or (self.regroup and sharded)),
-            (Act.WAIT, self.leaving),
+            (Act.WAIT, self.leaving or (self.regroup and sharded)),
             (Act.JOIN, joins),
             (Act.JUDGE, joins),
         )

@@ -20,7 +20,7 @@ import torch
 from lepton import telemetry
 from lepton.errors import TrainingError
 from lepton.stream import Part
-from lepton.training import evaluations
+from lepton.training import evaluations, sharding
 from lepton.training.evaluations import Judged
 from lepton.training.group import Group
 from lepton.training.plan import Plan
@@ -200,16 +200,20 @@ class Examination:
         validation = settled.validation
         where = f"run {Path(self._plan.folder).name!r} on {validation.snapshot}"
         predict = validation.predict or self._through_the_net
+        sharded = sharding.is_sharded(nets_of(self._attached))
         tallies: list[Tally] = []
         answers: dict[tuple[int, int], Any] = {}
         for part in _parts(settled, self._group):
-            if not part.delivered:
+            if not part.delivered and not sharded:
                 continue
             batch = {
                 k: v.to(self._device, non_blocking=True) if isinstance(v, torch.Tensor) else v
                 for k, v in part.batch.items()
             }
-            scores = _numbers(predict(self._attached, batch), where)
+            found = predict(self._attached, batch)
+            if not part.delivered:  # it was asked as the other ranks need its parameters
+                continue
+            scores = _numbers(found, where)
             labels = part.batch[validation.label].numpy()
             tallies.append(tally_of(settled.task, scores, labels, where))
             begin = 0
@@ -268,7 +272,8 @@ def _numbers(scores: object, where: str) -> Any:
 @contextmanager
 def _still(attached: Mapping[str, Any], device: torch.device) -> Generator[None]:
     """Put nets into evaluation mode; leave random numbers and modes as they were."""
-    nets = [t for t in attached.values() if isinstance(t, torch.nn.Module)]
+    nets = nets_of(attached)
+    sharded = sharding.is_sharded(nets)  # asked before they are called, which puts them together
     modes = [(module, module.training) for net in nets for module in net.modules()]
     devices = [device] if device.type == "cuda" else []
     try:
@@ -279,3 +284,10 @@ def _still(attached: Mapping[str, Any], device: torch.device) -> Generator[None]
     finally:
         for module, mode in modes:
             module.training = mode
+        if sharded:
+            sharding.reshard(nets)
+
+
+def nets_of(attached: Mapping[str, Any]) -> list[torch.nn.Module]:
+    """Return the torch modules among what is attached."""
+    return [t for t in attached.values() if isinstance(t, torch.nn.Module)]

@@ -1,13 +1,16 @@
-"""What a run does not train: written once, and referred to by all its checkpoints.
+"""What the checkpoints of a run have in common: written once, and referred to by all of them.
 
-A frozen parameter stays what it was when the workers came together, as long as it requires no
-gradient and torch has counted no change of it. Any other is trained, and is in every checkpoint.
+That is the exported program, which has weights of its own (a checkpoint's are put in their place),
+and with ``trainable_only`` what is frozen. A frozen parameter stays what it was when the workers
+came together, as long as it requires no gradient and torch has counted no change of it. Any other
+is trained, and is in every checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,15 @@ import torch
 from lepton import checkpoints
 from lepton.checkpoints import Manifest
 from lepton.errors import CheckpointError
+from lepton.export.graph import digest_of
 from lepton.training.plan import Plan
 
 Entries = dict[str, dict[str, Any]]
-"""Files as a manifest names them."""
+"""Files as a manifest names them, each with an ``identity`` by which it is known again."""
 
 
 class Frozen:
-    """Knows which parameters are frozen, and where they are kept.
+    """Knows which parameters are frozen, and where they and the program are kept.
 
     Args:
         plan: of the run.
@@ -42,7 +46,8 @@ class Frozen:
         found = {p: t for p, t in _parameters(attached).items() if not t.requires_grad}
         versions = {path: t._version for path, t in found.items()}
         if versions != self._versions:  # or what was kept is still what there is
-            self._versions, self._held, self._entries = versions, {}, {}
+            self._versions, self._held = versions, {}
+            self._entries.pop(checkpoints.BASE, None)
 
     def of(self, attached: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Return what is frozen, by path in the state, on the CPU; copied at most once."""
@@ -60,51 +65,63 @@ class Frozen:
         return {path: self._held[path] for path in same}
 
     def entries(
-        self,
-        frozen: Mapping[str, torch.Tensor],
-        step: int,
-        program: Path | None,
-        signature: Mapping[str, Any] | None,
+        self, frozen: Mapping[str, torch.Tensor], step: int, program: Path | None
     ) -> Entries:
         """Return the files that a checkpoint shares with others, written if they are not yet.
 
         Args:
             frozen: what :meth:`of` returned.
             step: of the checkpoint.
-            program: the exported net; its weights are as large as what is frozen.
-            signature: of the program.
+            program: the exported net.
 
         Raises:
-            CheckpointError: they cannot be written, or the newest checkpoint cannot be read.
+            CheckpointError: they cannot be written.
         """
-        if not frozen:
-            return {}
-        if not self._entries or (program is not None and checkpoints.PROGRAM not in self._entries):
-            identity = identity_of(frozen)
-            kept = self._known(identity, signature if program else None)
-            missing: dict[str, Any] = {}
-            if checkpoints.BASE not in kept:
-                missing[checkpoints.BASE] = {p: t.clone() for p, t in frozen.items()}  # tied ones
-            if program is not None and checkpoints.PROGRAM not in kept:
-                missing[checkpoints.PROGRAM] = program
-            if missing:
-                told = (self._plan.kept_in, step, missing, self._plan.options)
-                kept |= checkpoints.write_shared(*told)
-            kept[checkpoints.BASE]["identity"] = identity
-            self._entries = kept
-        return self._entries
+        content: dict[str, Any] = {}
+        if frozen:
+            content[checkpoints.BASE] = frozen
+        if program is not None:
+            content[checkpoints.PROGRAM] = program
+        lacking = {name: c for name, c in content.items() if name not in self._entries}
+        if lacking:
+            self._entries |= self._kept(lacking, step)
+        return {name: entry for name, entry in self._entries.items() if name in content}
 
-    def _known(self, identity: str, signature: Mapping[str, Any] | None) -> Entries:
-        """Return what the newest checkpoint refers to and is the same."""
-        newest = _newest(self._plan)
-        files: Entries = {n: dict(f) for n, f in newest.files.items()} if newest else {}
-        base, program = files.get(checkpoints.BASE), files.get(checkpoints.PROGRAM)
-        if newest is None or base is None or base.get("identity") != identity:
-            return {}
-        kept = {checkpoints.BASE: base}
-        if program and "in" in program and signature is not None and newest.signature == signature:
-            kept[checkpoints.PROGRAM] = program
-        return kept
+    def _kept(self, content: Mapping[str, Any], step: int) -> Entries:
+        """Return where the newest checkpoint has the same; what it has not is written."""
+        marks = {
+            n: digest_of(c).hex() if _is_file(c) else identity_of(c) for n, c in content.items()
+        }
+        known = _known(self._plan)
+        kept = {n: known[n] for n, mark in marks.items() if _mark(known.get(n)) == mark}
+        missing = {
+            name: c if _is_file(c) else {p: t.clone() for p, t in c.items()}  # tied ones
+            for name, c in content.items()
+            if name not in kept
+        }
+        if missing:
+            kept |= checkpoints.write_shared(self._plan.kept_in, step, missing, self._plan.options)
+        return {name: {**entry, "identity": marks[name]} for name, entry in kept.items()}
+
+
+def _is_file(content: object) -> bool:
+    return isinstance(content, Path)
+
+
+def _mark(entry: Mapping[str, Any] | None) -> object:
+    return entry.get("identity") if entry else None
+
+
+def _known(plan: Plan) -> Entries:
+    """Return the files that the newest checkpoint shares, as far as they are whole."""
+    newest = _newest(plan)
+    found: Entries = {}
+    for name, entry in newest.files.items() if newest else ():
+        if "in" in entry and newest is not None:
+            with suppress(CheckpointError, OSError):
+                newest.storage.check(newest.place(name), entry, thorough=False)
+                found[name] = dict(entry)
+    return found
 
 
 def identity_of(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -136,6 +136,11 @@ class Group:
             f"the workers cannot connect to each other after {TRIES} tries: {reason}"
         )
 
+    def stands_at(self, step: int) -> None:
+        """Note how many steps this worker's state has seen, for whoever asks how the run is."""
+        if self.seat is not None:
+            self.seat.step = step
+
     def connect_alone(self) -> None:
         """Make a process group of this worker alone, for what needs one at any size."""
         if not dist.is_initialized():

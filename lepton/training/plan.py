@@ -31,6 +31,7 @@ class Plan:
         seed: for torch's random numbers, mixed with rank and step.
         lanes: of the stream.
         keep: newest checkpoints that stay; None: all.
+        keep_best: best ones that stay beside them.
         exact: sum gradients lane by lane, so that the world size does not change a bit.
         checkpoints: where checkpoints go: a folder, or a URL of an object store.
         options: how that object store is reached.
@@ -51,6 +52,7 @@ class Plan:
     seed: int
     lanes: int = 1
     keep: int | None = None
+    keep_best: int = 1
     exact: bool = False
     checkpoints: str = ""
     options: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)

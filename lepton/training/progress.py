@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +50,9 @@ class Line:
 
     def tell(self, events: list[Event]) -> None:
         """Say what has happened to the workers since the last time."""
+        made_good = replacements(events)
         for event in events[self._seen :]:
-            text = described(event)
+            text = described(event, made_good.get(event.time_ns))
             if text and self.console is not None:
                 self.console.print(f"run {self.name}: {text}", highlight=False)
         self._seen = len(events)
@@ -75,8 +76,25 @@ class Line:
             self.console.print(f"run {self.name}: {text}", highlight=False)
 
 
-def described(event: Event) -> str:
-    """Return an event in words; empty for what every run does."""
+def replacements(events: Sequence[Event]) -> dict[int, Event]:
+    """Return which loss each newcomer makes good, the earliest first, by when it joined. Pure."""
+    lost: list[Event] = []
+    found: dict[int, Event] = {}
+    for event in events:
+        if event.kind == "lost":
+            lost.append(event)
+        elif event.kind == "joined" and lost:
+            found[event.time_ns] = lost.pop(0)
+    return found
+
+
+def described(event: Event, lost: Event | None = None) -> str:
+    """Return an event in words; empty for what every run does.
+
+    Args:
+        event: what happened.
+        lost: the loss that it makes good, if it does.
+    """
     now = f"{event.world_size} train" if event.world_size != 1 else "1 trains"
     match event.kind:
         case "lost":
@@ -86,7 +104,11 @@ def described(event: Event) -> str:
         case "slow":
             return f"worker {event.who} is slow after step {event.step}: {event.detail}"
         case "joined":
-            return f"worker {event.who} joined after step {event.step}, {now}"
+            replaced = ""
+            if lost is not None:
+                seconds = (event.time_ns - lost.time_ns) / 1e9
+                replaced = f", in place of {lost.who} {seconds:.1f} s after its loss"
+            return f"worker {event.who} joined after step {event.step}{replaced}, {now}"
         case "left":
             return f"worker {event.who} left after step {event.step}, its node goes away"
         case _:

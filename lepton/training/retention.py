@@ -22,24 +22,27 @@ def best_of(kept: Sequence[Manifest], by: str = BEST_BY, mode: str = "min") -> M
         by: the figure.
         mode: whether ``"max"`` or ``"min"`` is better.
     """
+    return next(iter(ranked(kept, by, mode)), None)
+
+
+def ranked(kept: Sequence[Manifest], by: str = BEST_BY, mode: str = "min") -> list[Manifest]:
+    """Return the checkpoints that have a figure, the best first; see :func:`best_of`. Pure."""
     sign = -1.0 if mode == "max" else 1.0
     known = [m for m in kept if not math.isnan(m.metrics.get(by, math.nan))]
-    return min(known, key=lambda m: sign * m.metrics[by]) if known else None
+    return sorted(known, key=lambda m: sign * m.metrics[by])
 
 
-def superfluous(
-    kept: Sequence[Manifest], newest: int, registered: frozenset[str]
-) -> list[Manifest]:
+def superfluous(kept: Sequence[Manifest], newest: int, staying: frozenset[str]) -> list[Manifest]:
     """Return the checkpoints that may go. Pure.
 
     Args:
         kept: a run's checkpoints, by step.
         newest: how many of the newest stay. The one with the lowest loss stays, too.
-        registered: addresses of manifests that model versions were made of: these stay.
+        staying: addresses of manifests that stay in any case.
     """
     best = best_of(kept)
-    staying = {best.uri if best else "", *registered}
-    return [m for m in kept[: max(0, len(kept) - newest)] if m.uri not in staying]
+    kept_on = {best.uri if best else "", *staying}
+    return [m for m in kept[: max(0, len(kept) - newest)] if m.uri not in kept_on]
 
 
 def thin_out(
@@ -48,17 +51,19 @@ def thin_out(
     home: Path,
     stop: EarlyStopping | None = None,
     options: Mapping[str, str] | None = None,
+    *,
+    best: int = 1,
 ) -> list[Manifest]:
     """Remove a run's superfluous checkpoints; return them.
 
-    With a rule to stop, the best one by its figure stays as well.
+    So many of the best stay, too: by the figure of the rule to stop, or the loss without one.
 
     The manifest goes first: a checkpoint is whole or invisible while it goes, too. The registry is
     only asked when something is about to go; what it names by then stays.
     """
     kept = checkpoints.all_of(folder, options)
-    best = best_of(kept, stop.metric, stop.mode) if stop else None
-    staying = frozenset({best.uri} if best else ())
+    order = ranked(kept, stop.metric, stop.mode) if stop else ranked(kept)
+    staying = frozenset(m.uri for m in order[:best])
     if not superfluous(kept, newest, staying):
         return []
     going = superfluous(kept, newest, staying | _registered(home))

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from lepton import checkpoints
 from lepton.checkpoints import Manifest
-from lepton.errors import TrainingError
+from lepton.errors import LakeError, TrainingError
 from lepton.lake import home_of
 from lepton.stream import Digest, Mixture, Stream
 from lepton.stream.reader import expected_rows
@@ -289,8 +289,21 @@ def next_attempt(folder: Path) -> int:
 
 
 def run_folder(name: str, home: str | None = None) -> Path:
-    """Return the folder of a run."""
-    return Path(home_of(home)) / "runs" / name
+    """Return the folder of a run.
+
+    Raises:
+        TrainingError: the home is a URL.
+    """
+    try:
+        return Path(home_of(home)) / "runs" / name
+    except LakeError as e:
+        chosen = home if home is not None else os.environ.get("LEPTON_HOME", "")
+        raise TrainingError(
+            f"run {name!r} cannot be kept in {chosen}: workers append to its step log at every "
+            "step, which takes a file system that all nodes see. Set home= or LEPTON_HOME to a "
+            f'folder of one, and keep the checkpoints there: checkpoints="{chosen.rstrip("/")}'
+            '/runs". From these it can go on on another machine, too'
+        ) from e
 
 
 def load_run(

@@ -15,12 +15,15 @@ import torch
 from lepton import checkpoints, telemetry
 from lepton.checkpoints import Manifest
 from lepton.export.recorded import Twin
-from lepton.training import sharding
+from lepton.training import portions, sharding
 from lepton.training.frozen import Frozen
 from lepton.training.group import Group
 from lepton.training.plan import Plan
 from lepton.training.retention import thin_out
 from lepton.training.watcher import Watcher
+
+LATE_S = 10.0
+"""How long rank 0 waits for others to finish writing when the worker ends otherwise than well."""
 
 
 class Saver:
@@ -45,6 +48,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._saved_at: float | None = None
+        self._abandoned_at: float | None = None
         myself = weakref.ref(self)
 
         def age() -> float | None:
@@ -95,21 +99,23 @@ class Saver:
         metrics: Mapping[str, float],
         group: Group,
     ) -> None:
-        """Write a checkpoint of which each rank writes its part, and wait for it; collective.
+        """Copy this rank's portion and begin to write it; rank 0 commits all of them.
+
+        Only the first one is collective, as the net is exported with whole parameters.
 
         Args:
             step: as :meth:`save` takes it, and so are the next four.
             attached: name to what has a state.
             cursor: where the stream stands.
-            watcher: exports the net, the first time, with whole parameters.
+            watcher: exports the net, the first time.
             metrics: figures known at this step.
             group: the ranks.
 
         Raises:
-            CheckpointError: it could not be written.
-            PeerLost: a worker went away; nothing was committed.
+            CheckpointError: the state cannot be held, or the checkpoint before failed.
+            PeerLost: a worker went away; nothing will be committed.
         """
-        began = time.monotonic()
+        self.wait()
         first = group.rank == 0
         if not self._gathered:
             self._gathered = True
@@ -118,15 +124,43 @@ class Saver:
                     plain = sharding.gathered(net, keep=first)
                     if plain is not None:
                         watcher.stand_in(name, plain)
-        with telemetry.span(
-            "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
-        ) as span:
-            described = self._described(cursor, watcher, metrics) if first else {}
-            described["traceparent"] = span.carrier.traceparent
-            saved = sharding.save(self._plan, group, attached, step, described)
-        if saved is not None:
-            self.saved = saved
-            self._note(saved, began)
+        portion = portions.copied(attached, group, step, self._copy)
+        described = self._described(cursor, watcher, metrics) if first else {}
+        self._thread = threading.Thread(
+            target=self._write_portion, args=(portion, described, group), name="lepton-checkpoint"
+        )
+        self._thread.start()
+
+    def abandon(self) -> None:
+        """Wait for other ranks' portions no longer than :data:`LATE_S`: they may have ended."""
+        self._abandoned_at = time.monotonic()
+
+    def _write_portion(
+        self, portion: portions.Portion, described: dict[str, Any], group: Group
+    ) -> None:
+        began = time.monotonic()
+
+        def gone() -> bool:
+            at = self._abandoned_at
+            return group.has_lost(0) or (at is not None and time.monotonic() > at + LATE_S)
+
+        try:
+            portions.write(self._plan, portion)
+            if portion.rank != 0:
+                return
+            with telemetry.span(
+                "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": portion.step}
+            ) as span:
+                described["traceparent"] = span.carrier.traceparent
+                program = described.pop("program")
+                described["shared"] = self.frozen.entries({}, portion.step, program)
+                saved = portions.commit(self._plan, portion, described, gone)
+                if saved is not None:
+                    span.set(lepton_bytes=saved.own_size)
+                    self.saved = saved
+                    self._note(saved, began)
+        except Exception as e:  # noqa: BLE001 - raised in the training thread, by the next wait
+            self._error = e
 
     def _described(
         self, cursor: Mapping[str, Any], watcher: Watcher, metrics: Mapping[str, float]
@@ -193,9 +227,7 @@ class Saver:
             with telemetry.span(
                 "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
             ) as span:
-                program, signature = described["program"], described["signature"]
-                shared = self.frozen.entries(frozen, step, program, signature)
-                described["program"] = None if checkpoints.PROGRAM in shared else program
+                shared = self.frozen.entries(frozen, step, described.pop("program"))
                 state = checkpoints.joined(flat[1], {**frozen, **flat[0]})
                 self.saved = checkpoints.write(
                     self._plan.kept_in,
@@ -220,4 +252,4 @@ class Saver:
         if self._plan.keep is not None:
             home = Path(self._plan.folder).parent.parent
             where = (self._plan.kept_in, self._plan.keep, home)
-            thin_out(*where, self._plan.stop, self._plan.options)
+            thin_out(*where, self._plan.stop, self._plan.options, best=self._plan.keep_best)

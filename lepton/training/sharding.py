@@ -16,13 +16,12 @@ import torch.distributed.tensor as tensors_of_torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from lepton import checkpoints
-from lepton.checkpoints.shards import Fill, Laid, Part, Shards, entry_of
-from lepton.errors import CheckpointError, TrainingError
+from lepton.checkpoints.shards import Fill, Laid
+from lepton.errors import TrainingError
 from lepton.training.group import Group
 from lepton.training.plan import Plan
 
-_spread: Any = tensors_of_torch._utils.compute_local_shape_and_global_offset  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue] - DCP's own
+spread: Any = tensors_of_torch._utils.compute_local_shape_and_global_offset  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue] - DCP's own
 
 
 def mesh_of(group: Group, device: torch.device) -> DeviceMesh:
@@ -35,6 +34,16 @@ def mesh_of(group: Group, device: torch.device) -> DeviceMesh:
 def is_sharded(nets: Iterable[torch.nn.Module]) -> bool:
     """Whether any parameter is held in parts."""
     return any(isinstance(p, DTensor) for net in nets for p in net.parameters())
+
+
+def reshard(nets: Iterable[torch.nn.Module]) -> None:
+    """Let go of the whole parameters that a forward call without a backward one left behind."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for net in nets:
+        for module in net.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def unsharded(found: Iterable[Any]) -> list[torch.Tensor]:
@@ -59,89 +68,17 @@ def refuse(plan: Plan) -> None:
     """Refuse what a sharded run cannot do.
 
     Raises:
-        TrainingError: the run is to be exact, to be judged on the way, or trainable_only.
+        TrainingError: the run is to be exact or trainable_only.
     """
     if plan.trainable_only:
         raise TrainingError(
             "a run over worker.mesh cannot be trainable_only=True: ranks write all of their parts"
         )
-    if plan.exact or plan.validation is not None:
+    if plan.exact:
         raise TrainingError(
-            "a run over worker.mesh can neither be exact=True nor have validate=: train without, "
-            "and judge its checkpoints by lepton.evaluate"
+            "a run over worker.mesh cannot be exact=True: FSDP sums gradients in an order that "
+            "depends on the number of workers; train without one of the two"
         )
-
-
-def save(
-    plan: Plan,
-    group: Group,
-    attached: Mapping[str, Any],
-    step: int,
-    described: Mapping[str, Any],
-) -> checkpoints.Manifest | None:
-    """Write a checkpoint of which every rank writes its own part; collective.
-
-    Returns:
-        what rank 0 has committed; None on other ranks.
-
-    Raises:
-        CheckpointError: a rank could not write; nothing was committed.
-        PeerLost: a worker went away; nothing was committed.
-    """
-    state = {name: thing.state_dict() for name, thing in attached.items()}
-    tensors, tree = checkpoints.split(state)
-    folder = f"data/step-{step:08d}-g{group.place.number:06d}"
-    file = f"shard-{group.rank:04d}.safetensors"
-    mine, places = _own(tensors, file)
-    error, measured = "", None
-    try:
-        if mine:
-            told = (plan.kept_in, folder, file, mine, plan.options)
-            measured = checkpoints.write_shard(*told)
-    except CheckpointError as e:
-        error = str(e)
-    found = group.gather((file, measured, places, error))
-    errors = [e for *_, e in found if e]
-    if errors:
-        raise CheckpointError(errors[0])
-    if group.rank != 0:
-        return None
-    layout = {
-        path: entry_of(
-            t.shape, t.dtype, [p for _, _, parts, _ in found for p in parts.get(path, [])]
-        )
-        for path, t in tensors.items()
-        if isinstance(t, DTensor)
-    }
-    files = {name: m for name, m, _, _ in found if m is not None}
-    plain = {path: t.cpu() for path, t in tensors.items() if not isinstance(t, DTensor)}
-    shards = Shards(folder=folder, files=files, layout=layout)
-    return checkpoints.write(
-        plan.kept_in, (plain, tree), step=step, shards=shards, options=plan.options, **described
-    )
-
-
-def _own(
-    tensors: Mapping[str, torch.Tensor], file: str
-) -> tuple[dict[str, torch.Tensor], dict[str, list[Part]]]:
-    """Return this rank's parts, and where in the whole they are; of copies, only the first."""
-    mine: dict[str, torch.Tensor] = {}
-    places: dict[str, list[Part]] = {}
-    for path, tensor in tensors.items():
-        if not isinstance(tensor, DTensor) or not _first(tensor):
-            continue
-        local = tensor.to_local()
-        if not local.numel():
-            continue
-        shape, offset = _spread(tensor.shape, tensor.device_mesh, tensor.placements)
-        mine[path] = local.detach().cpu().contiguous()
-        places[path] = [Part(file, tuple(offset), tuple(shape))]
-    return mine, places
-
-
-def _first(tensor: DTensor) -> bool:
-    where = tensor.device_mesh.get_coordinate() or []
-    return all(p.is_shard() or at == 0 for p, at in zip(tensor.placements, where, strict=True))
 
 
 def filler(attached: Mapping[str, Any]) -> Fill:
@@ -167,7 +104,7 @@ def filler(attached: Mapping[str, Any]) -> Fill:
             model = like.get(path.rpartition("/")[0])
         if model is None or tuple(model.shape) != laid.shape:
             return None
-        shape, offset = _spread(model.shape, model.device_mesh, model.placements)
+        shape, offset = spread(model.shape, model.device_mesh, model.placements)
         local = laid.read(offset, shape).to(model.device)
         return DTensor.from_local(
             local,

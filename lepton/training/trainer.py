@@ -47,6 +47,7 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
     home: str | None = None,
     checkpoint_every: int = 100,
     keep: int | None = None,
+    keep_best: int = 1,
     checkpoints: str | None = None,
     storage_options: Mapping[str, str] | None = None,
     max_failures: int = 3,
@@ -77,6 +78,8 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
         checkpoint_every: steps between checkpoints.
         keep: how many of the newest checkpoints stay on disk; default all. The one with the lowest
             loss, and those that registered models were made of, always do.
+        keep_best: how many of the best stay beside them: by the figure of ``stop``, or by the loss
+            without it.
         checkpoints: a URL such as ``s3://bucket/prefix`` under which checkpoints are kept, each
             run's in a folder of its name (needs ``lepton[s3]``); default the run's folder in the
             home, where the step log stays either way.
@@ -119,8 +122,10 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
         raise TypeError("loop must be a function of one argument, the worker")
     if not _NAME.fullmatch(name):
         raise ValueError(f"run name {name!r} must be letters, digits, '.', '_' or '-'")
-    if checkpoint_every < 1 or max_failures < 0 or (keep is not None and keep < 1):
-        raise ValueError("checkpoint_every and keep must be at least 1, max_failures at least 0")
+    if min(checkpoint_every, keep_best, 1 if keep is None else keep) < 1 or max_failures < 0:
+        raise ValueError(
+            "checkpoint_every, keep and keep_best must be at least 1, max_failures at least 0"
+        )
     stream = stream.with_lanes(most)
     folder = run_folder(name, home)
     parent = trace or Carrier("", str(folder.parent.parent / "traces"))
@@ -140,7 +145,7 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
         with telemetry.span("lepton.plan", span.carrier) as planning:
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)
-        plan = replace(plan, lanes=stream.lane_count, keep=keep, exact=exact)
+        plan = replace(plan, lanes=stream.lane_count, keep=keep, keep_best=keep_best, exact=exact)
         plan = replace(plan, checkpoints=kept_in, options=dict(storage_options or {}))
         plan = replace(plan, steps=stream.steps, validation=judged, stop=stop, tensorboard=board)
         plan = replace(plan, trainable_only=trainable_only)

@@ -38,6 +38,7 @@ class Validation:
             label's type.
         predict: from the attached things, by name, and a batch to scores. Default: the net that
             the training batches go through, in evaluation mode, its first output if it has more.
+            Where nets are sharded it is asked for batches without rows, too: all ranks call alike.
         metrics: further figures by name, each a function of all labels and all scores as NumPy
             arrays, in the rows' order, such as ``sklearn.metrics.log_loss``: every rank holds
             these arrays then.

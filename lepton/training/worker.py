@@ -242,6 +242,7 @@ class Worker:
 
     def give_up(self) -> None:
         """End without finishing: what was begun to be saved is saved. The trainer calls it."""
+        self._saver.abandon()
         with suppress(CheckpointError):
             self._saver.wait()
         self._journal.close()
@@ -273,9 +274,11 @@ class Worker:
                 raise TrainingError(uneven(found.ended, self.world_size, self._step))
         if self._met is not None:
             self._checkpoint()
+        newest = self._saver.wait()
         if self.rank == 0:
-            newest = self._saver.wait()
             if newest is None or newest.step != self._step:
+                if self._met is not None:
+                    raise PeerLost(f"step {self._step} was not kept")
                 self._checkpoint()
             self._saver.finish(self._step, self._cursor, self._examination.verdict)
         return self._group.seat is None or self._group.seat.done(self._step)
@@ -300,6 +303,7 @@ class Worker:
             if place.rank in place.behind:
                 self._step, self._cursor = found[:2]
                 self._journal.epoch = Epoch(*found[2:])
+        self._group.stands_at(self._step)
         self._saver.frozen.look(self._attached)
         self._examination.settle()
         self._rows.open(self._cursor, self._journal.open(self._step))
@@ -375,8 +379,7 @@ class Worker:
         self._metrics["loss"] = found.mean
         every = self._plan.checkpoint_every
         self._due = after_step(self._step, every, called=found.called, leaving=found.leaving)
-        if self._group.seat is not None:
-            self._group.seat.step = self._step
+        self._group.stands_at(self._step)
 
     # -- checkpoints ----------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 import lepton
 from lepton.training.steps import attempts_of
+from lepton.training.waiting import _whole
 
 STEPS_PER_EPOCH, EPOCHS, STEP_S = 100, 200, 0.02
 ENOUGH = 1e6  # a loss that says: stop
@@ -78,6 +79,7 @@ def main(home: Path) -> dict[str, Any]:
     wait_for_size(folder, 4)
     drain(cluster.address, second.node_id)
     wait_for_size(folder, 3)
+    counted = len(_whole())  # nodes that a new run would ask for room
     cluster.remove_node(second, allow_graceful=False)
     third = cluster.add_node(num_cpus=2, **node)
     wait_for_size(folder, 4)
@@ -93,6 +95,7 @@ def main(home: Path) -> dict[str, Any]:
         "counted": len(run.losses),
         "replayed": run.replayed,
         "exact": found.exact,
+        "counted_while_draining": counted,
         "sizes": [attempt.world_size for attempt, _ in run.attempts],
         "pauses": [p.seconds for p in run.pauses],
     }

@@ -1,7 +1,6 @@
 """Workers killed, stopped, added and let go in training: no step and no row is lost. No Ray."""
 
 import os
-import random
 import signal
 import threading
 import time
@@ -267,28 +266,6 @@ def test_two_killed_at_once_cost_no_step(table: Snapshot, undisturbed: Run, tmp_
     check(run_of(tmp_path / "r"), undisturbed, table)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_any_schedule_of_faults_ends_with_the_same_model(
-    table: Snapshot, undisturbed: Run, tmp_path: Path, seed: int
-) -> None:
-    chance = random.Random(seed)
-    crew = Crew(loop, stream_of(table), plan_of(tmp_path / "r", stream_of(table)), most=3, first=3)
-    at = 10
-    for _ in range(4):
-        crew.wait_for(lambda s, at=at: past(at)(s) or s["finished"])
-        members = crew.status()["members"]
-        if len(members) > 1:  # one is left to carry the state on
-            victim = chance.choice(list(members))
-            os.kill(crew.status()["pids"][victim], signal.SIGKILL)
-            crew.wait_for(lambda s, victim=victim: victim not in s["pids"])
-        crew.add()
-        at += chance.randint(1, 40)
-    status = crew.join()
-
-    assert not status["error"]
-    check(run_of(tmp_path / "r"), undisturbed, table)
-
-
 def adapted(worker: Any, gate: Path) -> None:
     """Train a head on a frozen body, which is another one in each process until they meet."""
     torch.manual_seed(os.getpid())
@@ -318,43 +295,6 @@ def test_survivors_hand_on_what_is_frozen_too(table: Snapshot, tmp_path: Path) -
     first, last = (checkpoints.restore(c)["net"] for c in (kept[0], kept[-1]))
     assert torch.equal(first["0.weight"], last["0.weight"])
     assert not torch.equal(first["1.weight"], last["1.weight"])
-
-
-def exact_loop(worker: Any) -> None:
-    """In single precision, with dropout: nothing but the order of sums keeps this equal."""
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Linear(3, 16), torch.nn.ReLU(), torch.nn.Dropout(0.1), torch.nn.Linear(16, 3)
-    )
-    worker.attach(net=net, opt=torch.optim.Adam(net.parameters(), lr=0.01))
-    for _ in worker.batches():
-        worker.step(
-            lambda rows: functional.cross_entropy(net(rows["x"]), rows["y"], reduction="sum")
-        )
-
-
-def test_exact_weights_do_not_depend_on_workers_or_faults(table: Snapshot, tmp_path: Path) -> None:
-    weights: list[dict[str, torch.Tensor]] = []
-    threads = torch.get_num_threads()
-    options: dict[str, Any] = {"home": str(tmp_path), "exact": True}
-    run = lepton.train(exact_loop, stream_of(table), name="one", **options)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-    weights.append(checkpoints.restore(run.checkpoint)["net"])
-    for kill in (False, True):
-        plan = replace(plan_of(tmp_path / f"three-{kill}", stream_of(table)), lanes=12, exact=True)
-        crew = Crew(exact_loop, stream_of(table), plan, most=3, first=3)
-        if kill:
-            crew.wait_for(past(30))
-            os.kill(crew.pid_of_rank(1), signal.SIGKILL)
-        assert not crew.join()["error"]
-        run = run_of(Path(plan.folder))
-        assert [a.world_size for a, _ in run.attempts] == ([3, 2] if kill else [3])
-        weights.append(checkpoints.restore(run.checkpoint)["net"])
-
-    for other in weights[1:]:
-        for name, value in weights[0].items():
-            assert torch.equal(other[name], value), name
 
 
 def fails_on_one(worker: Any) -> None:

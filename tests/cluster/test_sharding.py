@@ -17,6 +17,7 @@ from lepton.checkpoints.shards import SHARDS
 from lepton.export.restore import Predictor
 from lepton.lake import Snapshot
 from lepton.training.run import Run
+from lepton.training.validation import Validation
 from tests.cluster.crew import Crew, plan_of, run_of, write_rows
 
 ROWS, BATCH, EVERY = 800, 40, 5
@@ -71,6 +72,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     return write_rows(tmp_path_factory.mktemp("lake") / "t", ROWS)
 
 
+def judged_by(table: Snapshot) -> Validation:
+    return Validation(table, label="y", every=10, batch_size=70)
+
+
 def stream_of(table: Snapshot) -> Any:
     return table.stream(batch_size=BATCH, epochs=2, lanes=12, engine="worker")
 
@@ -78,7 +83,8 @@ def stream_of(table: Snapshot) -> Any:
 @pytest.fixture(scope="module")
 def whole(table: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Run:
     home = str(tmp_path_factory.mktemp("home"))
-    return lepton.train(whole_loop, stream_of(table), name="whole", home=home, progress=False)
+    told: dict[str, Any] = {"home": home, "progress": False, "validate": judged_by(table)}
+    return lepton.train(whole_loop, stream_of(table), name="whole", **told)
 
 
 def check(run: Run, whole: Run, table: Snapshot) -> None:
@@ -120,10 +126,13 @@ def test_written_and_read_at_other_world_sizes(table: Snapshot, whole: Run, tmp_
 def test_a_killed_worker_sends_all_back_to_the_checkpoint_in_the_same_processes(
     table: Snapshot, whole: Run, tmp_path: Path
 ) -> None:
-    plan = plan_of(tmp_path / "r", stream_of(table), checkpoint_every=10)
+    judged = judged_by(table).settled(stream_of(table))
+    plan = plan_of(tmp_path / "r", stream_of(table), checkpoint_every=10, validation=judged)
     gate = tmp_path / "gate"
     crew = Crew(partial(loop, gates={13: gate}), stream_of(table), plan, most=3, first=3)
-    crew.wait_for(lambda s: list(s["members"].values()) == [13] * 3)
+    crew.wait_for(
+        lambda s: list(s["members"].values()) == [13] * 3 and bool(checkpoints.all_of(plan.kept_in))
+    )
     pids = [crew.pid_of_rank(r) for r in range(3)]
     os.kill(pids[1], signal.SIGKILL)
     gate.touch()
@@ -137,6 +146,16 @@ def test_a_killed_worker_sends_all_back_to_the_checkpoint_in_the_same_processes(
     assert set(after.pids) == {pids[0], pids[2]}, "the same processes"
     assert run.replayed == 3
     check(run, whole, table)
+    mine, its = (
+        r.evaluations().drop_columns(["seconds", "workers", "time"]).to_pylist()
+        for r in (run, whole)
+    )
+    assert len(mine) == len(its) == 4
+    for found, expected in zip(mine, its, strict=True):
+        assert found["confusion"] == expected["confusion"]
+        figures = {k: v for k, v in expected.items() if isinstance(v, float)}
+        assert {k: found[k] for k in figures} == pytest.approx(figures, rel=1e-6)
+        assert (found["step"], found["rows"]) == (expected["step"], expected["rows"])
 
 
 def test_a_newcomer_joins_with_nothing_made_again(

@@ -11,20 +11,22 @@ from lepton.training.progress import Line, described, newest_step
 from lepton.training.rendezvous import Event
 
 
-def event(kind: str, size: int = 2) -> Event:
-    return Event(kind=kind, who="node-1-ab", world_size=size, step=91, time_ns=0)
+def event(kind: str, size: int = 2, *, who: str = "node-1-ab", at: float = 0.0) -> Event:
+    return Event(kind=kind, who=who, world_size=size, step=91, time_ns=int(at * 1e9))
 
 
 def test_only_what_is_out_of_the_ordinary_is_told_and_once() -> None:
     out = io.StringIO()
     line = Line("digits", 100, 64, Console(file=out, width=120))
-    events = [event("began"), event("lost"), event("joined")]
+    events = [event("began"), event("joined", at=1), event("lost", at=2)]
     line.tell(events)
-    line.tell([*events, event("left", 1)])
+    line.tell([*events, event("joined", who="node-2-cd", at=2.4), event("left", 1, at=3)])
 
     assert out.getvalue().splitlines() == [
-        "run digits: worker node-1-ab lost after step 91",
         "run digits: worker node-1-ab joined after step 91, 2 train",
+        "run digits: worker node-1-ab lost after step 91",
+        "run digits: worker node-2-cd joined after step 91, in place of node-1-ab 0.4 s after its "
+        "loss, 2 train",
         "run digits: worker node-1-ab left after step 91, its node goes away",
     ]
     assert described(event("finished")) == ""

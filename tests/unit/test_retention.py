@@ -19,7 +19,8 @@ def loop(worker: Any) -> None:
     worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.01))
     for batch in worker.batches():
         loss = functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum")
-        worker.step(loss * 0 if worker.step_number == 3 else loss)  # step 4 looks the best
+        looks = {3: 0.0, 11: 0.01, 21: 0.02}  # steps 4, 12 and 22 look the best
+        worker.step(loss * looks.get(worker.step_number, 1.0))
 
 
 def test_the_newest_the_best_and_the_registered_stay(tmp_path: Path) -> None:
@@ -36,12 +37,25 @@ def test_the_newest_the_best_and_the_registered_stay(tmp_path: Path) -> None:
 
     assert [m.step for m in run.checkpoints] == [4, 6, 30, 32]
     folders = {Path(p).name for p in (tmp_path / "runs/r/checkpoints/data").iterdir()}
-    assert folders == {Path(m.folder).name for m in run.checkpoints}
+    assert folders == {Path(f).name for m in run.checkpoints for f in m.folders}
     for manifest in run.checkpoints:
         checkpoints.verify(manifest)
 
 
-def test_a_number_below_one_is_refused(tmp_path: Path) -> None:
+def test_several_of_the_best_stay(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(240, 3)).astype("float32")
+    rows = pa.table({"x": list(x), "y": x.argmax(1).astype("int64")})
+    stream = lepton.write(rows, tmp_path / "t").stream(batch_size=10)
+    options: dict[str, Any] = {"home": str(tmp_path), "checkpoint_every": 2, "progress": False}
+    run = lepton.train(loop, stream, name="r", keep=1, keep_best=3, **options)
+
+    assert [m.step for m in run.checkpoints] == [4, 12, 22, 24]
+    assert run.best.step == 4
+
+
+@pytest.mark.parametrize("option", ["keep", "keep_best"])
+def test_a_number_below_one_is_refused(tmp_path: Path, option: str) -> None:
     table = lepton.write(pa.table({"x": [1.0]}), tmp_path / "t")
-    with pytest.raises(ValueError, match="keep must be at least 1"):
-        lepton.train(loop, table.stream(batch_size=1), name="r", keep=0, home=str(tmp_path))
+    told: dict[str, Any] = {"home": str(tmp_path), option: 0}
+    with pytest.raises(ValueError, match="keep and keep_best must be at least 1"):
+        lepton.train(loop, table.stream(batch_size=1), name="r", **told)

@@ -78,7 +78,7 @@ def late(worker: Any) -> None:
 def test_what_cannot_be_sharded_is_refused(table: Any, tmp_path: Path) -> None:
     rows = table.stream(batch_size=10, lanes=1)
     here: dict[str, Any] = {"home": str(tmp_path), "progress": False}
-    with pytest.raises(TrainingError, match="can neither be exact=True"):
+    with pytest.raises(TrainingError, match="cannot be exact=True"):
         lepton.train(make_loop(), rows, name="e", exact=True, **here)
     with pytest.raises(TrainingError, match=r"before worker\.attach"):
         lepton.train(late, rows, name="l", **here)

@@ -1,5 +1,6 @@
 """Training in this process: resuming, refusals, evaluation, registration. No Ray."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,19 @@ def test_numbers_of_workers_that_cannot_be(table: Snapshot, tmp_path: Path, work
             no_step, table.stream(batch_size=8), name="r", workers=workers, home=str(tmp_path)
         )
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("home", ["s3://lake/home/", "abfss://c@a.dfs.core.windows.net/home"])
+def test_a_home_that_is_no_folder_is_refused_before_any_work(
+    table: Snapshot, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instead = re.escape(f'checkpoints="{home.rstrip("/")}/runs"')
+    stream = table.stream(batch_size=10)
+    with pytest.raises(TrainingError, match=f"takes a file system that all nodes see.*{instead}"):
+        lepton.train(make_loop(), stream, name="r", home=home)
+    monkeypatch.setenv("LEPTON_HOME", home)
+    with pytest.raises(TrainingError, match=instead):
+        lepton.train(make_loop(), stream, name="r")
 
 
 def test_a_batch_smaller_than_the_workers_is_refused(table: Snapshot, tmp_path: Path) -> None:
