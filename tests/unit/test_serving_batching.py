@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,3 +160,15 @@ def test_an_unknown_pace_decides_carefully() -> None:
     assert not pace.inline_for(1)
     assert pace.most_rows == 1
     assert pace.retry_after_s(10**6) is None
+
+
+def test_a_version_that_is_gone_is_not_kept_by_its_pace(batcher: Batcher) -> None:
+    net = Net(held=False)
+    asyncio.run(batcher.answer(net.run, rows(1.0)))
+    assert batcher._known(net.run).clock.runs == 1
+    gone = weakref.ref(net)
+    del net
+    end = time.monotonic() + 60
+    while gone() is not None and time.monotonic() < end:  # its thread may have it in its hands yet
+        gc.collect()
+    assert gone() is None
