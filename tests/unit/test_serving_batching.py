@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton.serving.batching import Batcher, Overloaded
-from lepton.serving.pace import BATCH_S, INLINE_S, LONGEST_WAIT_S, MOST_ROWS, Pace
+from lepton.serving.batching import TIMED_EVERY, Batcher, Overloaded
+from lepton.serving.pace import BATCH_S, INLINE_S, LONGEST_WAIT_S, MEMORY, MOST_ROWS, Pace
 
 
 def rows(*values: float) -> pa.Table:
@@ -133,6 +133,20 @@ def test_a_quick_net_runs_where_it_is_asked_and_a_slow_one_in_a_thread(batcher: 
 
     assert asyncio.run(thread_of(INLINE_S / 2)) == threading.current_thread().name
     assert asyncio.run(thread_of(INLINE_S * 2)) == "lepton-batches"
+
+
+def test_a_model_that_is_known_to_be_quick_is_timed_now_and_then(batcher: Batcher) -> None:
+    """And so it is found out when it is quick no more."""
+    net = Net(held=False)
+    pace = batcher._known(net.run)
+    for _ in range(MEMORY):
+        pace.took(1, INLINE_S / 100)
+    for _ in range(3 * TIMED_EVERY):
+        assert batcher.at_once(net.run, rows(1)) is not None
+    assert pace.own.runs == MEMORY + 3
+    for _ in range(MEMORY):
+        pace.took(1, INLINE_S * 2)
+    assert batcher.at_once(net.run, rows(1)) is None
 
 
 @given(
