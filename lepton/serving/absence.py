@@ -1,7 +1,8 @@
 """A replica that is away for a while: it answers what is under way, then nobody asks it.
 
 Who asks meanwhile is sent elsewhere by the ingress, where that tries another replica on
-:data:`ELSEWHERE`; anybody else (gRPC, Serve's own proxy) waits until the replica is back.
+:data:`ELSEWHERE`; anybody else waits until the replica is back: gRPC, Serve's own proxy, and what
+the ingress cannot send again, as it does not keep so much of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from lepton.ingress import ELSEWHERE, RETRY_ON, SWITCH
+from lepton.ingress import BUFFER_BYTES, ELSEWHERE, RETRY_ON, SWITCH
 from lepton.serving.forms import problem
 
 DRAIN_S = 60.0
@@ -20,6 +21,14 @@ def sends_elsewhere(environment: Mapping[str, str]) -> bool:
     """Whether the ingress asks another replica where one answers :data:`ELSEWHERE`."""
     words = environment.get(RETRY_ON, "").split()
     return environment.get(SWITCH) == "1" and str(ELSEWHERE) in words
+
+
+def can_be_sent_again(scope: Mapping[str, Any]) -> bool:
+    """Whether a request came through the ingress, and its head and body fit into its buffer."""
+    told = dict(scope["headers"]).get(b"content-length", b"")
+    head = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    whole = told.isdigit() and len(told) < 12 and head + int(told) <= BUFFER_BYTES // 2
+    return whole and scope.get("scheme") != "grpc"
 
 
 class Absence:
@@ -45,7 +54,7 @@ class Absence:
             if scope.get("method") != "POST":
                 await app(scope, receive, send)
                 return
-            if self.away and self._elsewhere and scope.get("scheme") != "grpc":
+            if self.away and self._elsewhere and can_be_sent_again(scope):
                 detail = "this replica is taking up another version: ask another one"
                 await problem(ELSEWHERE, detail)(scope, receive, send)
                 return

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from lepton.ingress import ELSEWHERE, settings_of
-from lepton.serving.absence import Absence, sends_elsewhere
+from lepton.serving.absence import Absence, can_be_sent_again, sends_elsewhere
 
 
 class Asked:
@@ -58,6 +58,25 @@ def test_who_is_away_answers_what_is_under_way_and_nobody_new(elsewhere: bool) -
             return [(await first).status_code, (await second).status_code, third.status_code]
 
     assert asyncio.run(scene()) == [200, ELSEWHERE if elsewhere else 200, 200]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "length", "again"),
+    [
+        ("http", b"0", True),
+        ("http", b"30000", True),
+        ("http", b"40000", False),
+        ("http", None, False),
+        ("http", b"x", False),
+        ("http", b"1" * 5000, False),
+        ("grpc", b"10", False),
+    ],
+)
+def test_the_ingress_is_asked_to_send_again_what_it_can(
+    scheme: str, length: bytes | None, again: bool
+) -> None:
+    headers = [(b"host", b"x")] + ([(b"content-length", length)] if length is not None else [])
+    assert can_be_sent_again({"scheme": scheme, "headers": headers}) is again
 
 
 def test_requests_that_do_not_end_are_waited_for_only_so_long() -> None:
