@@ -113,8 +113,9 @@ def promote(
         if state.pointer.champion != chosen.version:
             if shadow is not None and state.pointer.canary != chosen.version:
                 state = move.on_trial(state, Trial("shadow", shadow, by, rule), app)
-            for share in move.steps_left(state, steps):
-                state = move.on_trial(state, Trial("canary", share, by, rule, steps), app)
+            left = tuple(move.steps_left(state, steps))
+            for share in left:
+                state = move.on_trial(state, Trial("canary", share, by, rule, left), app)
             if state.pointer.champion != chosen.version:
                 take_up(move.turns(app), move.to_champion(state))
         else:

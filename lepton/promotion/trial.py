@@ -97,7 +97,8 @@ class Move:
 
     def _begin(self, state: ModelState, trial: Trial) -> ModelState:
         start = self.registry.start_canary
-        more: dict[str, Any] = {"by": trial.by, "steps": trial.steps}
+        known = state.pointer.by if state.pointer.trial == self.chosen.version else ""
+        more: dict[str, Any] = {"by": trial.by or known, "steps": trial.steps}
         if trial.kind == "shadow":
             start, more = self.registry.start_shadow, {}
         moved = start(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from lepton.errors import RegistryError
+from lepton.promotion import CanaryRule
 from lepton.promotion.promote import abort, steps_of
-from lepton.promotion.trial import Move
+from lepton.promotion.trial import Move, Trial
 from lepton.registry import Registry
 from lepton.telemetry import Carrier
 
@@ -53,6 +54,18 @@ def test_who_carries_on_goes_on_with_the_steps_that_are_recorded(registry: Regis
     assert left(registry) == []
     registry.pause("m", expect=None)
     assert left(registry, 0.2) == [0.2, 0.5]
+
+
+def test_the_next_step_keeps_header_rule_and_steps_of_the_one_before(registry: Registry) -> None:
+    move = Move(registry, registry.version("m", 2), [], Carrier(), "", lambda _: None)
+    rule = CanaryRule(bake_s=7)
+    first = move._begin(registry.state("m"), Trial("canary", 0.1, "X-User", rule, (0.1, 0.5)))
+    second = move._begin(first, Trial("canary", 0.5, "", None, (0.1, 0.5)))
+    one, two = registry.history("m")[-2:]
+    assert (one.share, two.share) == (0.1, 0.5)
+    assert one.details == two.details
+    assert one.details["steps"] == [0.1, 0.5]
+    assert second.pointer.by == "x-user"
 
 
 def test_an_abort_ends_a_trial_and_nothing_else(registry: Registry, tmp_path: Path) -> None:
