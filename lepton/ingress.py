@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+RETRY_ON = "RAY_SERVE_HAPROXY_RETRY_ON"
+ELSEWHERE = 425
+"""The status of a replica that wants another one to be asked; no client ever sees it."""
 PORTS = 4
 BUFFER_BYTES = 2**16
 MIDDLEWARES = "lepton.serving.shortcut.middlewares"
@@ -80,11 +83,11 @@ def settings_of(folder: str, ports: Sequence[int], threads: int, binary: str) ->
         "STATS_PORT": stats,
         "NBTHREAD": threads,
         "TUNE_BUFSIZE": BUFFER_BYTES,
-        "RETRY_ON": "conn-failure empty-response junk-response",
         "RETRIES": 3,
     }
     return {
         SWITCH: "1",
+        RETRY_ON: f"conn-failure empty-response junk-response {ELSEWHERE}",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARES,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
+from zipfile import BadZipFile
 
 from lepton.errors import CheckpointError
 from lepton.export.graph import Graph, digest_of, read_graph
@@ -96,6 +97,10 @@ class Program:
             CheckpointError: names or shapes differ.
         """
         self._weights = self._graph.weights_of(state)
+
+    def release(self) -> None:
+        """Let go of the weights: it answers no more, and takes next to no memory."""
+        self._weights = ()
 
     def twin(self, signature: Signature) -> Program:
         """Return a program of the same graph; other weights put into it leave this one alone."""
@@ -193,6 +198,14 @@ def _spec(name: str, tensor: Any) -> TensorSpec:
     return TensorSpec(
         name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape[1:])
     )
+
+
+def is_loaded(path: Path, device: str = "cpu") -> bool:
+    """Whether a program with the graph of a saved one is in memory; False where that is damaged."""
+    try:
+        return (digest_of(path), device) in _LOADED
+    except (OSError, BadZipFile):
+        return False
 
 
 def load_program(path: Path, signature: Signature, device: str = "cpu") -> Program:

@@ -57,9 +57,11 @@ class Predictor:
     def of_arrays(self, columns: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         """Return outputs by name for raw rows in arrays of shape (rows, …).
 
-        Only without a preparation, which takes tables.
+        Only without a preparation, which takes tables. Torch wants arrays that can be written to.
         """
-        return self._answers(batch_of(columns))
+        import torch
+
+        return self._answers({name: torch.from_numpy(v) for name, v in columns.items()})
 
     def _answers(self, columns: dict[str, Any]) -> dict[str, Any]:
         for name, dtype in self._dtypes:

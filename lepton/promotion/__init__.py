@@ -3,12 +3,13 @@
 from lepton.promotion.canary import CanaryRule
 from lepton.promotion.conditions import Candidate, beats, not_worse, rows_hold
 from lepton.promotion.gates import GateResult
-from lepton.promotion.promote import alias, pause, promote, rollback
+from lepton.promotion.promote import abort, alias, pause, promote, rollback
 
 __all__ = [
     "CanaryRule",
     "Candidate",
     "GateResult",
+    "abort",
     "alias",
     "beats",
     "not_worse",

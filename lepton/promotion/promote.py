@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from lepton import checkpoints, telemetry
@@ -17,6 +18,7 @@ from lepton.errors import CheckpointError, RegistryError, ServingError
 from lepton.lake import home_of
 from lepton.promotion.canary import CanaryRule
 from lepton.promotion.judging import GateLike, gates_of, judge
+from lepton.promotion.replacing import Turns
 from lepton.promotion.trial import Move, Trial, take_up
 from lepton.registry import ModelState, ModelVersion, Registry
 from lepton.serving import App, Service, start
@@ -31,7 +33,7 @@ def promote(
     to: Literal["champion"] = "champion",
     gate: GateLike | Sequence[GateLike] = (),
     shadow: float | None = None,
-    canary: float | None = None,
+    canary: float | Sequence[float] | None = None,
     by: str = "",
     rule: CanaryRule | None = None,
     replicas: int | tuple[int, int] = 1,
@@ -58,7 +60,8 @@ def promote(
         shadow: share of requests, in (0, 1], that it is asked beside the champion, without
             answering, before anything else; None (or no champion yet) leaves that out.
         canary: share of requests, in (0, 1), that it gets beside the champion before it takes
-            over; None (or no champion yet) promotes at once.
+            over; None (or no champion yet) promotes at once. Several, rising, are steps, such as
+            ``(0.01, 0.1, 0.5)``: ``rule`` has to hold on each, and each has its time to bake.
         by: request header that decides who gets the canary, such as ``x-user``: the same user
             gets the same version. Requests without it, or no header named: by chance.
         rule: when the canary or shadow is given up or taken over; see
@@ -78,8 +81,7 @@ def promote(
         ConflictError: somebody else moved the model meanwhile.
         RegistryError: another version is on trial.
     """
-    if canary is not None and not 0 < canary < 1:
-        raise ValueError(f"canary={canary!r} must be a share between 0 and 1, such as 0.1")
+    steps = steps_of(canary)
     if shadow is not None and not 0 < shadow <= 1:
         raise ValueError(f"shadow={shadow!r} must be a share above 0, at most 1")
     if to != "champion":  # callers without a type checker
@@ -109,12 +111,15 @@ def promote(
             return app
         app = start(chosen.model, root, **how)
         if state.pointer.champion != chosen.version:
-            for kind, share in (("shadow", shadow), ("canary", canary)):
-                done = kind == "shadow" and state.pointer.canary == chosen.version
-                if share is not None and not done:
-                    state = move.on_trial(state, Trial(kind, share, by, rule), app)
+            if shadow is not None and state.pointer.canary != chosen.version:
+                state = move.on_trial(state, Trial("shadow", shadow, by, rule), app)
+            left = tuple(move.steps_left(state, steps))
+            for share in left:
+                state = move.on_trial(state, Trial("canary", share, by, rule, left), app)
             if state.pointer.champion != chosen.version:
-                take_up(app, registry, move.to_champion(state))
+                take_up(move.turns(app), move.to_champion(state))
+        else:
+            move.turns(app).finish(state)
     return app
 
 
@@ -160,6 +165,22 @@ def pause(
     return Registry(f"{home_of(home)}/registry").pause(model, expect=None, reason=reason)
 
 
+def abort(
+    model: str,
+    *,
+    reason: str = "by hand",
+    home: str | os.PathLike[str] | None = None,
+) -> ModelState:
+    """Give up the version on trial; the champion stays, whoever that is.
+
+    The promotion that began the trial ends with the reason.
+
+    Raises:
+        RegistryError: no version is on trial.
+    """
+    return Registry(f"{home_of(home)}/registry").abort_canary(model, expect=None, reason=reason)
+
+
 def rollback(
     model: str,
     *,
@@ -187,8 +208,25 @@ def rollback(
             app = attach(model)
         except ServingError:
             return state
-        app.wait_for(state.pointer.seq)
+        Turns(app=app, registry=registry, tell=_nobody).settle(state)
     return state
+
+
+def steps_of(canary: float | Sequence[float] | None) -> tuple[float, ...]:
+    """Return the shares that a canary gets, one after another; none where it is left out.
+
+    Raises:
+        ValueError: one is no share, or they do not rise.
+    """
+    if canary is None:
+        return ()
+    steps = (canary,) if isinstance(canary, int | float) else tuple(canary)
+    rising = all(one < other for one, other in pairwise(steps))
+    if not steps or not rising or not all(0 < share < 1 for share in steps):
+        raise ValueError(
+            f"canary={canary!r} must be a share between 0 and 1, such as 0.1, or several that rise"
+        )
+    return steps
 
 
 def _nobody(_: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +19,7 @@ from lepton.errors import ServingError
 from lepton.monitoring import differences, observed
 from lepton.promotion.canary import CanaryRule, Observed, decide
 from lepton.promotion.gates import GateResult
+from lepton.promotion.replacing import Turns
 from lepton.registry import Event, ModelState, ModelVersion, Registry
 from lepton.serving import App
 from lepton.telemetry import Carrier
@@ -27,12 +29,16 @@ LOOK_S = 0.25
 
 @dataclass(frozen=True)
 class Trial:
-    """What is asked for: the kind (shadow or canary), a share, a header, and a rule."""
+    """What is asked for: the kind (shadow or canary), a share, a header, and a rule.
+
+    ``steps`` are the shares of a canary, of which this is one.
+    """
 
     kind: str
     share: float
     by: str
     rule: CanaryRule | None
+    steps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,22 @@ class Move:
         self.tell(f"version {self.chosen.version} at 100 %")
         return moved
 
+    def turns(self, app: App) -> Turns:
+        """Return how an application's replicas take it up."""
+        trace_id = self.carrier.trace_id
+        return Turns(app=app, registry=self.registry, tell=self.tell, trace_id=trace_id)
+
+    def steps_left(self, state: ModelState, asked: Sequence[float]) -> Sequence[float]:
+        """Return the shares that a canary has yet to be given, the one that it has first.
+
+        Who carries on and names one share gets the steps that are recorded.
+        """
+        if state.pointer.canary != self.chosen.version or not asked:
+            return asked
+        began = _beginning(self.registry.history(self.chosen.model), self.chosen.version)
+        steps = asked if len(asked) > 1 else began.details.get("steps") or asked
+        return [share for share in steps if share >= (began.share or 0)] or asked
+
     def on_trial(self, state: ModelState, trial: Trial, app: App) -> ModelState:
         """Run a trial, or carry on one that is under way, until the rule decides.
 
@@ -70,12 +92,13 @@ class Move:
             state = self._begin(state, trial)
         attributes = {"lepton.share": trial.share}
         with telemetry.span("lepton.canary", self.carrier, attributes=attributes):
-            take_up(app, self.registry, state)
+            take_up(self.turns(app), state)
             return self._watch(app)
 
     def _begin(self, state: ModelState, trial: Trial) -> ModelState:
         start = self.registry.start_canary
-        more: dict[str, Any] = {"by": trial.by}
+        known = state.pointer.by if state.pointer.trial == self.chosen.version else ""
+        more: dict[str, Any] = {"by": trial.by or known, "steps": trial.steps}
         if trial.kind == "shadow":
             start, more = self.registry.start_shadow, {}
         moved = start(
@@ -84,13 +107,20 @@ class Move:
             trial.share,
             expect=state.pointer.seq,
             gate=self.results,
-            rule=asdict(trial.rule or CanaryRule()),
+            rule=asdict(trial.rule or self._known_rule(state)),
             trace_id=self.carrier.trace_id,
             **more,
         )
         word = "shadow of" if trial.kind == "shadow" else ""
         self.tell(f"version {self.chosen.version} at {word} {trial.share:.0%}".replace("  ", " "))
         return moved
+
+    def _known_rule(self, state: ModelState) -> CanaryRule:
+        """The rule of the trial that is carried on, if there is one."""
+        if state.pointer.trial != self.chosen.version:
+            return CanaryRule()
+        began = _beginning(self.registry.history(self.chosen.model), self.chosen.version)
+        return CanaryRule(**began.details.get("rule", {}))
 
     def _watch(self, app: App) -> ModelState:
         """Look at the answers and the registry until one of them decides."""
@@ -151,17 +181,20 @@ def _beginning(history: Sequence[Event], version: int) -> Event:
     )
 
 
-def take_up(app: App, registry: Registry, state: ModelState) -> None:
+def take_up(turns: Turns, state: ModelState) -> None:
     """Wait until every replica serves the pointer; take it back if one cannot.
 
     Raises:
         ServingError: one cannot; the message says why.
     """
+    registry, model = turns.registry, turns.app.model
     try:
-        app.wait_for(state.pointer.seq)
+        turns.settle(state)
     except ServingError as e:
         if state.pointer.trial is not None:
-            registry.abort_canary(app.model, expect=state.pointer.seq, reason=str(e))
+            registry.abort_canary(model, expect=state.pointer.seq, reason=str(e))
         elif state.pointer.previous is not None:
-            registry.rollback(app.model, expect=state.pointer.seq, reason=str(e))
+            back = registry.rollback(model, expect=state.pointer.seq, reason=str(e))
+            with suppress(ServingError):  # why it could not be taken up is what matters
+                turns.settle(back)
         raise

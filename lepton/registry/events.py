@@ -24,6 +24,7 @@ KINDS = (
     "canary",
     "paused",
     "promoted",
+    "replaced",
     "aborted",
     "rolled_back",
     "aliased",
@@ -111,10 +112,11 @@ class Event:
         kind: one of :data:`KINDS`.
         version: the version it is about; None for ``aborted`` and ``rolled_back``.
         share: of requests, for ``canary`` and ``shadow``.
-        details: ``by`` and ``rule`` for a trial, ``alias`` for ``aliased`` (which takes it away
-            without a version); ``tags`` (null takes one away), ``note`` and ``protected``, each
-            only if it changes, for ``described``; ``table`` and ``metrics`` for ``measured``.
-        reason: why, for ``aborted``, ``rolled_back`` and ``deleted``.
+        details: ``by``, ``rule`` and ``steps`` for a trial; ``alias`` for ``aliased`` (which takes
+            it away without a version); ``tags`` (null takes one away), ``note`` and ``protected``,
+            each only if it changes, for ``described``; ``table`` and ``metrics`` for ``measured``;
+            ``replicas`` (how many), ``surge`` and ``seconds`` for ``replaced``.
+        reason: why, for ``aborted``, ``rolled_back``, ``replaced`` and ``deleted``.
         gate: results of the gates that were checked.
         registered: the version, for ``registered``.
         id: random, so that a writer knows its own event again.
@@ -252,7 +254,13 @@ def _deleted(state: ModelState, event: Event) -> ModelState:
     return replace(state, versions=left)
 
 
+def _replaced(state: ModelState, event: Event) -> ModelState:
+    _known(state, event.version)
+    return state
+
+
 _FOLDS = {
+    "replaced": _replaced,
     "registered": _registered,
     "aliased": _aliased,
     "described": _described,

@@ -74,6 +74,7 @@ class Registry(EventLog):
         gate: Sequence[Any] = (),
         by: str = "",
         rule: Mapping[str, Any] | None = None,
+        steps: Sequence[float] = (),
         trace_id: str = "",
     ) -> ModelState:
         """Give a version a share of requests beside the champion.
@@ -86,13 +87,16 @@ class Registry(EventLog):
             gate: results of the gates that it passed.
             by: header whose value decides who gets the canary; empty decides by chance.
             rule: what it has to show, kept for whoever carries on.
+            steps: shares that it shall have one after another, kept for the same.
             trace_id: the trace under which this happens.
 
         Raises:
             ConflictError: the model has moved on since ``expect``.
             RegistryError: not possible in this state; another version may be on trial.
         """
-        details = {"by": by.lower(), "rule": dict(rule or {})}
+        details: dict[str, Any] = {"by": by.lower(), "rule": dict(rule or {})}
+        if len(steps) > 1:
+            details["steps"] = list(steps)
         fields = {"version": version, "share": share, "gate": _plain(gate), "details": details}
         return self._move(model, expect, "canary", trace_id=trace_id, **fields)
 
@@ -227,6 +231,30 @@ class Registry(EventLog):
         """Make a version the champion; raises as :meth:`start_canary`."""
         fields = {"version": version, "gate": _plain(gate), "trace_id": trace_id}
         return self._move(model, expect, "promoted", **fields)
+
+    def replaced(
+        self,
+        model: str,
+        version: int,
+        *,
+        details: Mapping[str, Any],
+        reason: str,
+        trace_id: str = "",
+    ) -> ModelState:
+        """Record that replicas took a version up one after another, for want of memory.
+
+        Args:
+            model: its name.
+            version: its number.
+            details: ``replicas``, ``surge`` and ``seconds``.
+            reason: what did not fit.
+            trace_id: the trace under which it happened.
+
+        Raises:
+            RegistryError: as :meth:`start_canary`.
+        """
+        fields = {"version": version, "details": details, "reason": reason, "trace_id": trace_id}
+        return self._move(model, None, "replaced", **fields)
 
     def abort_canary(
         self, model: str, *, expect: int | None, reason: str, trace_id: str = ""

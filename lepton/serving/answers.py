@@ -24,7 +24,7 @@ from lepton.errors import LakeError
 from lepton.lake import table, write
 from lepton.serving.arrays import Arrays, column_of
 
-FLUSH_S = 0.5
+FLUSH_S = 0.9
 MOST_ANSWERS = 100_000
 MOST_BYTES = 256 * 2**20
 LONGEST_PAUSE_S = 30.0

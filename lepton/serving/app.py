@@ -30,6 +30,8 @@ PORT = 8000
 PREFIX = "lepton-"
 """Of the names of applications: the rest is the models, joined."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
+SURGE_PERCENT = 25
+"""How many replicas more there may be while all are replaced; one at least."""
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
 
 
@@ -64,6 +66,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         autoscaling_config=scaling,
         max_ongoing_requests=MOST_ONGOING,
         max_queued_requests=MOST_ONGOING,
+        max_surge_percent=SURGE_PERCENT,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         ray_actor_options=service.actor_options,
         graceful_shutdown_timeout_s=10,
@@ -71,7 +74,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     )
     models = models_of(args["model"])
     told = replace(service, policy=POLICY)  # a person's function is the controller's alone
-    return deployment.bind(models, args["home"], args.get("trace"), told)
+    return deployment.bind(models, args["home"], args.get("trace"), told, most)
 
 
 def _with_tokens(service: Service, environment: Mapping[str, str]) -> Service:
@@ -97,6 +100,7 @@ def start(
     port: int | None = None,
     service: Service | None = None,
     trace: Carrier | None = None,
+    upgrade: bool = False,
 ) -> App:
     """Start a model's application, or return it where it runs already.
 
@@ -109,13 +113,15 @@ def start(
         port: for HTTP, when Serve is not running yet; default 8000, or a free one if it is taken.
         service: more settings of an application that is not running yet.
         trace: the span whose directory keeps the replicas' spans.
+        upgrade: where it runs already, replace its replicas by new ones, with the code of now and
+            these settings: each new one answers before an old one goes, and no request fails.
+            Weights need none of that; they come by promotion.
 
     Raises:
         ServingError: it did not come up; the message says why.
     """
-    return serve_all([model], home, replicas=replicas, port=port, service=service, trace=trace)[
-        model
-    ]
+    how: dict[str, Any] = {"replicas": replicas, "port": port, "service": service}
+    return serve_all([model], home, **how, trace=trace, upgrade=upgrade)[model]
 
 
 def serve_all(
@@ -126,6 +132,7 @@ def serve_all(
     port: int | None = None,
     service: Service | None = None,
     trace: Carrier | None = None,
+    upgrade: bool = False,
 ) -> dict[str, App]:
     """Start one application for several models, or return it where it runs already.
 
@@ -150,23 +157,28 @@ def serve_all(
             raise ServingError(
                 f"model {model!r} is served by application {other!r} already: close that one first"
             )
-    if name not in running or running[name].status != "RUNNING":
+    runs = name in running and running[name].status == "RUNNING"
+    if not runs or upgrade:
         args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
         args |= {"service": service or Service()}
         settled = _with_tokens(service or Service(), os.environ)
         told = settled.tokens_file or settled.access
         for host in (_client().http_config.host, settled.grpc_host):
             refuse_strangers(host, told, os.environ)
-        _run(name, args)
+        _run(name, args, runs=runs)
     return {model: _app(model, name) for model in together}
 
 
-def _run(name: str, args: Mapping[str, Any]) -> None:
+def _run(name: str, args: Mapping[str, Any], *, runs: bool) -> None:
     try:
         serve.run(build(args), name=name, route_prefix=f"/{name.removeprefix(PREFIX)}")
     except RuntimeError as e:
         details = serve.status().applications.get(name)
         why = "; ".join(d.message for d in details.deployments.values()) if details else ""
+        if runs:
+            raise ServingError(
+                f"application {name!r} was not upgraded, its former replicas serve on: {why or e}"
+            ) from e
         serve.delete(name)
         raise ServingError(f"application {name!r} did not start: {why or e}") from e
 

@@ -111,7 +111,8 @@ def arrays_in(body: bytes, header: bytes | None, inputs: Sequence[Input]) -> Arr
             else:
                 values, at = _cut(tensor, raw, at, spec)
             columns[spec.name] = values.reshape(_rows(shape, spec), *spec.shape)
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
+            # the same as .all(), without the layers of it that cost more than the look itself
+            if values.dtype.kind == "f" and b"\0" in np.isfinite(values).tobytes():
                 return None
     except (ValueError, TypeError, KeyError, OverflowError, AttributeError):
         return None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,10 @@ from lepton.serving.pace import Pace
 Outputs = Mapping[str, np.ndarray[Any, Any]]
 Run = Callable[[Any], Outputs]
 """Takes rows: an Arrow table, or arrays where it says so."""
-VERSIONS = 8
+
+
+TIMED_EVERY = 8
+"""Of the runs of a model that is known to be quick, every how many are timed."""
 
 
 class Overloaded(Exception):  # noqa: N818 - a state of the replica, which the client is told
@@ -58,8 +62,9 @@ class Batcher:
 
     def __init__(self, begin: Callable[[], None] = lambda: None) -> None:
         self._begin = begin
-        self._paces: dict[Run, Pace] = {}
+        self._paces: WeakKeyDictionary[Any, Pace] = WeakKeyDictionary()
         self._waiting: deque[_Waiting] = deque()
+        self._at_once = 0
         self._rows = 0  # of all that waits or is being run
         self._came = threading.Condition()
         self._stopped = False
@@ -75,6 +80,9 @@ class Batcher:
         pace = self._known(run)
         if self._rows or not pace.inline_for(len(rows)):
             return None
+        self._at_once += 1
+        if pace.is_known and self._at_once % TIMED_EVERY:
+            return run(rows)
         return _timed(run, rows, pace)
 
     def is_quick(self, run: Run) -> bool:
@@ -113,12 +121,11 @@ class Batcher:
             self._thread.join()
 
     def _known(self, run: Run) -> Pace:
-        """Each version has a pace of its own; one long gone is let go."""
-        found = self._paces.get(run)
+        """Each version has a pace of its own, which keeps no version in memory."""
+        whose = getattr(run, "__self__", run)
+        found = self._paces.get(whose)
         if found is None:
-            if len(self._paces) >= VERSIONS:
-                self._paces.pop(next(iter(self._paces)))
-            found = self._paces[run] = Pace()
+            found = self._paces[whose] = Pace()
         return found
 
     def _started(self) -> None:
@@ -128,14 +135,22 @@ class Batcher:
 
     def _work(self) -> None:
         self._begin()
-        while (batch := self._next()) is not None:
-            wanted = [one for one in batch if not one.answer.done()]
-            done = _run_all(wanted, self._known(batch[0].run)) if wanted else []
-            with self._came:
-                self._rows -= sum(len(one.rows) for one in batch)
-            if done:
-                with suppress(RuntimeError):  # the loop has ended, and all who waited with it
-                    wanted[0].answer.get_loop().call_soon_threadsafe(_deliver, wanted, done)
+        while self._one_batch():
+            pass  # and nothing of a batch is held while there is none
+
+    def _one_batch(self) -> bool:
+        """Wait for a batch and run it; return whether there was one."""
+        batch = self._next()
+        if batch is None:
+            return False
+        wanted = [one for one in batch if not one.answer.done()]
+        done = _run_all(wanted, self._known(batch[0].run)) if wanted else []
+        with self._came:
+            self._rows -= sum(len(one.rows) for one in batch)
+        if done:
+            with suppress(RuntimeError):  # the loop has ended, and all who waited with it
+                wanted[0].answer.get_loop().call_soon_threadsafe(_deliver, wanted, done)
+        return True
 
     def _next(self) -> list[_Waiting] | None:
         """Wait for requests; take those that one run can answer."""

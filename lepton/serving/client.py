@@ -28,6 +28,10 @@ WAKE_S = 60.0
 SETTLE_S = 2 * FOLLOW_S
 
 
+class ShortOfMemory(ServingError):  # noqa: N818 - what to do is to replace replicas one by one
+    """A version does not fit beside the one that a replica serves."""
+
+
 @dataclass(frozen=True)
 class App:
     """A running application.
@@ -149,13 +153,42 @@ class App:
         """
         return self._broadcast("follow")
 
-    def _broadcast(self, method: str) -> list[Any]:
+    def replace(self, which: str) -> dict[str, Any] | None:
+        """Have one replica let go of its version, then load that of the pointer.
+
+        Args:
+            which: its ``id``.
+
+        Returns:
+            What it serves then; None if it is gone.
+
+        Raises:
+            ServingError: the application is not running.
+        """
+        return next((told for told in self._broadcast("replace", which) if told), None)
+
+    def wish(self, replicas: int) -> None:
+        """Have at least so many replicas, as far as the bounds allow; 0 ends that.
+
+        Raises:
+            ServingError: the application is not running.
+        """
+        self._broadcast("wish", replicas)
+
+    def reached(self) -> str:
+        """Return the process id of a replica that the ingress sends requests to; empty for none."""
+        with suppress(httpx.HTTPError, ValueError):
+            told = httpx.get(f"{self.url}/v2/health/ready", timeout=30).json()
+            return str(told.get("replica", ""))
+        return ""
+
+    def _broadcast(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every replica, for this model."""
         try:
             handle = serve.get_app_handle(self.application)
             with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
                 asked = thread.submit(
-                    lambda: handle.broadcast(method, self.model).results(timeout_s=WAIT_S)
+                    lambda: handle.broadcast(method, self.model, *args).results(timeout_s=WAIT_S)
                 )
                 return list(asked.result())
         except DeploymentUnavailableError as e:
@@ -170,15 +203,17 @@ class App:
         """Wait until every replica serves the pointer of event ``seq`` or a later one.
 
         Raises:
+            ShortOfMemory: a version does not fit beside the one that a replica serves.
             ServingError: a replica could not load a version, or time ran out.
         """
         began = time.monotonic()
         end = began + timeout_s
         while True:
             found = self.replicas()
-            errors = [r["error"] for r in found if r["error"]]
-            if errors:
-                raise ServingError(f"a replica of {self.model!r} refused the version: {errors[0]}")
+            for told in found:
+                if told["error"]:
+                    kind = ShortOfMemory if told["short"] else ServingError
+                    raise kind(f"a replica of {self.model!r} refused the version: {told['error']}")
             if found and all(r["seq"] >= seq for r in found):
                 left = began + SETTLE_S - time.monotonic()
                 if left <= 0:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lepton.errors import ServingError
+from lepton.serving.absence import sends_elsewhere
 from lepton.serving.access import Access, guarded
 from lepton.serving.devices import device_for
 from lepton.serving.generation import Generation
 from lepton.serving.replica import Replica
+from lepton.serving.room import Room
 from lepton.serving.service import Service
 from lepton.serving.shortcut import Reply
 from lepton.serving.tokens import FileAccess
@@ -33,7 +36,9 @@ class DeployedReplica(Replica):
         settings = service or Service()
         self._access = access_for(settings, model)
         device = device_for(settings)
-        Replica.__init__(self, model, home, trace, settings.threads, device)
+        room = Room(device=device, most=settings.weights_bytes)
+        elsewhere = sends_elsewhere(os.environ)
+        Replica.__init__(self, model, home, trace, settings.threads, room=room, elsewhere=elsewhere)
 
     def __serve_build_asgi_app__(self) -> Any:
         generation = Generation(
@@ -44,7 +49,7 @@ class DeployedReplica(Replica):
             spans=self._spans,
             directory=self._directory,
         )
-        app = generation.before(Replica.__serve_build_asgi_app__(self))
+        app = self._absence.before(generation.before(self._application()))
         return guarded(app, self._access) if self._access else app
 
     def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:

@@ -8,6 +8,7 @@ as quick.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from lepton import checkpoints, telemetry
+from lepton.checkpoints import Manifest
 from lepton.checkpoints.reading import Unreachable
 from lepton.errors import LeptonError
 from lepton.export.recorded import compare
@@ -29,6 +31,7 @@ from lepton.export.restore import Predictor
 from lepton.registry import Pointer, Registry
 from lepton.serving.arrays import Arrays, can_read
 from lepton.serving.inputs import Input, input_of
+from lepton.serving.room import NoRoom, Room, weights_of
 from lepton.telemetry import Carrier
 
 FOLLOW_S = 0.25
@@ -46,6 +49,7 @@ class Resident:
     inputs: tuple[Input, ...]
     traceparent: str
     baggage: str = ""
+    weights: int = 0  # bytes
 
     @cached_property
     def as_arrays(self) -> bool:
@@ -87,20 +91,29 @@ class Follower:
         model: the registered name.
         home: where the registry is.
         trace: the span that loads are recorded under.
-        device: where nets compute, as torch names it.
+        room: where nets compute, and in how much memory.
+
+    Attributes:
+        resident: the versions in memory, by their numbers.
+        now: who answers.
+        error: why the newest pointer is not served, or empty.
+        short: that is for want of memory, so :meth:`replace` can help.
+        lost: nobody answers any more.
 
     Raises:
         LeptonError: there is no champion, or it cannot be loaded.
     """
 
-    def __init__(self, model: str, home: str, trace: Carrier, device: str = "cpu") -> None:
+    def __init__(self, model: str, home: str, trace: Carrier, room: Room | None = None) -> None:
         self._model = model
         self._trace = trace
-        self._device = device
+        self._room = room or Room()
         self._unread = ""
         self._registry = Registry(f"{home}/registry")
         self.resident: dict[int, Resident] = {}
         self.error = ""
+        self.short = self.lost = False
+        self._wanted: set[int] = set()
         self._failed_seq: int = 0
         self._again_at: float = math.inf
         self._pause_s: float = FOLLOW_S
@@ -121,8 +134,41 @@ class Follower:
             "shadow": now.shadow.version if now.shadow else None,
             "share": now.share,
             "error": self.error,
+            "short": self.short,
             "pid": os.getpid(),
         }
+
+    def replace(self) -> None:
+        """Let go of all versions, then load those of the newest pointer; nobody may ask meanwhile.
+
+        For versions of which two do not fit into memory. If the new one cannot be loaded either,
+        the former champion is loaded again, and :attr:`error` says why.
+
+        Raises:
+            LeptonError, OSError: that cannot be loaded any more either.
+        """
+        with self._following:
+            pointer = self._registry.state(self._model).pointer
+            if pointer.seq <= self.now.seq:
+                return
+            before = self.now
+            self._let_go()
+            try:
+                self._serve(pointer)
+            except Exception as e:  # noqa: BLE001 - it is told by follow()
+                self._refuse(pointer, e)
+                self._let_go()
+                self.lost = True
+                champion = self._version(before.champion.version)
+                self.now = Serving(champion, None, None, 0.0, "", before.seq)
+                self.lost = False
+
+    def _let_go(self) -> None:
+        for resident in self.resident.values():
+            resident.predictor.program.release()
+        self.resident = {}
+        gc.collect()  # what is left of them in cycles
+        self._room.emptied()
 
     def close(self) -> None:
         """Follow no more."""
@@ -146,17 +192,26 @@ class Follower:
         if known and not again:
             return
         try:
-            self.now = self._load(pointer)
-            self.error, self._pause_s, self._again_at = "", FOLLOW_S, math.inf
-            self.rollbacks = self._rollbacks()
+            self._serve(pointer)
         except Exception as e:  # noqa: BLE001 - such as no memory left: it answers as before
-            self._failed_seq = pointer.seq
-            self._pause(e)
-            self.error = str(e) if isinstance(e, LeptonError) else f"{type(e).__name__}: {e}"
-            log.warning(
-                "replica of %s keeps version %s: %s",
-                *(self._model, self.now.champion.version, self.error),
-            )
+            self._refuse(pointer, e)
+
+    def _serve(self, pointer: Pointer) -> None:
+        self.now = self._load(pointer)
+        self.error, self._pause_s, self._again_at = "", FOLLOW_S, math.inf
+        self.short = False
+        self.rollbacks = self._rollbacks()
+
+    def _refuse(self, pointer: Pointer, error: Exception) -> None:
+        self._failed_seq = pointer.seq
+        self._pause(error)
+        told = isinstance(error, LeptonError)
+        self.error = str(error) if told else f"{type(error).__name__}: {error}"
+        self.short = isinstance(error, NoRoom)
+        log.warning(
+            "replica of %s keeps version %s: %s",
+            *(self._model, self.now.champion.version, self.error),
+        )
 
     def _pause(self, error: Exception) -> None:
         """Choose when to try a load again: never, unless its storage was to blame."""
@@ -169,6 +224,8 @@ class Follower:
     def _load(self, pointer: Pointer) -> Serving:
         if pointer.champion is None:
             raise LeptonError(f"model {self._model!r} has no champion: promote a version first")
+        on_trial = {pointer.canary, pointer.shadow}
+        self._wanted = {pointer.champion, *(v for v in on_trial if v is not None)}
         champion = self._version(pointer.champion)
         canary, shadow = (
             self._version(number) if number is not None else None
@@ -202,7 +259,8 @@ class Follower:
                 f"checkpoint {entry.checkpoint} is not the one that was registered as "
                 f"{self._model} version {number}: its manifest has changed"
             )
-        predictor = Predictor(manifest, device=self._device)
+        self._make_room(number, manifest)
+        predictor = Predictor(manifest, device=self._room.device)
         compare(predictor.program, manifest)
         types = manifest.lineage.get("types", {})
         filled = predictor.filled
@@ -219,4 +277,36 @@ class Follower:
             "lepton.table": f"{table}@{lineage.get('table_version')}",
         }
         baggage = Carrier().with_baggage(words).baggage
-        return Resident(number, predictor, inputs, manifest.traceparent, baggage)
+        weights = weights_of(manifest)
+        return Resident(number, predictor, inputs, manifest.traceparent, baggage, weights)
+
+    def _make_room(self, number: int, manifest: Manifest) -> None:
+        """See that a version fits in; former ones that nobody is given any more go for it.
+
+        Raises:
+            NoRoom: it does not fit.
+        """
+        if not self._lacking(manifest):
+            return
+        now = getattr(self, "now", None)
+        answering = (now.champion, now.canary, now.shadow) if now else ()
+        needed = self._wanted | {r.version for r in answering if r}
+        for spare in self.resident.keys() - needed:
+            del self.resident[spare]
+            log.warning(
+                "replica of %s lets go of version %d to make room for version %d: going back to it "
+                "means loading it again",
+                *(self._model, spare, number),
+            )
+        lacking = self._lacking(manifest)
+        if lacking and (self.resident or self._room.most is not None):  # else let it try
+            beside = " and ".join(str(v) for v in sorted(self.resident)) or "none"
+            raise NoRoom(
+                f"{self._model} version {number} ({weights_of(manifest):,} bytes of weights) does "
+                f"not fit into memory on {self._room.device}: {lacking:,} bytes are missing; "
+                f"versions in memory: {beside}"
+            )
+
+    def _lacking(self, manifest: Manifest) -> int:
+        held = sum(r.weights for r in self.resident.values())
+        return self._room.lacking(held, manifest)

@@ -75,6 +75,11 @@ class Pace:
         self.clock.took(rows, seconds)
         self.own.took(rows, seconds if own_s is None else own_s)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether so many runs were seen that one more says next to nothing."""
+        return self.own.runs >= MEMORY
+
     def inline_for(self, rows: int) -> bool:
         """Whether such a run is too short to be worth a thread. The first run gets a thread."""
         quick = self.own.runs > 0 and self.own.run_s(rows) <= INLINE_S

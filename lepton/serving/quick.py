@@ -10,6 +10,7 @@ import os
 import random
 import time
 
+from lepton.serving.absence import Absence
 from lepton.serving.arrays import arrays_in
 from lepton.serving.batching import Batcher
 from lepton.serving.following import Follower
@@ -30,13 +31,17 @@ class Quick:
         follower: knows who answers.
         batcher: knows who is quick.
         keeper: takes spans and rows.
+        absence: knows whether anybody is answered now.
     """
 
-    def __init__(self, model: str, follower: Follower, batcher: Batcher, keeper: Keeper) -> None:
+    def __init__(
+        self, model: str, follower: Follower, batcher: Batcher, keeper: Keeper, absence: Absence
+    ) -> None:
         self._model = model
         self._follower = follower
         self._batcher = batcher
         self._keeper = keeper
+        self._absence = absence
         self._replica = str(os.getpid()).encode()
         self._answered = 0
 
@@ -50,7 +55,7 @@ class Quick:
         began_ns = time.time_ns()
         now = self._follower.now
         version = now.champion
-        alone = now.canary is None and now.shadow is None
+        alone = now.canary is None and now.shadow is None and not self._absence.away
         if not alone or not version.as_arrays or not self._batcher.is_quick(version.run):
             return None
         if b"content-encoding" in headers or b"arrow" in headers.get(b"accept", b""):

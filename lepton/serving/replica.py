@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lepton import telemetry
+from lepton.serving.absence import DRAIN_S, Absence
 from lepton.serving.answers import AnswerLog
 from lepton.serving.arrays import Arrays
 from lepton.serving.batching import Batcher, Overloaded
@@ -36,6 +37,7 @@ from lepton.serving.inputs import BadRequest, datatype_of
 from lepton.serving.outcome import Keeper, Outcome
 from lepton.serving.plain import openapi_of
 from lepton.serving.quick import Quick
+from lepton.serving.room import Room
 from lepton.serving.scaling import ANSWERED, BUSY, Busy
 from lepton.serving.shares import gets_it
 from lepton.serving.shortcut import Reply, open_lane
@@ -55,7 +57,8 @@ class Replica:
         home: where the registry is.
         trace: the span whose directory keeps its spans.
         threads: that a net computes in, on the CPU.
-        device: where it computes, as torch names it.
+        room: where it computes, and in how much memory.
+        elsewhere: the ingress asks another replica where this one wants it to.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class Replica:
         home: str,
         trace: Carrier | None = None,
         threads: int = 1,
-        device: str = "cpu",
+        *,
+        room: Room | None = None,
+        elsewhere: bool = False,
     ) -> None:
         begin = partial(_compute_in, threads)
         begin()
@@ -74,14 +79,15 @@ class Replica:
         self._name = str(os.getpid())
         carrier = trace or Carrier("", f"{home}/traces")
         self._directory = carrier.directory
-        self._follower = Follower(model, home, carrier, device)
+        self._absence = Absence(elsewhere=elsewhere)
+        self._follower = Follower(model, home, carrier, room)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
         self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
         self._batcher = Batcher(begin)
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
         self._keeper = Keeper(model, self._directory, self._spans, self._answers)
-        self._quick = Quick(model, self._follower, self._batcher, self._keeper)
+        self._quick = Quick(model, self._follower, self._batcher, self._keeper, self._absence)
         self._mirrors: set[asyncio.Task[None]] = set()
         labels = {"lepton.model": model}
         depth = lambda: self._batcher.waiting_rows  # noqa: E731
@@ -97,6 +103,9 @@ class Replica:
         gc.freeze()  # a look through all that is loaded by now would stop requests for long
 
     def __serve_build_asgi_app__(self) -> Any:
+        return self._absence.before(self._application())
+
+    def _application(self) -> Any:
         base = f"/v2/models/{self._model}"
         one = f"{base}/versions/{{version}}"
         others = Starlette(
@@ -130,6 +139,29 @@ class Replica:
         """Take up the newest pointer; return what is served and what went wrong, if anything."""
         return await asyncio.to_thread(self._follower.follow)
 
+    async def replace(self) -> dict[str, Any]:
+        """Take up the newest pointer where two versions do not fit into memory; as :meth:`follow`.
+
+        Requests under way are answered first, and others sent elsewhere until it is done.
+        """
+        try:
+            await self._absence.leave()
+            while self._mirrors or self._batcher.waiting_rows:  # of those who did not wait for it
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(self._follower.replace)
+        except TimeoutError:
+            told = f"requests of {self._model!r} were still under way after {DRAIN_S:.0f} s"
+            return {**await self.follow(), "error": told}
+        finally:
+            if not self._follower.lost:
+                self._absence.come_back()
+        return await self.follow()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it can answer nobody any more, and has to be started anew."""
+        return self._follower.lost
+
     async def flush(self) -> bool:
         """Commit the inference log and write the spans; return whether the lake took them."""
         await asyncio.to_thread(self._spans.flush)
@@ -155,16 +187,18 @@ class Replica:
         One that failed answers 200: it serves the version before.
         """
         follower = self._follower
-        state = "draining" if self._draining else "failed" if follower.error else "ready"
+        leaving = self._draining or self._absence.away
+        state = "draining" if leaving else "failed" if follower.error else "ready"
         told = {
             "state": state,
             "version": str(follower.now.champion.version),
             "error": follower.error or None,
+            "replica": self._name,
             "device": follower.now.champion.predictor.program.device,
             "waiting_rows": self._batcher.waiting_rows,
             "answers_dropped": self._answers.dropped,
         }
-        return JSONResponse(told, status_code=503 if self._draining else 200)
+        return JSONResponse(told, status_code=503 if leaving else 200)
 
     async def ready(self, request: Request) -> Response:
         """Answer 200 if the model, or the version that is named, is in memory."""

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-BUSY, ANSWERED = "busy", "answered"
+BUSY, ANSWERED, WISHED = "busy", "answered", "wished"
 IDLE = 0.1
 """Below this share a thread is busy with nothing but itself."""
 FULL = 0.7
 """From which share of the time on a replica has enough to do."""
 
 
-def wanted(ongoing: float, busy: Iterable[float], answered: float, target: float) -> int:
+def wanted(
+    ongoing: float, busy: Iterable[float], answered: float, target: float, wished: float = 0
+) -> int:
     """Return the number of replicas for a demand. Pure.
 
     Args:
@@ -29,9 +31,10 @@ def wanted(ongoing: float, busy: Iterable[float], answered: float, target: float
         busy: of each replica, the share of the time that it is busy, from 0 to 1.
         answered: requests that were answered at once of late; one replica stays for them.
         target: requests under way that one replica should have.
+        wished: replicas that a promotion needs, to replace one while another answers.
     """
     full = sum(share for share in busy if share > IDLE) / FULL
-    return max(math.ceil(ongoing / target), math.ceil(full), int(answered > 0))
+    return max(math.ceil(ongoing / target), math.ceil(full), int(answered > 0), int(wished))
 
 
 def replicas_for(context: Any) -> tuple[int, dict[str, Any]]:
@@ -39,7 +42,8 @@ def replicas_for(context: Any) -> tuple[int, dict[str, Any]]:
     told: Mapping[str, Mapping[Any, float]] = context.aggregated_metrics or {}
     busy, answered = told.get(BUSY, {}).values(), sum(told.get(ANSWERED, {}).values())
     target = context.config.get_target_ongoing_requests()
-    return wanted(context.total_num_requests, busy, answered, target), {}
+    wished = max(told.get(WISHED, {}).values(), default=0)
+    return wanted(context.total_num_requests, busy, answered, target, wished), {}
 
 
 def wanted_s() -> float:

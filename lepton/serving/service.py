@@ -40,6 +40,9 @@ class Service:
         device: where nets compute, as torch names it, such as ``cuda`` or ``cpu``; None takes the
             GPU of a replica that ``resources`` give one, else the CPU. Rows come and answers go by
             the CPU.
+        weights_bytes: that the weights of a model's versions may take at most, in each replica;
+            None for as much as is free. Where two versions do not fit, a promotion replaces one
+            replica after another, while the others answer.
     """
 
     grpc_port: int | None = None
@@ -53,6 +56,7 @@ class Service:
     sleep_after_s: float = 60.0
     resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": REPLICA_CPUS})
     device: str | None = None
+    weights_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.grpc_port is not None and not 0 <= self.grpc_port < 2**16:
@@ -74,6 +78,8 @@ class Service:
                 f"device={self.device!r} needs a GPU that Ray keeps for the replica: say so in "
                 "resources, such as {'GPU': 0.25}"
             )
+        if self.weights_bytes is not None and self.weights_bytes < 1:
+            raise ValueError(f"weights_bytes={self.weights_bytes!r} must be at least 1, or None")
         if self.access is not None:
             given = cast("list[Any]", list(self.access))  # of a configuration file: mappings
             grants = tuple(g if isinstance(g, Grant) else Grant(**g) for g in given)

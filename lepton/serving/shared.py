@@ -14,7 +14,7 @@ import ray
 from lepton.registry.events import check_name
 from lepton.serving.deployed import DeployedReplica
 from lepton.serving.grpc_server import Listener
-from lepton.serving.scaling import ANSWERED, BUSY
+from lepton.serving.scaling import ANSWERED, BUSY, WISHED
 from lepton.serving.service import Service
 from lepton.serving.shortcut import open_lane
 from lepton.telemetry import Carrier
@@ -44,6 +44,7 @@ class SharedReplica:
         models: that it has.
         home, trace: of the replicas.
         service: the application's settings.
+        most: replicas that it may have.
     """
 
     async def __init__(
@@ -52,8 +53,12 @@ class SharedReplica:
         home: str,
         trace: Carrier | None = None,
         service: Service | None = None,
+        most: int = 1,
     ) -> None:
         settings = service or Service()
+        self._id = str(ray.get_runtime_context().get_actor_id())
+        self._most = most
+        self._wished = 0
         self._parts = {m: DeployedReplica(m, home, trace, settings) for m in models}
         self._ends: list[Any] = []
         self._reached = ""
@@ -85,7 +90,33 @@ class SharedReplica:
 
     async def follow(self, model: str) -> dict[str, Any]:
         """Take up a model's newest pointer; return what is served and what went wrong."""
-        return {**await self._parts[model].follow(), "grpc": self._reached}
+        return self._told(await self._parts[model].follow())
+
+    def _told(self, followed: dict[str, Any]) -> dict[str, Any]:
+        return {**followed, "grpc": self._reached, "id": self._id, "most": self._most}
+
+    async def replace(self, model: str, which: str) -> dict[str, Any]:
+        """If it is this replica that is meant, take up a version that does not fit beside another.
+
+        Args:
+            model: whose version.
+            which: the ``id`` of a replica, as :meth:`follow` tells it.
+        """
+        return self._told(await self._parts[model].replace()) if which == self._id else {}
+
+    async def wish(self, _: str, replicas: int) -> None:
+        """Have at least so many replicas, as far as the application's bounds allow; 0 ends that."""
+        self._wished = replicas
+
+    async def check_health(self) -> None:
+        """Tell Serve, which calls this, to start a replica anew that can answer nobody.
+
+        Raises:
+            RuntimeError: this is one.
+        """
+        lost = sorted(model for model, part in self._parts.items() if part.lost)
+        if lost:
+            raise RuntimeError(f"neither the new nor the former version of {lost} can be loaded")
 
     async def flush(self, model: str) -> bool:
         """Commit a model's inference log and write its spans."""
@@ -94,7 +125,8 @@ class SharedReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve how busy this replica is; the event loop is the same for all models."""
         told = [await part.record_autoscaling_stats() for part in self._parts.values()]
-        return {BUSY: told[0][BUSY], ANSWERED: sum(t[ANSWERED] for t in told)}
+        answered = sum(t[ANSWERED] for t in told)
+        return {BUSY: told[0][BUSY], ANSWERED: answered, WISHED: self._wished}
 
     async def __del__(self) -> None:
         """Serve awaits this. Let the calls under way end, then stop."""

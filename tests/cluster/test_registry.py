@@ -8,6 +8,7 @@ import threading
 import pytest
 from deltalake import DeltaTable
 
+from lepton.errors import RegistryError
 from lepton.registry import Registry
 
 
@@ -32,7 +33,8 @@ def test_threads_may_share_a_registry(registry):
 
 RACER = """
 import json, sys
-from lepton.errors import ConflictError
+from lepton.errors import RegistryError
+from lepton.errors import RegistryError
 from lepton.registry import Registry
 
 registry = Registry(sys.argv[1])
@@ -93,3 +95,33 @@ def test_six_processes_race_and_every_event_has_one_winner(registry):
     history = registry.history("m")
     assert {e.seq: e.version for e in history[6:]} == dict(zip(promoted, versions, strict=True))
     assert registry.state("m").pointer.champion == history[-1].version
+
+
+def test_of_sixteen_promoters_one_wins_each_step(registry):
+    for _ in range(16):
+        registry.register("m", checkpoint="c", manifest_sha256="s")
+    steps, start = 3, threading.Barrier(16)
+    won = [[0] * 16 for _ in range(steps)]
+
+    def promoter(number):
+        own = Registry(registry.uri)  # as every process has one
+        for step in range(steps):
+            start.wait(120)
+            expect = own.state("m").pointer.seq
+            start.wait(120)
+            try:
+                seq = own.promote("m", (number + step) % 16 + 1, expect=expect).pointer.seq
+                won[step][number] = seq
+            except RegistryError:
+                pass  # another one was first; or this version is champion already
+            start.wait(120)
+
+    threads = [threading.Thread(target=promoter, args=(n,), daemon=True) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [sorted(step)[-2:] for step in won] == [[0, 17], [0, 18], [0, 19]]
+    winners = [step.index(max(step)) for step in won]
+    promoted = [(n + step) % 16 + 1 for step, n in enumerate(winners)]
+    assert [e.version for e in registry.history("m")[16:]] == promoted

@@ -279,6 +279,20 @@ def test_a_trial_goes_from_shadow_to_canary_and_may_pause(registry):
     assert ended == Pointer(champion=1, seq=8)
 
 
+def test_replicas_that_were_replaced_one_by_one_are_recorded(registry):
+    put(registry)
+    registry.promote("m", 1, expect=None)
+    told = {"replicas": 2, "surge": True, "seconds": 1.5}
+    state = registry.replaced("m", 1, details=told, reason="two do not fit", trace_id="ab" * 16)
+    last = Registry(registry.uri).history("m")[-1]
+
+    assert state.pointer == Pointer(champion=1, seq=3)
+    assert (last.kind, last.version, last.details) == ("replaced", 1, told)
+    assert (last.reason, last.trace_id) == ("two do not fit", "ab" * 16)
+    with pytest.raises(RegistryError, match="has no version 7"):
+        registry.replaced("m", 7, details=told, reason="")
+
+
 def test_an_alias_means_a_version_until_it_is_moved(registry):
     for _ in range(2):
         put(registry)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton.serving.batching import Batcher, Overloaded
-from lepton.serving.pace import BATCH_S, INLINE_S, LONGEST_WAIT_S, MOST_ROWS, Pace
+from lepton.serving.batching import TIMED_EVERY, Batcher, Overloaded
+from lepton.serving.pace import BATCH_S, INLINE_S, LONGEST_WAIT_S, MEMORY, MOST_ROWS, Pace
 
 
 def rows(*values: float) -> pa.Table:
@@ -132,6 +135,20 @@ def test_a_quick_net_runs_where_it_is_asked_and_a_slow_one_in_a_thread(batcher: 
     assert asyncio.run(thread_of(INLINE_S * 2)) == "lepton-batches"
 
 
+def test_a_model_that_is_known_to_be_quick_is_timed_now_and_then(batcher: Batcher) -> None:
+    """And so it is found out when it is quick no more."""
+    net = Net(held=False)
+    pace = batcher._known(net.run)
+    for _ in range(MEMORY):
+        pace.took(1, INLINE_S / 100)
+    for _ in range(3 * TIMED_EVERY):
+        assert batcher.at_once(net.run, rows(1)) is not None
+    assert pace.own.runs == MEMORY + 3
+    for _ in range(MEMORY):
+        pace.took(1, INLINE_S * 2)
+    assert batcher.at_once(net.run, rows(1)) is None
+
+
 @given(
     fixed=st.floats(1e-6, 0.02),
     row=st.floats(1e-7, 0.01),
@@ -157,3 +174,15 @@ def test_an_unknown_pace_decides_carefully() -> None:
     assert not pace.inline_for(1)
     assert pace.most_rows == 1
     assert pace.retry_after_s(10**6) is None
+
+
+def test_a_version_that_is_gone_is_not_kept_by_its_pace(batcher: Batcher) -> None:
+    net = Net(held=False)
+    asyncio.run(batcher.answer(net.run, rows(1.0)))
+    assert batcher._known(net.run).clock.runs == 1
+    gone = weakref.ref(net)
+    del net
+    end = time.monotonic() + 60
+    while gone() is not None and time.monotonic() < end:  # its thread may have it in its hands yet
+        gc.collect()
+    assert gone() is None

@@ -94,6 +94,35 @@ def test_who_leaves_has_nothing_done_any_more() -> None:
     assert {"tokens", "reading"} <= set(ended) <= {"tokens", "reading", "one"}
 
 
+@pytest.mark.parametrize("wants", [{}, {"max_tokens": 2}], ids=["answers", "tokens"])
+def test_requests_that_break_end_the_answers(wants: dict[str, int]) -> None:
+    """The answers before are given; nobody waits for more; no task is left."""
+
+    async def requests() -> AsyncIterator[Any]:
+        yield asked("x", **wants)
+        await asyncio.sleep(0)
+        raise ConnectionResetError("the client is gone")
+
+    async def one(request: Any) -> str:
+        for _ in range(5):  # the requests break before it is answered
+            await asyncio.sleep(0)
+        return str(request.id)
+
+    async def many(request: Any) -> AsyncGenerator[Any]:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        yield str(request.id)
+
+    async def scene() -> list[Any]:
+        async with asyncio.timeout(60):
+            found = [answer async for answer in answers_of(requests(), one, many)]
+            while len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0)
+        return found
+
+    assert asyncio.run(scene()) == ["x"]
+
+
 def test_what_wants_tokens_sends_tokens() -> None:
     request = asked("x", max_tokens=2)
     with pytest.raises(BadRequest, match="takes one input of whole numbers"):

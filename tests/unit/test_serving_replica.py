@@ -17,10 +17,13 @@ import pytest
 import torch
 
 import lepton
+from lepton import checkpoints
+from lepton.errors import LeptonError
 from lepton.registry import Registry
 from lepton.serving.following import Follower, Resident
 from lepton.serving.protocol import request_of
 from lepton.serving.replica import Replica
+from lepton.serving.room import Room
 from lepton.telemetry import Carrier, spans_of
 
 INPUTS = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
@@ -214,7 +217,7 @@ def test_wrong_rows_are_told_what_was_expected(
 
 def test_a_replica_answers_the_same_wherever_it_computes(replica: Replica, home: Path) -> None:
     """With "cpu:0" everything is done that another device needs."""
-    elsewhere = Replica("m", str(home), device="cpu:0")
+    elsewhere = Replica("m", str(home), room=Room(device="cpu:0"))
 
     async def answer(one: Replica) -> tuple[Any, Any]:
         async with client(one) as http:
@@ -275,3 +278,120 @@ def test_a_load_whose_storage_was_away_is_tried_again(home: Path, tmp_path: Path
         away.rename(place)
     told = follower.follow()
     assert (told["champion"], told["error"]) == (2, "")
+
+
+WEIGHTS = 32
+"""Bytes that the net's weights take."""
+
+
+def elsewhere_of(home: Path, tmp_path: Path) -> Registry:
+    """Return a registry of one's own, with the same versions."""
+    shutil.copytree(home / "registry", tmp_path / "registry")
+    return Registry(f"{tmp_path}/registry")
+
+
+def moved(registry: Registry, version: int) -> int:
+    return registry.promote("m", version, expect=None).pointer.seq
+
+
+def test_a_version_that_does_not_fit_beside_another_changes_nothing_until_it_may(
+    home: Path, tmp_path: Path
+) -> None:
+    registry = elsewhere_of(home, tmp_path)
+    replica = Replica("m", str(tmp_path), room=Room(most=2 * WEIGHTS - 1), elsewhere=True)
+    replica._follower.close()  # it looks only when it is told to
+
+    async def scene() -> None:
+        async with client(replica) as http:
+            seq = moved(registry, 2)
+            told = await replica.follow()
+            assert (told["champion"], told["seq"], told["short"]) == (1, seq, True)
+            assert (
+                "32 bytes of weights) does not fit into memory on cpu: 1 bytes are" in told["error"]
+            )
+            assert (await http.post(URL, content=body())).headers["x-lepton-version"] == "1"
+            held: Any = slow(replica, 0.1)
+            first = asyncio.create_task(http.post(URL, content=body()))
+            await asyncio.to_thread(held.running.wait, 30)
+            replacing = asyncio.create_task(replica.replace())
+            while not replica._absence.away:
+                await asyncio.sleep(0)
+            sent = await http.post(URL, content=body())
+            health = await http.get("/v2/health/ready")
+            held.go.set()
+            told = await replacing
+            after = await http.post(URL, content=body())
+        assert (sent.status_code, health.status_code) == (425, 503)
+        assert health.json()["state"] == "draining"
+        assert ((await first).headers["x-lepton-version"], (await first).status_code) == ("1", 200)
+        assert (told["champion"], told["error"], told["short"]) == (2, "", False)
+        assert (after.status_code, after.headers["x-lepton-version"]) == (200, "2")
+        assert list(replica._follower.resident) == [2]
+
+    try:
+        asyncio.run(scene())
+    finally:
+        replica.__del__()
+
+
+def copied(registry: Registry, place: Path) -> int:
+    """Register a version whose checkpoint is a copy of the first one's, and return its number."""
+    one = registry.version("m", 1)
+    manifest = Path(one.checkpoint)
+    shutil.copytree(manifest.parent, place)
+    uri = str(place / manifest.name)
+    return registry.register("m", checkpoint=uri, manifest_sha256=one.manifest_sha256).version
+
+
+def test_a_version_that_fails_where_the_other_had_to_go_leaves_the_other(
+    home: Path, tmp_path: Path
+) -> None:
+    registry = elsewhere_of(home, tmp_path)
+    broken = copied(registry, tmp_path / "copy")
+    follower = Follower("m", str(tmp_path), Carrier(), Room(most=WEIGHTS))
+    follower.close()
+    state = checkpoints.load(registry.version("m", broken).checkpoint).path(checkpoints.STATE)
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    seq = moved(registry, broken)
+    assert follower.follow()["short"]
+    follower.replace()
+    told = follower.follow()
+    assert (told["champion"], told["seq"], told["short"], follower.lost) == (1, seq, False, False)
+    assert "does not match its hash" in told["error"]
+    rows = pa.table({"x": [[0.0, 1.0, 2.0]]}, schema=pa.schema([("x", pa.list_(pa.float32(), 3))]))
+    assert follower.now.champion.run(rows)["output"].shape == (1, 2)
+    registry.rollback("m", expect=None, reason="broken")
+    assert follower.follow()["error"] == ""
+
+
+def test_who_can_load_neither_says_so(home: Path, tmp_path: Path) -> None:
+    registry = elsewhere_of(home, tmp_path)
+    ours = [copied(registry, tmp_path / name) for name in ("one", "two")]
+    moved(registry, ours[0])
+    follower = Follower("m", str(tmp_path), Carrier(), Room(most=WEIGHTS))
+    follower.close()
+    moved(registry, ours[1])
+    for name in ("one", "two"):
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(LeptonError, match="no checkpoint at"):
+        follower.replace()
+    assert follower.lost
+
+
+def test_the_former_champion_goes_first_where_a_third_version_does_not_fit(
+    home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "lepton")
+    registry = elsewhere_of(home, tmp_path)
+    third = copied(registry, tmp_path / "copy")
+    follower = Follower("m", str(tmp_path), Carrier(), Room(most=2 * WEIGHTS))
+    follower.close()
+    for version, resident in ((2, {1, 2}), (third, {2, third})):
+        moved(registry, version)
+        told = follower.follow()
+        assert (told["champion"], told["error"]) == (version, "")
+        assert set(follower.resident) == resident
+    said = [r.getMessage() for r in caplog.records if "lets go of version 1" in r.getMessage()]
+    assert len(said) == 1
+    with pytest.raises(LeptonError, match=r"does not fit into memory.*in memory: none"):
+        Follower("m", str(tmp_path), Carrier(), Room(most=WEIGHTS - 1))

@@ -123,21 +123,23 @@ def test_an_answer_is_written_in_one_piece() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ongoing", "busy", "answered", "replicas"),
+    ("ongoing", "busy", "answered", "wished", "replicas"),
     [
-        (0, [0.01], 0, 0),
-        (0, [0.01], 3, 1),
-        (4, [0.2], 0, 1),
-        (5, [0.2], 0, 2),
-        (1, [0.9], 9, 2),
-        (1, [0.45, 0.45], 9, 2),
-        (0, [0.9, 0.9, 0.9], 9, 4),
+        (0, [0.01], 0, 0, 0),
+        (0, [0.01], 3, 0, 1),
+        (4, [0.2], 0, 0, 1),
+        (5, [0.2], 0, 0, 2),
+        (1, [0.9], 9, 0, 2),
+        (1, [0.45, 0.45], 9, 0, 2),
+        (0, [0.9, 0.9, 0.9], 9, 0, 4),
+        (0, [0.01], 3, 2, 2),
+        (0, [0.9, 0.9, 0.9], 9, 2, 4),
     ],
 )
 def test_replicas_for_a_demand(
-    ongoing: float, busy: list[float], answered: int, replicas: int
+    ongoing: float, busy: list[float], answered: int, wished: int, replicas: int
 ) -> None:
-    assert wanted(ongoing, busy, answered, target=4) == replicas
+    assert wanted(ongoing, busy, answered, target=4, wished=wished) == replicas
 
 
 def test_how_busy_a_thread_is() -> None:
