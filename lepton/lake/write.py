@@ -72,8 +72,9 @@ def write(
             reached is skipped, so that retrying is safe.
         evolve: let the table's schema grow, for ``append`` and ``overwrite``: ``add`` adds the
             columns that it does not have, NULL in older rows, in a commit of their own just
-            before the rows'; ``widen`` also takes wider types, where ``overwrite`` writes every
-            file anew; ``rewrite`` does that for ``append``, in one commit that loses to any other.
+            before the rows'; ``widen`` also takes wider types, where the table has type widening
+            on, so that files stay, or ``overwrite`` writes every file anew; ``rewrite`` does that
+            for ``append``, in one commit that loses to any other.
         storage_options: as deltalake takes them.
 
     Raises:
