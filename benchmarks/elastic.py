@@ -9,8 +9,8 @@
 
 What the workers themselves recorded is read. ``results/elastic.json`` and a plot are written after
 each piece (``--quick``: elastic-quick); one that fails is written with its reason and the others go
-on. It takes about fifteen minutes on two cores: what has not begun after ``--minutes`` is left out,
-and said.
+on. It takes fifteen to twenty minutes on two cores: what has not begun after ``--minutes`` is left
+out, and said.
 """
 
 from __future__ import annotations
