@@ -9,8 +9,8 @@
 
 What the workers themselves recorded is read. ``results/elastic.json`` and a plot are written after
 each piece (``--quick``: elastic-quick); one that fails is written with its reason and the others go
-on. It takes about twelve minutes on two cores: what has not begun after ``--minutes`` is left out,
-and said.
+on. It takes fifteen to twenty minutes on two cores: what has not begun after ``--minutes`` is left
+out, and said.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one run of one kill a peer")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--only", default=",".join(PARTS))
-    parser.add_argument("--minutes", type=float, default=16.0, help="no piece begins after these")
+    parser.add_argument("--minutes", type=float, default=15.0, help="no piece begins after these")
     given = parser.parse_args()
     name = "elastic-quick" if given.quick else "elastic"
     found = Found()
