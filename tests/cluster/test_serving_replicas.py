@@ -14,7 +14,9 @@ import pytest
 import lepton
 from lepton.errors import ServingError
 from lepton.monitoring import count_answers
-from lepton.serving import Service, serve_all
+from lepton.promotion.replacing import Turns
+from lepton.serving import App, Service, serve_all, start
+from lepton.serving.client import ShortOfMemory
 from tests.cluster.world import Load, World, loop, post, request, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -58,6 +60,72 @@ def test_the_last_replica_sleeps_and_the_next_request_wakes_one(world: World) ->
 
     assert (woken.status_code, woken.headers["x-lepton-version"]) == (200, "1")
     assert (after.status_code, after.headers["x-lepton-version"]) == (200, "2")
+
+
+def test_two_versions_that_do_not_fit_are_replaced_one_replica_after_another(
+    world: World,
+) -> None:
+    """The net's weights are 32 bytes; under load, with one replica at first and then with two."""
+    for seed in range(3):
+        stream = world.table.stream(batch_size=50, seed=seed)
+        run = lepton.train(loop, stream, name=f"large{seed}", home=world.home)
+        lepton.register(run, "large", home=world.home)
+    other = copy.copy(world)
+    service = Service(weights_bytes=48)
+    other.app = lepton.promote("large", 1, home=world.home, replicas=(1, 2), service=service)
+    told: list[str] = []
+    with contextlib.ExitStack() as stack:
+        loads = [stack.enter_context(Load(other)) for _ in range(2)]
+        loads[0].more(20)
+        lepton.promote("large", 2, home=world.home, on_change=told.append)
+        loads[0].more(20)
+        with pytest.raises(ShortOfMemory, match="promote it without canary= and shadow="):
+            lepton.promote("large", 3, canary=0.5, home=world.home)
+        lepton.promote("large", 3, home=world.home)
+        loads[0].more(20)
+        lepton.rollback("large", home=world.home)
+        loads[0].more(20)
+    serving = {r["champion"] for r in other.app.replicas()}
+    other.app.close()
+
+    assert [f for load in loads for f in load.failed] == []
+    assert loads[0].versions[-1] == "2"
+    assert set(loads[0].versions) == {"1", "2", "3"}
+    assert serving == {2}
+    assert "version 2 in 1 of 2 replicas, one by one" in told
+    history = world.registry.history("large")
+    record = [(e.version, e.details["surge"]) for e in history if e.kind == "replaced"]
+    assert record[0] == (2, True)
+    assert [version for version, _ in record] == [2, 3, 2]
+    assert all("does not fit into memory" in e.reason for e in history if e.kind == "replaced")
+
+
+def test_new_code_takes_over_and_no_request_fails(world: World) -> None:
+    before = {r["id"] for r in world.app.replicas()}
+    with Load(world) as load:
+        load.more(10)
+        again = start("m", world.home, replicas=(1, 2), upgrade=True)
+        wait_until(lambda: not before & {r["id"] for r in world.app.replicas()})
+        load.more(20)
+
+    assert again == world.app
+    assert load.failed == []
+    assert len(set(load.replicas)) >= 2
+
+
+def test_a_replica_alone_is_not_let_go_of(world: World) -> None:
+    class Alone(App):
+        """An application with one replica, which may have no other and refuses a version."""
+
+        def replicas(self) -> list[dict[str, Any]]:
+            refused = {"error": "it does not fit", "short": True, "seq": 9, "most": 1}
+            return [{"id": "a", "pid": 1, **refused}]
+
+    turns = Turns(app=Alone("m", world.app.url), registry=world.registry, tell=print)
+    with pytest.raises(
+        ShortOfMemory, match=r"it does not fit; with one replica .* replicas=\(1, 2\)"
+    ):
+        turns.settle(world.registry.state("m"))
 
 
 def by_grpc(address: str, model: str, world: World) -> str:

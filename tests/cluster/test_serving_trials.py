@@ -27,19 +27,22 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def test_a_canary_takes_over_under_load_and_no_request_fails(world: World) -> None:
+    told: list[str] = []
     with Load(world) as load:
         lepton.promote(
             world.versions[1],
-            canary=0.3,
+            canary=(0.3, 0.6),
             rule=CanaryRule(bake_s=1, min_requests=10),
             gate="accuracy >= 0",
             home=world.home,
+            on_change=told.append,
         )
         load.more(20)
 
     assert load.failed == []
     assert set(load.versions) == {"1", "2"}
     assert load.versions[-10:] == ["2"] * 10
+    assert told == ["version 2 at 30%", "version 2 at 60%", "version 2 at 100 %"]
     assert world.registry.state("m").pointer.champion == 2
 
 
@@ -192,9 +195,15 @@ def test_whoever_promotes_again_carries_on_after_the_controller_was_killed(world
         load.more(20)
 
     assert load.failed == []
-    assert told == [f"version {other}: its canary goes on", f"version {other} at 100 %"]
-    last = world.registry.history("m")[-2:]
-    assert [(e.kind, e.seq) for e in last] == [("canary", began), ("promoted", began + 1)]
+    goes_on = [f"version {other}: its canary goes on"]
+    assert told == [*goes_on, f"version {other} at 60%", f"version {other} at 100 %"]
+    last = world.registry.history("m")[-3:]
+    assert [(e.kind, e.seq - began) for e in last] == [
+        ("canary", 0),
+        ("canary", 1),
+        ("promoted", 2),
+    ]
+    assert last[0].details == last[1].details  # its rule and steps, too
     assert load.versions[-1] == str(other)
     lepton.rollback("m", home=world.home)
 
@@ -202,7 +211,7 @@ def test_whoever_promotes_again_carries_on_after_the_controller_was_killed(world
 def _promote_elsewhere(version: int, home: str, address: str) -> None:
     os.environ["RAY_ADDRESS"] = address
     rule = CanaryRule(bake_s=4, min_requests=5)
-    lepton.promote("m", version, canary=0.5, rule=rule, home=home)
+    lepton.promote("m", version, canary=(0.5, 0.6), rule=rule, home=home)
 
 
 def test_a_trial_that_is_ended_by_hand_ends_its_promotion(world: World) -> None:
@@ -213,7 +222,7 @@ def test_a_trial_that_is_ended_by_hand_ends_its_promotion(world: World) -> None:
     def end() -> None:
         wait_until(lambda: world.registry.state("m").pointer.canary == other)
         paused.append(lepton.promotion.pause("m", home=world.home).pointer.trial)
-        lepton.rollback("m", reason="not today", home=world.home)
+        lepton.promotion.abort("m", reason="not today", home=world.home)
 
     thread = threading.Thread(target=end)
     thread.start()
