@@ -104,7 +104,8 @@ def _ingress() -> dict[str, str]:
             "several times slower: install ray[serve] on Linux"
         )
         return {}
-    folder = tempfile.mkdtemp(prefix="lepton-")
+    short = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108 - a socket's path is 107 bytes
+    folder = tempfile.mkdtemp(prefix="lepton-", dir=short)
     _FOLDERS.append(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     launcher = Path(folder) / "haproxy"

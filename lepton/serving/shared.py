@@ -56,7 +56,8 @@ class SharedReplica:
         most: int = 1,
     ) -> None:
         settings = service or Service()
-        self._id = str(ray.get_runtime_context().get_actor_id())
+        here = ray.is_initialized()  # asking for the actor would start a Ray where there is none
+        self._id = str(ray.get_runtime_context().get_actor_id()) if here else ""
         self._most = most
         self._wished = 0
         self._parts = {m: DeployedReplica(m, home, trace, settings) for m in models}
