@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lepton.promotion import rollback as rollback
     from lepton.registry import ModelVersion as ModelVersion
     from lepton.serving import App as App
+    from lepton.serving import attach
     from lepton.stream import Shard as Shard
     from lepton.stream import Stream as Stream
     from lepton.training import EarlyStopping as EarlyStopping
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from lepton.training import train as train
     from lepton.training.planner import plan as plan
     from lepton.training.ray_tuner import tune as tune
+
+    app = attach
 
 __version__ = "0.1.0"
 
@@ -46,6 +49,7 @@ _HOMES = {
     "Stream": "lepton.stream",
     "Validation": "lepton.training",
     "Worker": "lepton.training",
+    "app": "lepton.serving:attach",
     "cross_validate": "lepton.training",
     "evaluate": "lepton.training",
     "feedback": "lepton.monitoring",
@@ -65,7 +69,8 @@ __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lepton' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    home, _, other = _HOMES[name].partition(":")
+    value = getattr(import_module(home), other or name)
     globals()[name] = value
     return value
 

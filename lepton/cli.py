@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lepton.amounts import shares, workers
 from lepton.errors import LeptonError
 from lepton.pipeline.keeping import add_changes
 
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--batch-size", type=int, default=256)
     train.add_argument("--epochs", type=int, default=1)
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--workers", type=_workers, default=1, metavar="N or MIN-MAX")
+    train.add_argument("--workers", type=workers, default=1, metavar="N or MIN-MAX")
     train.add_argument("--name", help="of the run")
     _home(train)
 
@@ -72,9 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     serve = add("serve", _serve, "serve a model's champion, or those of several, until interrupted")
     serve.add_argument("model", nargs="+", help="several share their replicas")
     serve.add_argument(
-        "--replicas", type=_workers, default=1, metavar="N or MIN-MAX", help="0-N may sleep"
+        "--replicas", type=workers, default=1, metavar="N or MIN-MAX", help="0-N may sleep"
     )
     serve.add_argument("--port", type=int)
+    serve.add_argument(
+        "--upgrade", action="store_true", help="replace running replicas, for new code or settings"
+    )
     serve.add_argument("--grpc-port", type=int, help="speak gRPC there, too; 0 for a free one")
     _home(serve)
 
@@ -84,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("out", help="uri of the table of answers")
     score.add_argument("--version", type=int, help="of the model; default the champion")
     score.add_argument("--where", help="SQL-like condition on the rows")
-    score.add_argument("--workers", type=_workers, default=1, metavar="N or MIN-MAX")
+    score.add_argument("--workers", type=workers, default=1, metavar="N or MIN-MAX")
     _home(score)
 
     _upkeep(add)
@@ -99,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 def _plans(add: Any) -> None:
     plan = add("plan", _plan, "predict time and cost of a run, by its workers, from other runs")
     plan.add_argument("runs", nargs="+", metavar="RUN", help="several tell how it scales")
-    plan.add_argument("--workers", type=_workers, default=(1, 8), metavar="N or MIN-MAX")
+    plan.add_argument("--workers", type=workers, default=(1, 8), metavar="N or MIN-MAX")
     rows = plan.add_mutually_exclusive_group()
     rows.add_argument("--rows", type=int, help="to train on, over all epochs")
     rows.add_argument("--table", help="uri of the table to train on; see --epochs")
@@ -118,15 +122,25 @@ def _moves(add: Any) -> None:
     promote.add_argument("version", type=int, nargs="?", help="default the newest")
     promote.add_argument("--gate", action="append", default=[])
     promote.add_argument("--shadow", type=float, help="share of requests it is asked, unanswering")
-    promote.add_argument("--canary", type=float, help="share of requests it answers at first")
+    promote.add_argument(
+        "--canary",
+        type=shares,
+        metavar="SHARE[,SHARE]",
+        help="share of requests it answers at first; several are steps",
+    )
     promote.add_argument("--by", default="", help="header that decides who gets the canary")
-    promote.add_argument("--replicas", type=_workers, default=1, metavar="N or MIN-MAX")
+    promote.add_argument("--replicas", type=workers, default=1, metavar="N or MIN-MAX")
     _home(promote)
 
     rollback = add("rollback", _rollback, "give up the canary, or go back to the former champion")
     rollback.add_argument("model")
     rollback.add_argument("--reason", default="by hand")
     _home(rollback)
+
+    abort = add("abort", _abort, "give up the version on trial; the champion stays")
+    abort.add_argument("model")
+    abort.add_argument("--reason", default="by hand")
+    _home(abort)
 
     pause = add("pause", _pause, "take the share of the version on trial away for a while")
     pause.add_argument("model")
@@ -194,19 +208,6 @@ def _view(name: str) -> Callable[[argparse.Namespace, Console], int | None]:
 
 def _home(command: argparse.ArgumentParser) -> None:
     command.add_argument("--home", help="default $LEPTON_HOME, else ./lepton-home")
-
-
-def _workers(text: str) -> int | tuple[int, int]:
-    parts = text.split("-")
-    try:
-        numbers = [int(p) for p in parts]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        return numbers[0]
-    if len(numbers) == 2:
-        return numbers[0], numbers[1]
-    raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor MIN-MAX")
 
 
 def _demo(arguments: argparse.Namespace, console: Console) -> None:
@@ -290,6 +291,13 @@ def _rollback(arguments: argparse.Namespace, console: Console) -> None:
     console.print(f"{arguments.model}: champion is version {state.pointer.champion}")
 
 
+def _abort(arguments: argparse.Namespace, console: Console) -> None:
+    from lepton.promotion import abort
+
+    state = abort(arguments.model, reason=arguments.reason, home=arguments.home)
+    console.print(f"{arguments.model}: champion is version {state.pointer.champion}")
+
+
 def _pause(arguments: argparse.Namespace, console: Console) -> None:
     from lepton.promotion import pause
 
@@ -307,6 +315,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> None:
         replicas=arguments.replicas,
         port=arguments.port,
         service=Service(grpc_port=arguments.grpc_port),
+        upgrade=arguments.upgrade,
     )
     if arguments.grpc_port is not None:
         console.print(f"gRPC at {apps[arguments.model[0]].grpc_address}")

@@ -49,6 +49,8 @@ def test_lists_runs_models_and_traces(home: Path, capsys: pytest.CaptureFixture[
         (["promote", "nobody"], "has no version"),
         (["promote", "m", "--gate", "f1 > 0.9"], "did not pass its gate"),
         (["promote", "m", "7"], "has no version 7"),
+        (["promote", "m", "--canary", "0.5,0.1"], "canary"),
+        (["abort", "m"], "has no canary or shadow"),
         (["rollback", "m"], "no former champion"),
         (["serve", "m", "--replicas", "0-2", "--grpc-port", "0"], "one replica has to stay"),
         (["serve", "m", "m"], "each once"),

@@ -22,6 +22,7 @@ NAMES = [
     "Validation",
     "Worker",
     "__version__",
+    "app",
     "cross_validate",
     "evaluate",
     "feedback",
