@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,13 +59,14 @@ def write(
     shards: Shards | None = None,
     shared: Mapping[str, Mapping[str, Any]] | None = None,
     options: Options = None,
+    written: Callable[[], object] | None = None,
     **described: Any,
 ) -> Manifest:
     """Write a state that :func:`flatten` has copied and commit it; see :func:`save`.
 
     ``answers`` are rows and the net's answers to them, to be kept with it; ``shards`` is what other
     ranks, and this one, have written of it by :func:`write_shard`; ``shared`` what
-    :func:`write_shared` has.
+    :func:`write_shared` has; ``written`` is called when only the manifest is missing.
 
     Raises:
         CheckpointError: the storage is full or cannot be written; nothing was committed.
@@ -98,6 +99,8 @@ def write(
                 options=dict(options or {}),
                 **described,
             )
+            if written is not None:
+                written()
             _commit(storage, manifest)
     except (OSError, SafetensorError) as e:  # the latter is what safetensors calls a full disk
         raise _unwritable(storage, step, e, options) from e

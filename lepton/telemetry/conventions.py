@@ -58,6 +58,7 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "lepton.dry_run": Attribute("bool", "", "whether nothing was changed"),
     "lepton.epoch": Attribute("int", "", "epoch, from 0"),
     "lepton.f1": Attribute("float", "1", "macro average, 0 to 1"),
+    "lepton.files": Attribute("int", "{file}", "data files of the table's version"),
     "lepton.files_added": Attribute("int", "{file}", "number of files"),
     "lepton.files_removed": Attribute("int", "{file}", "number of files"),
     "lepton.gate": Attribute("str[]", "", "the conditions that held"),
@@ -128,6 +129,11 @@ SPANS: Mapping[str, Convention] = {
         "driver", "A call of cross_validate().", ("lepton.study", "lepton.table")
     ),
     "lepton.tune": Convention("driver", "A call of tune().", ("lepton.study", "lepton.table")),
+    "lepton.open": Convention(
+        "driver",
+        "Having the table's log at hand: replayed, unless this process has it already.",
+        ("lepton.run", "lepton.table", "lepton.files"),
+    ),
     "lepton.plan": Convention(
         "driver", "Working out the order of rows.", ("lepton.rows", "lepton.steps")
     ),
@@ -175,6 +181,16 @@ SPANS: Mapping[str, Convention] = {
     "lepton.checkpoint": Convention(
         "worker of rank 0", "Writing and committing a checkpoint.", ("lepton.step", "lepton.bytes")
     ),
+    "lepton.checkpoint.snapshot": Convention(
+        "worker of rank 0", "Copying the state; the step waits for that alone."
+    ),
+    "lepton.checkpoint.write": Convention("worker of rank 0", "Writing the data files."),
+    "lepton.checkpoint.commit": Convention("worker of rank 0", "Putting the manifest in place."),
+    "lepton.recovery.meet": Convention(
+        "worker of rank 0", "From noticing a loss or a change until the workers had met anew."
+    ),
+    "lepton.recovery.state": Convention("worker of rank 0", "Until all had the state of one step."),
+    "lepton.recovery.step": Convention("worker of rank 0", "Until the next step was made."),
     "lepton.evaluate": Convention(
         "driver, or worker of rank 0",
         "An evaluation: of a checkpoint, or of the net between two steps.",

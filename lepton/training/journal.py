@@ -30,9 +30,16 @@ log = logging.getLogger("lepton")
 
 @dataclass(slots=True)
 class _Broken:
-    """Since when no step was made, whether by a loss, and how many are to be made again."""
+    """A pause: since when no step was made, when the workers had met, and when all had the state.
+
+    Attributes:
+        lost: whether a worker was lost.
+        replayed: steps that are to be made again.
+    """
 
     since_ns: int = 0
+    met_ns: int = 0
+    held_ns: int = 0
     lost: bool = False
     replayed: int = 0
 
@@ -182,7 +189,7 @@ class Journal:
                 max(0, now - broken.since_ns) / 1e9,
                 {"lepton.cause": "loss" if broken.lost else "resize"},
             )
-            telemetry.record(
+            carrier = telemetry.record(
                 "lepton.train.failure" if broken.lost else "lepton.train.resize",
                 self._plan.carrier,
                 broken.since_ns,
@@ -194,6 +201,11 @@ class Journal:
                     "lepton.world_size": self._group.world_size,
                 },
             )
+            if broken.since_ns <= broken.met_ns <= broken.held_ns <= now:
+                met, held = broken.met_ns, broken.held_ns
+                telemetry.record("lepton.recovery.meet", carrier, broken.since_ns, met)
+                telemetry.record("lepton.recovery.state", carrier, met, held)
+                telemetry.record("lepton.recovery.step", carrier, held, now)
 
     def _goodput(self) -> float | None:
         """Share of this worker's time in which no loss or resize kept it from steps; by rank 0."""
@@ -209,6 +221,14 @@ class Journal:
         self._broken.since_ns = self._broken.since_ns or time.time_ns()
         self._broken.lost = self._broken.lost or lost
 
+    def met(self) -> None:
+        """The workers have come together."""
+        self._broken.met_ns = time.time_ns()
+
+    def held(self) -> None:
+        """All workers have the state to go on with."""
+        self._broken.held_ns = time.time_ns()
+
     def resumed(self, step: int) -> None:
         """The run goes on from a checkpoint: if workers were lost before, that is a pause."""
         former = next(iter(reversed(attempts_of(self._logs))), None)
@@ -217,7 +237,8 @@ class Journal:
         made = steps_of(self._logs, former.number)
         last = max(made, default=former.step)
         since = max((s.time_ns for s in made.get(last, [])), default=former.time_ns)
-        self._broken = _Broken(since_ns=since, lost=True, replayed=last - step)
+        met = self._broken.met_ns
+        self._broken = _Broken(since_ns=since, met_ns=met, lost=True, replayed=last - step)
 
     def turn_to(self, epoch: int, step: int) -> None:
         """Begin another epoch, if it is another one: a batch of it is there."""

@@ -81,11 +81,13 @@ class Saver:
         self.wait()
         state = {name: thing.state_dict() for name, thing in attached.items()}
         frozen = self.frozen.of(attached)
+        began = time.time_ns()
         self._copy, tree = checkpoints.flatten(state, self._copy, leave=frozen)
+        copied = (began, time.time_ns())
         described = self._described(cursor, watcher, metrics)
         self._thread = threading.Thread(
             target=self._write,
-            args=((self._copy, tree), frozen, step, described, watcher.twin),
+            args=((self._copy, tree), frozen, step, described, watcher.twin, copied),
             name="lepton-checkpoint",
         )
         self._thread.start()
@@ -221,12 +223,14 @@ class Saver:
         step: int,
         described: dict[str, Any],
         twin: Twin | None,
+        copied: tuple[int, int],
     ) -> None:
         began = time.monotonic()
         try:
             with telemetry.span(
                 "lepton.checkpoint", self._plan.carrier, attributes={"lepton.step": step}
             ) as span:
+                at = [time.time_ns()]
                 shared = self.frozen.entries(frozen, step, described.pop("program"))
                 state = checkpoints.joined(flat[1], {**frozen, **flat[0]})
                 self.saved = checkpoints.write(
@@ -237,9 +241,13 @@ class Saver:
                     traceparent=span.carrier.traceparent,
                     answers=twin.answers(state) if twin else None,
                     shared=shared,
+                    written=lambda: at.append(time.time_ns()),
                     **described,
                 )
                 span.set(lepton_bytes=self.saved.own_size)
+                telemetry.record("lepton.checkpoint.snapshot", span.carrier, *copied)
+                telemetry.record("lepton.checkpoint.write", span.carrier, *at)
+                telemetry.record("lepton.checkpoint.commit", span.carrier, at[1])
             self._note(self.saved, began)
         except Exception as e:  # noqa: BLE001 - raised in the training thread, by the next wait
             self._error = e

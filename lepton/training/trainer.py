@@ -142,6 +142,8 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
     attributes = {"lepton.run": name, "lepton.table": str(stream.snapshot)}
     parent = parent.with_baggage(attributes)
     with telemetry.span("lepton.train", parent, attributes=attributes) as span:
+        with telemetry.span("lepton.open", span.carrier, attributes=attributes) as opening:
+            opening.set(lepton_files=len(stream.snapshot.load().files))
         with telemetry.span("lepton.plan", span.carrier) as planning:
             planning.set(lepton_rows=stream.order(0).rows, lepton_steps=stream.steps)
         plan = _plan(folder, name, stream, span.carrier, checkpoint_every, audit)

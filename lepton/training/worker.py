@@ -294,6 +294,7 @@ class Worker:
         self._group.meet(step, self._settle)
 
     def _settle(self, place: Place) -> None:
+        self._journal.met()
         if place.source is None:
             self._begin()
         elif place.behind:
@@ -303,6 +304,7 @@ class Worker:
             if place.rank in place.behind:
                 self._step, self._cursor = found[:2]
                 self._journal.epoch = Epoch(*found[2:])
+        self._journal.held()
         self._group.stands_at(self._step)
         self._saver.frozen.look(self._attached)
         self._examination.settle()

@@ -20,6 +20,7 @@ from tests.cluster.telemetry_driver import ASKED, SCRAPED, UNSAMPLED
 from tests.unit.collector import Collector, attributes_of
 
 OF_TRAINING = (
+    "lepton.open",
     "lepton.plan",
     "lepton.read",
     "lepton.steps",
@@ -91,6 +92,8 @@ def test_every_span_is_where_it_belongs(told: Told) -> None:
         ("lepton.demo", ""),
         ("lepton.train", "lepton.demo"),
         *((name, "lepton.train") for name in OF_TRAINING),
+        *((f"lepton.checkpoint.{x}", "lepton.checkpoint") for x in ("snapshot", "write", "commit")),
+        *((f"lepton.recovery.{x}", "lepton.train.failure") for x in ("meet", "state", "step")),
         *((name, "lepton.demo") for name in ("lepton.evaluate", "lepton.register")),
         ("lepton.promote", "lepton.demo"),
         ("lepton.gate", "lepton.promote"),

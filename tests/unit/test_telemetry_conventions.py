@@ -24,9 +24,11 @@ from lepton.telemetry.reference import page
 from lepton.telemetry.rounds import rounds
 
 NAMES = """
-lepton.canary lepton.checkpoint lepton.checkpoint_table lepton.cross_validate lepton.demo
+lepton.canary lepton.checkpoint lepton.checkpoint.commit lepton.checkpoint.snapshot
+lepton.checkpoint.write lepton.checkpoint_table lepton.cross_validate lepton.demo
 lepton.evaluate lepton.gate
-lepton.model.load lepton.optimize lepton.plan lepton.promote lepton.read lepton.register
+lepton.model.load lepton.open lepton.optimize lepton.plan lepton.promote lepton.read
+lepton.recovery.meet lepton.recovery.state lepton.recovery.step lepton.register
 lepton.request lepton.restore lepton.rollback lepton.score lepton.slow_step lepton.steps
 lepton.table lepton.train
 lepton.train.epoch lepton.train.failure lepton.train.resize lepton.train.straggler lepton.tune
@@ -125,11 +127,15 @@ def test_what_is_recorded_is_in_the_table(made: Loop) -> None:
         assert isinstance(value, KINDS[ATTRIBUTES[name].kind]), name
     assert {s.name for s in spans} == {
         "lepton.train",
+        "lepton.open",
         "lepton.plan",
         "lepton.read",
         "lepton.train.epoch",
         "lepton.steps",
         "lepton.checkpoint",
+        "lepton.checkpoint.snapshot",
+        "lepton.checkpoint.write",
+        "lepton.checkpoint.commit",
         "lepton.evaluate",
         "lepton.register",
         "lepton.model.load",
