@@ -46,11 +46,28 @@ class Overloaded(Exception):  # noqa: N818 - a state of the replica, which the c
         self.retry_after_s = retry_after_s
 
 
+@dataclass(slots=True)
+class Batch:
+    """The batch that a request was answered in, as it is told afterwards.
+
+    Attributes:
+        began_ns, ended_ns: when the model ran, Unix time; 0 if it was not run in a batch.
+        requests: that were run together.
+        rows: of them all.
+    """
+
+    began_ns: int = 0
+    ended_ns: int = 0
+    requests: int = 0
+    rows: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
     run: Run
     rows: pa.Table
     answer: asyncio.Future[Outputs]
+    batch: Batch
 
 
 class Batcher:
@@ -89,8 +106,20 @@ class Batcher:
         """Whether a row could be answered at once."""
         return self._rows == 0 and self._known(run).inline_for(1)
 
-    async def answer(self, run: Run, rows: pa.Table, patience_s: float | None = None) -> Outputs:
+    async def answer(
+        self,
+        run: Run,
+        rows: pa.Table,
+        patience_s: float | None = None,
+        batch: Batch | None = None,
+    ) -> Outputs:
         """Return ``run``'s outputs for the rows, arrays of shape (rows, …).
+
+        Args:
+            run: of the version that answers.
+            rows: of the request.
+            patience_s: how long to wait, seconds.
+            batch: is told in which batch they were run.
 
         Raises:
             Overloaded: too much waits already.
@@ -105,7 +134,7 @@ class Batcher:
             raise Overloaded(retry_after)
         answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         with self._came:
-            self._waiting.append(_Waiting(run, rows, answer))
+            self._waiting.append(_Waiting(run, rows, answer, batch or Batch()))
             self._rows += len(rows)
             self._started()
             self._came.notify()
@@ -144,7 +173,11 @@ class Batcher:
         if batch is None:
             return False
         wanted = [one for one in batch if not one.answer.done()]
+        began_ns = time.time_ns()
         done = _run_all(wanted, self._known(batch[0].run)) if wanted else []
+        together = began_ns, time.time_ns(), len(wanted), sum(len(one.rows) for one in wanted)
+        for one in wanted:
+            _tell(one.batch, *together)
         with self._came:
             self._rows -= sum(len(one.rows) for one in batch)
         if done:
@@ -170,6 +203,10 @@ class Batcher:
                 batch.append(self._waiting.popleft())
                 rows += len(one.rows)
             return batch
+
+
+def _tell(batch: Batch, began_ns: int, ended_ns: int, requests: int, rows: int) -> None:
+    batch.began_ns, batch.ended_ns, batch.requests, batch.rows = began_ns, ended_ns, requests, rows
 
 
 def _run_all(batch: Sequence[_Waiting], pace: Pace) -> list[Outputs | Exception]:

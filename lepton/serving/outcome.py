@@ -11,6 +11,7 @@ import numpy as np
 
 from lepton.serving.answers import Answer, AnswerLog
 from lepton.serving.arrays import Arrays
+from lepton.serving.batching import Batch
 from lepton.serving.following import Resident
 from lepton.serving.protocol import Inquiry
 from lepton.telemetry import Carrier, Common, Spool, traceparent_in
@@ -35,6 +36,7 @@ class Outcome:
     retry_after_s: int | None = None
     inquiry: Inquiry | Arrays | None = None
     outputs: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict[str, Any])
+    batch: Batch | None = None
 
     def fail(self, status: int, error: Exception | str, kind: str = "") -> None:
         """Note what went wrong."""
@@ -70,7 +72,16 @@ class Keeper:
         common = self._commons.get(key) or self._common(key, came)
         ended_ns = time.time_ns()
         certain = came.status >= 500 or ended_ns - came.began_ns > SLOW_NS
-        return self._spans.leave(common, parent, came.began_ns, ended_ns, certain=certain)
+        left = self._spans.leave(common, parent, came.began_ns, ended_ns, certain=certain)
+        if certain and came.batch is not None and came.batch.ended_ns:
+            self._batch(left, came.batch)
+        return left
+
+    def _batch(self, request: str, batch: Batch) -> None:
+        """Leave the span of a slow or failed request's batch: what is before it was waiting."""
+        about = {"lepton.requests": batch.requests, "lepton.rows": batch.rows}
+        common = Common("lepton.batch", "internal", "", [], about)
+        self._spans.leave(common, request, batch.began_ns, batch.ended_ns, certain=True)
 
     def _common(self, key: tuple[object, ...], came: Outcome) -> Common:
         if len(self._commons) >= MOST_COMMON:

@@ -29,7 +29,7 @@ from lepton import telemetry
 from lepton.serving.absence import DRAIN_S, Absence
 from lepton.serving.answers import AnswerLog
 from lepton.serving.arrays import Arrays
-from lepton.serving.batching import Batcher, Overloaded
+from lepton.serving.batching import Batch, Batcher, Overloaded
 from lepton.serving.figures import Figures
 from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import inquiry_in, problem, reply_to
@@ -310,7 +310,9 @@ class Replica:
             about = version.inputs, version.outputs
             came.inquiry = await inquiry_in(request, *about, plain=plain)
             patience_s = came.inquiry.patience_s or PATIENCE_S
-            came.outputs = await self._batcher.answer(version.run, came.inquiry.rows, patience_s)
+            came.batch = Batch()
+            told = version.run, came.inquiry.rows, patience_s, came.batch
+            came.outputs = await self._batcher.answer(*told)
         except BadRequest as e:
             came.fail(e.status, e)
         except Overloaded as e:

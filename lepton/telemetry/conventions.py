@@ -71,6 +71,7 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "lepton.r2": Attribute("float", "1", "coefficient of determination, at most 1"),
     "lepton.rank": Attribute("int", "", "rank of the worker, from 0"),
     "lepton.recall": Attribute("float", "1", "macro average, 0 to 1"),
+    "lepton.requests": Attribute("int", "{request}", "number of requests"),
     "lepton.rows": Attribute("int", "{row}", "number of rows"),
     "lepton.run": Attribute("str", "", "a run's name"),
     "lepton.share": Attribute("float", "1", "a canary's share of requests, 0 to 1"),
@@ -219,6 +220,11 @@ SPANS: Mapping[str, Convention] = {
     "lepton.rollback": Convention("driver", "A call of rollback().", ("lepton.model",)),
     "lepton.model.load": Convention(
         "replica", "Loading and trying out a version.", ("lepton.version",)
+    ),
+    "lepton.batch": Convention(
+        "replica",
+        "The model's run for a slow or failed request, with all that it answered together.",
+        ("lepton.requests", "lepton.rows"),
     ),
     "lepton.request": Convention(
         "replica",

@@ -125,6 +125,32 @@ def test_a_request_whose_time_is_over_is_told_so(replica: Replica) -> None:
     asyncio.run(scene())
 
 
+def test_a_slow_requests_span_tells_of_its_batch(
+    replica: Replica, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lepton.serving.outcome.SLOW_NS", 0)
+
+    async def scene() -> list[Any]:
+        held: Any = slow(replica, 0.1)
+        async with client(replica) as http:
+            first = asyncio.create_task(http.post(URL, content=body(4)))
+            await asyncio.to_thread(held.running.wait, 30)
+            rest = [asyncio.create_task(http.post(URL, content=body(n))) for n in (1, 2)]
+            while replica._batcher.waiting_rows < 7:
+                await asyncio.sleep(0.01)
+            held.go.set()
+            return [(await task).headers["traceparent"] for task in (first, *rest)]
+
+    asked = asyncio.run(scene())
+    replica.__del__()
+    spans = spans_of(str(home / "traces"))
+    batches = {s.parent_id: s for s in spans if s.name == "lepton.batch"}
+    told = [batches[header.split("-")[2]].attributes for header in asked]
+
+    assert told[0] == {"lepton.requests": 1, "lepton.rows": 4}
+    assert told[1] == told[2] == {"lepton.requests": 2, "lepton.rows": 3}
+
+
 def test_a_wrong_timeout_is_refused(replica: Replica) -> None:
     async def scene() -> None:
         async with client(replica) as http:

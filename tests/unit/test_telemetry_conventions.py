@@ -24,7 +24,7 @@ from lepton.telemetry.reference import page
 from lepton.telemetry.rounds import rounds
 
 NAMES = """
-lepton.canary lepton.checkpoint lepton.checkpoint.commit lepton.checkpoint.snapshot
+lepton.batch lepton.canary lepton.checkpoint lepton.checkpoint.commit lepton.checkpoint.snapshot
 lepton.checkpoint.write lepton.checkpoint_table lepton.cross_validate lepton.demo
 lepton.evaluate lepton.gate
 lepton.model.load lepton.open lepton.optimize lepton.plan lepton.promote lepton.read
