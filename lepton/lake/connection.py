@@ -34,12 +34,14 @@ def connection(url: str, options: Mapping[str, str]) -> Any:
     errors: Any = import_module("obstore.exceptions")
     low = {k.lower(): v for k, v in options.items()}
     client: dict[str, Any] = {k: low[k] for k in ("timeout", "connect_timeout") if k in low}
-    client["allow_http"] = any(low.get(k, "").lower() in ("true", "1", "yes") for k in _PLAIN)
+    plain = [low[k].lower() in ("true", "1", "yes") for k in _PLAIN if k in low]
+    if plain:  # else the environment decides
+        client["allow_http"] = any(plain)
     retries = {"max_retries": int(low["max_retries"])} if "max_retries" in low else None
 
     def known(one: dict[str, str]) -> bool:
         try:
-            stores.from_url(url, config=one, client_options=client)
+            stores.from_url(url, config=one, client_options=client or None)
         except errors.UnknownConfigurationKeyError:
             return False  # deltalake's own
         except errors.BaseError:
@@ -49,4 +51,6 @@ def connection(url: str, options: Mapping[str, str]) -> Any:
     config = {
         k: v for k, v in low.items() if k != _PUT and not _OF_CLIENTS.fullmatch(k) and known({k: v})
     }
-    return stores.from_url(url, config=config or None, client_options=client, retry_config=retries)
+    return stores.from_url(
+        url, config=config or None, client_options=client or None, retry_config=retries
+    )

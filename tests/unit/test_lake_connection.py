@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import obstore
 import pytest
 
 from lepton.checkpoints.bucket import Bucket
@@ -56,3 +57,14 @@ def test_checkpoints_take_the_options_of_tables(url: str, options: dict[str, str
 def test_what_nothing_knows_is_refused() -> None:
     with pytest.raises(CheckpointError, match="cannot reach checkpoints on ftp://somewhere/runs"):
         Bucket("ftp://somewhere/runs", MORE)
+
+
+def test_the_environment_decides_what_no_option_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "open", "AWS_ALLOW_HTTP": "true"}
+    for name, value in {**told, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    store = connection("s3://bucket/folder", {})
+
+    with pytest.raises(Exception, match="error sending request"):  # it was allowed to ask
+        obstore.list_with_delimiter(connection("s3://bucket/folder", {"max_retries": "0"}))
+    assert store.client_options is None
