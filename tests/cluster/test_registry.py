@@ -33,8 +33,7 @@ def test_threads_may_share_a_registry(registry):
 
 RACER = """
 import json, sys
-from lepton.errors import RegistryError
-from lepton.errors import RegistryError
+from lepton.errors import ConflictError
 from lepton.registry import Registry
 
 registry = Registry(sys.argv[1])
