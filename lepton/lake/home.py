@@ -20,7 +20,7 @@ def home_of(home: str | os.PathLike[str] | None = None) -> str:
     chosen = os.fspath(home) if home is not None else os.environ.get("LEPTON_HOME", "lepton-home")
     if "://" in chosen:
         raise LakeError(
-            f"home {chosen!r} is a URL; runs and checkpoints need a file system path that every "
-            "node sees (tables may live anywhere): set LEPTON_HOME to such a path"
+            f"home {chosen!r} is a URL; runs need a file system path that every "
+            "node sees (tables and checkpoints= may live anywhere): set LEPTON_HOME to such a path"
         )
     return str(Path(chosen).absolute())
