@@ -29,6 +29,9 @@ from lepton.lake.storage import store_of
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 _Columns = tuple[list[Field], list[str | None], pa.Schema]
 
+DECODED_BYTES = 1 << 23
+"""Each call that gives pages of a mapped file back stops the process's other threads."""
+
 
 class OpenFile:
     """One data file, its footer read, ready to give row ranges. For one thread at a time.
@@ -73,6 +76,7 @@ class OpenFile:
             with self._explained():
                 raise ValueError(f"it has {self.stored} rows, and the log says {file.rows}")
         self._ahead: _Sequence | None = None
+        self._decoded = 0
         self._found: dict[tuple[str, ...], _Columns] = {}
 
     @property
@@ -185,6 +189,7 @@ class OpenFile:
     def rest(self) -> None:
         """Give up the memory of a range that might have been gone on with."""
         self._ahead = None
+        self._forget()
 
     def close(self) -> None:
         """Give the file handle back."""
@@ -206,9 +211,16 @@ class OpenFile:
             raw = self._ahead.take(start, stop)
             if stop == int(self._ends[first]):
                 self._ahead = None  # the decoder's buffers go with it
-        if self._mapped is not None:  # decoded: its pages need not count as this process's memory
-            self._mapped.madvise(mmap.MADV_DONTNEED)
+        self._decoded += raw.nbytes
+        if self._decoded >= DECODED_BYTES:
+            self._forget()
         return raw
+
+    def _forget(self) -> None:
+        """Let decoded pages of a mapped file no longer count as this process's memory."""
+        if self._mapped is not None and self._decoded:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+        self._decoded = 0
 
     def _column(
         self, raw: pa.Table, field: Field, stored: str | None, rows: int

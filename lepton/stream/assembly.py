@@ -19,7 +19,7 @@ from lepton.stream.cursor import Cursor
 from lepton.stream.memory import Pool
 from lepton.stream.order import Digest, Ints, digest_of, lanes_of
 from lepton.stream.slabs import Filled, Picked, Slab, Slabs
-from lepton.stream.tensors import Batch
+from lepton.stream.tensors import Batch, batch_of
 
 if TYPE_CHECKING:
     from lepton.stream.stream import Stream
@@ -35,6 +35,7 @@ class Part:
         epoch: from 0.
         step: global batch within the epoch, from 0.
         global_rows: planned rows of the global batch that this step consumes, over all ranks.
+        epoch_rows: planned rows of the epoch.
     """
 
     def __init__(self, filled: Filled, at: int) -> None:
@@ -42,6 +43,7 @@ class Part:
         self.epoch = slab.order.epoch
         self.step = slab.step + at
         self.global_rows = slab.global_rows(at)
+        self.epoch_rows = slab.order.rows
         self._filled = filled
         self._at = at
 
@@ -99,8 +101,8 @@ class Part:
 
     @property
     def batch(self) -> Batch:
-        """The slice as tensors; see :func:`lepton.stream.tensors.batch_of`."""
-        return {name: values[self._at] for name, values in self._filled.tensors.items()}
+        """The slice as tensors; see :func:`batch_of`."""
+        return batch_of(self.columns)
 
 
 class Assembly:

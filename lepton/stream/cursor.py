@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lepton.errors import StreamError
@@ -33,8 +33,8 @@ class Cursor:
         """Return the cursor after ``rows`` more rows; the end of an epoch begins the next."""
         done = self.rows + rows
         if done >= epoch_rows:
-            return replace(self, epoch=self.epoch + 1, rows=0)
-        return replace(self, rows=done)
+            return Cursor(self.epoch + 1, 0, self.order, self.version)
+        return Cursor(self.epoch, done, self.order, self.version)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

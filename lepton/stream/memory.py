@@ -8,6 +8,7 @@ overwritten; its buffer is simply not free.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import sys
 import threading
@@ -19,7 +20,8 @@ import numpy as np
 HUGE = 1 << 21
 """Bytes of a large page: batches lie far apart in memory, and large pages find them sooner."""
 
-_GRAIN = 1 << 16  # bytes; sizes are rounded up to it, so that windows of like size share buffers
+_LEAST = 1 << 16  # bytes; sizes are rounded up to powers of two, so that slabs share buffers:
+# what is not written to takes no memory
 _FREE = 2  # references to a buffer that only the pool knows: the list and getrefcount's argument
 
 
@@ -35,8 +37,8 @@ class Pool:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return an uninitialised array."""
         kind = np.dtype(dtype)
-        size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-        buffer = self._buffer(-(-max(size, 1) // _GRAIN) * _GRAIN)
+        size = math.prod(shape) * kind.itemsize
+        buffer = self._buffer(max(_LEAST, 1 << (size - 1).bit_length()))
         return buffer[:size].view(kind).reshape(shape)
 
     def _buffer(self, size: int) -> Any:

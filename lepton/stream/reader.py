@@ -34,7 +34,7 @@ Transform = Callable[[pa.Table], pa.Table]
 Columns = Iterator[tuple[str, Column]]
 
 THREADS = 2
-OPEN_FILES = 16
+OPEN_FILES = 64
 
 
 @dataclass(frozen=True, kw_only=True)

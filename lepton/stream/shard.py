@@ -108,7 +108,7 @@ class Shard:
         except StreamError as e:
             raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
         part = self._ready.popleft()
-        self._cursor = self._cursor.after(part.global_rows, self._stream.order(part.epoch).rows)
+        self._cursor = self._cursor.after(part.global_rows, part.epoch_rows)
         if self._stream.follow and part.epoch < self._cursor.epoch < self._stream.epochs:
             self.move_to((self.agree or self._agreed)(self._stream.newest()))
         return part

@@ -8,6 +8,7 @@ rows is in; which steps share a slab is a pure function of the plan and of where
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ from lepton.errors import StreamError
 from lepton.stream.columns import Allocate, Column, Values, gather, joined, sealed
 from lepton.stream.cursor import Cursor
 from lepton.stream.order import Ints, Layout, Order, Unit
-from lepton.stream.tensors import tensors_of
 
 PER_WINDOW = 2
 """Slabs over which a window is spread: fewer are cheaper to fill (each piece of a column gives the
@@ -117,8 +117,16 @@ class Slab:
         done = self.begin if i == 0 else (self.step + i) * self.order.batch_size
         return min((self.step + i + 1) * self.order.batch_size, self.order.rows) - done
 
-    def put(self, unit: Unit, rows: Rows, name: str, column: Column) -> None:
-        """Put in what a unit has of a column."""
+    def put(self, unit: Unit, rows: Rows, name: str, column: Column, ordered: Column) -> None:
+        """Put in what a unit has of a column.
+
+        Args:
+            unit: whose rows.
+            rows: all of them.
+            name: of the column.
+            column: as it was read: kept if its values do not go into an array.
+            ordered: the same values, perhaps in order already, in memory that is used again.
+        """
         array = None if rows.at is not None else self._array(name, column)
         if array is None:
             with self._lock:
@@ -126,7 +134,7 @@ class Slab:
             return
         seat = self._seats[unit.lane]
         low, high = max(unit.offset, seat.low), min(unit.offset + unit.rows, seat.high)
-        _write(array, seat, (low - seat.low, high - seat.low), column, low - unit.offset)
+        _write(array, seat, (low - seat.low, high - seat.low), ordered, low - unit.offset)
 
     def _array(self, name: str, column: Column) -> Any:
         """Return where a column's values go, or None if they do not go into an array."""
@@ -228,8 +236,10 @@ class Slabs:
         """Put a unit's rows where they belong."""
         slabs = list(self._touched(order, unit))
         for name, column in columns:
+            at_once = rows.at is None and len(self._lanes) > 1
+            ordered = _in_order(column) if at_once else column
             for slab in slabs:
-                slab.put(unit, rows, name, column)
+                slab.put(unit, rows, name, column, ordered)
         for slab in slabs:
             slab.done(unit, rows)
 
@@ -274,11 +284,6 @@ class Filled:
         found = self.slab.picked(0)
         return found[0].rows.schema if found else self._none().schema
 
-    @cached_property
-    def tensors(self) -> dict[str, Any]:
-        """Column name to a sequence of tensors, or Arrow arrays, one a step."""
-        return {name: tensors_of(name, values) for name, values in self.columns.items()}
-
 
 def steps_of(order: Order, step: int, begun: int) -> tuple[int, int]:
     """Return the first step of the slab that a step is in, and how many it has.
@@ -317,6 +322,7 @@ def _write(array: Any, seat: _Seat, span: tuple[int, int], column: Column, at: i
     """
     row, end = span
     per, left, right = seat.per, seat.at, seat.at + seat.per
+    ordered = column.take is None
     while row < end:
         step, begin = divmod(row, per)
         whole = 0 if begin else (end - row) // per
@@ -326,20 +332,32 @@ def _write(array: Any, seat: _Seat, span: tuple[int, int], column: Column, at: i
         elif per == array.shape[1]:
             count = whole * per
             gather(column, at, array[step : step + whole].reshape(count, *array.shape[2:]))
-        elif _row_bytes(array) >= WIDE_BYTES:
+        elif ordered:
+            count = whole * per
+            rows = column.values[at : at + count]
+            array[step : step + whole, left:right] = rows.reshape(whole, per, *array.shape[2:])
+        else:
             count = per
             gather(column, at, array[step, left:right])
-        else:  # in the cache, then out
-            count = whole * per
-            block = _scratch((whole, per, *array.shape[2:]), array.dtype)
-            gather(column, at, block.reshape(count, *array.shape[2:]))
-            array[step : step + whole, left:right] = block
         row, at = row + count, at + count
+
+
+def _in_order(column: Column) -> Column:
+    """Return a column of narrow rows as they are delivered, in this thread's own memory.
+
+    Rows are put in order by one call, and are in the cache when they are copied on; wide ones are
+    copied one by one at full speed.
+    """
+    if column.form is None or column.take is None or column.values.strides[0] >= WIDE_BYTES:
+        return column
+    block = _scratch((len(column.take), *column.values.shape[1:]), column.values.dtype)
+    gather(column, 0, block)
+    return Column(block, column.type)
 
 
 def _scratch(shape: tuple[int, ...], kind: Any) -> Any:
     """Return this thread's array for what is at once copied on: the same memory each time."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
+    size = math.prod(shape) * np.dtype(kind).itemsize
     held: Any = getattr(_HELD, "memory", None)
     if held is None or len(held) < size:
         held = _HELD.memory = np.empty(size, np.uint8)
@@ -347,7 +365,3 @@ def _scratch(shape: tuple[int, ...], kind: Any) -> Any:
 
 
 _HELD = threading.local()
-
-
-def _row_bytes(array: Any) -> int:
-    return array.itemsize * int(np.prod(array.shape[2:], dtype=np.int64))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,18 +32,6 @@ def batch_of(columns: Mapping[str, Values] | pa.Table) -> Batch:
     if isinstance(columns, pa.Table):
         columns = {name: c.picked(0, len(columns)) for name, c in columns_of(columns, None)}
     return {name: _tensor(name, values) for name, values in columns.items()}
-
-
-def tensors_of(name: str, batches: Any) -> Sequence[Any]:
-    """Return a column's tensors (or Arrow arrays), one a batch.
-
-    Args:
-        name: the column, for messages.
-        batches: an ndarray of shape (batches, rows, …), or a list of arrays.
-    """
-    if isinstance(batches, list):
-        return [_tensor(name, values) for values in cast("list[Any]", batches)]
-    return _torch(batches).unbind(0)
 
 
 def _tensor(name: str, values: Values) -> Any:
