@@ -6,9 +6,11 @@ import argparse
 import importlib
 import os
 import runpy
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--replicas", type=workers, default=1, metavar="N or MIN-MAX", help="0-N may sleep"
     )
     serve.add_argument("--port", type=int)
+    serve.add_argument("--host", help="0.0.0.0 lets other machines ask; see LEPTON_SERVE_TOKENS")
     serve.add_argument(
         "--upgrade", action="store_true", help="replace running replicas, for new code or settings"
     )
@@ -93,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
 
     _upkeep(add)
     _views(add)
+    ingress = add("ingress", _ingress, "print what a node's `ray start` needs for HAProxy")
+    ingress.add_argument(
+        "--dir",
+        default=f"/tmp/lepton-ingress-{os.getuid()}",  # noqa: S108 - a socket's path is short
+        help="for its files and sockets, the same on every node",
+    )
     doctor = add("doctor", _doctor, "check versions, Ray, GPU and storage, with advice")
     doctor.add_argument("--address", help="of a Ray cluster")
     doctor.add_argument("--deep", action="store_true", help="really start a local Ray")
@@ -314,12 +323,20 @@ def _serve(arguments: argparse.Namespace, console: Console) -> None:
         home_of(arguments.home),
         replicas=arguments.replicas,
         port=arguments.port,
-        service=Service(grpc_port=arguments.grpc_port),
+        service=Service(host=arguments.host, grpc_port=arguments.grpc_port),
         upgrade=arguments.upgrade,
     )
     if arguments.grpc_port is not None:
         console.print(f"gRPC at {apps[arguments.model[0]].grpc_address}")
     _stay(" and ".join(app.infer_url for app in apps.values()), console)
+
+
+def _ingress(arguments: argparse.Namespace, _: Console) -> None:
+    """Print lines for a shell: ``eval "$(lepton ingress)"``."""
+    from lepton.cluster import ingress_settings
+
+    for name, value in ingress_settings(Path(arguments.dir)).items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
 
 
 def _score(arguments: argparse.Namespace, console: Console) -> None:

@@ -28,6 +28,7 @@ _CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.widget
 """Loggers that say at every start what is as it should be, or what lepton does not need."""
 
 _PORTS = range(20_000, 30_000)
+_LONGEST = 80  # bytes of a folder of sockets, whose paths may have 107
 _HELD: list[str] = []
 _FOLDERS: list[str] = []
 
@@ -84,6 +85,11 @@ def connect(**options: Any) -> None:
         ray.init(address="local", **(quiet | local | options))
 
 
+def is_own() -> bool:
+    """Whether this process, or one that it has held, started the Ray that it is connected to."""
+    return bool(_FOLDERS or _HELD)
+
+
 def disconnect() -> None:
     """Leave Ray; a local one that this process started ends with all its processes."""
     ray = sys.modules.get("ray")
@@ -97,22 +103,45 @@ def _ingress() -> dict[str, str]:
     """Settings for requests to go through HAProxy, if it is there and nobody decided otherwise."""
     if ingress.SWITCH in os.environ:
         return {}
-    haproxy = _haproxy()
-    if haproxy is None:
-        log.warning(
-            "HAProxy is not here, so requests will go through Ray Serve's own proxy, which is "
-            "several times slower: install ray[serve] on Linux"
-        )
-        return {}
     short = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108 - a socket's path is 107 bytes
     folder = tempfile.mkdtemp(prefix="lepton-", dir=short)
     _FOLDERS.append(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    launcher = Path(folder) / "haproxy"
-    launcher.write_text(ingress.LAUNCHER.format(python=sys.executable, haproxy=haproxy))
-    launcher.chmod(0o700)
+    try:
+        return ingress_settings(Path(folder))
+    except LeptonError as e:
+        log.warning("%s", e)
+        return {}
+
+
+def ingress_settings(folder: Path) -> dict[str, str]:
+    """Return the environment in which to start a node of Ray, for requests to go through HAProxy.
+
+    Args:
+        folder: for HAProxy's files and sockets, with a short path: the same on every node, since
+            Serve's controller tells them its own. Nodes of one machine may share it.
+
+    Raises:
+        LeptonError: there is no HAProxy, or the path is too long.
+    """
+    haproxy = _haproxy()
+    if haproxy is None:
+        raise LeptonError(
+            "HAProxy is not here, so requests will go through Ray Serve's own proxy, which is "
+            "several times slower: install ray[serve] on Linux"
+        )
+    if len(str(folder)) > _LONGEST:
+        raise LeptonError(f"{str(folder)!r} is too long for the paths of sockets: name another")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise LeptonError(f"{str(folder)!r} belongs to somebody else: name another folder")
+    launcher = folder / "haproxy"
+    draft = folder / f"haproxy-{os.getpid()}"  # another node of this machine may be using it
+    draft.write_text(ingress.LAUNCHER.format(python=sys.executable, haproxy=haproxy))
+    draft.chmod(0o700)
+    draft.replace(launcher)
     threads = max(1, min(4, (os.cpu_count() or 1) // 2))
-    return ingress.settings_of(folder, free_ports(ingress.PORTS), threads, str(launcher))
+    return ingress.settings_of(str(folder), free_ports(ingress.PORTS), threads, str(launcher))
 
 
 def _haproxy() -> str | None:

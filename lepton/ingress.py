@@ -24,7 +24,10 @@ ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: end with the pro
 if os.getppid() == 1:
     sys.exit("the process that wanted HAProxy is gone")
 after = {{"option abortonclose": "option http-buffer-request"}}
-instead = {{"bind :": "bind 127.0.0.1:", "bind *:": "bind 127.0.0.1:"}}
+instead = {{}}
+for name in ("METRICS", "STATS"):
+    port = os.environ.get(f"RAY_SERVE_HAPROXY_{{name}}_PORT")
+    instead[f"bind :{{port}}"] = instead[f"bind *:{{port}}"] = f"bind 127.0.0.1:{{port}}"
 without = ("log 127.0.0.1:514 ", "option splice-")
 words = sys.argv[1:]
 if "-f" in words:
@@ -33,9 +36,7 @@ if "-f" in words:
     with open(words[at]) as f:
         for line in f:
             told = line.strip()
-            for old, new in instead.items():
-                if told.startswith(old):
-                    line = line.replace(old, new, 1)
+            line = line.replace(told, instead.get(told, told))
             if not told.startswith(without):
                 lines.append(line)
             if told in after:

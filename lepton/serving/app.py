@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
 from ray.serve.exceptions import RayServeException
 
-from lepton import cluster
+from lepton import cluster, ingress
 from lepton.errors import ServingError
 from lepton.serving.access import grants_in, refuse_strangers
 from lepton.serving.client import App
@@ -33,6 +33,8 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 SURGE_PERCENT = 25
 """How many replicas more there may be while all are replaced; one at least."""
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
+
+log = logging.getLogger("lepton")
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -59,9 +61,9 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         look_back_period_s=1,
         policy=AutoscalingPolicy(policy_function=service.policy),
     )
-    ingress: Any = serve.ingress()(SharedReplica)
+    replica: Any = serve.ingress()(SharedReplica)
     deployment: Any = serve.deployment(
-        ingress,
+        replica,
         name="replica",
         autoscaling_config=scaling,
         max_ongoing_requests=MOST_ONGOING,
@@ -146,7 +148,7 @@ def serve_all(
     replicas_of(replicas, service)
     together = models_of(models)
     cluster.connect()
-    _start_serve(port)
+    _start_serve(service or Service(), port)
     name = f"{PREFIX}{JOINT.join(together)}"
     running = serve.status().applications
     for model in together:
@@ -161,10 +163,7 @@ def serve_all(
     if not runs or upgrade:
         args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
         args |= {"service": service or Service()}
-        settled = _with_tokens(service or Service(), os.environ)
-        told = settled.tokens_file or settled.access
-        for host in (_client().http_config.host, settled.grpc_host):
-            refuse_strangers(host, told, os.environ)
+        _refuse_strangers(service or Service(), _client().http_config.host)
         _run(name, args, runs=runs)
     return {model: _app(model, name) for model in together}
 
@@ -220,17 +219,45 @@ def leave() -> None:
         client.shutdown_cached_handles()
 
 
-def _start_serve(port: int | None) -> None:
+def _refuse_strangers(service: Service, host: str | None) -> None:
+    settled = _with_tokens(service, os.environ)
+    for listening in (host, service.grpc_host):
+        refuse_strangers(listening, settled.tokens_file or settled.access, os.environ)
+
+
+def _start_serve(service: Service, port: int | None) -> None:
     atexit.unregister(leave)
     atexit.register(leave)  # Serve's threads would call a Ray that is gone, and so start a new one
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    if _client() is not None:
+    running = _client()
+    if running is not None:
+        if service.host not in (None, running.http_config.host):
+            raise ServingError(
+                f"Serve listens on {running.http_config.host} already, not on {service.host}: it "
+                "cannot change while it runs; end it with `serve shutdown` or leave host out"
+            )
         return
+    _refuse_strangers(service, service.host)
+    if not cluster.is_own() and not _is_for_haproxy():
+        log.warning(
+            "requests will go through Ray Serve's own proxy, several times slower than HAProxy: "
+            'before a node\'s `ray start`, run `eval "$(lepton ingress)"`'
+        )
     chosen = port or (PORT if _is_free(PORT) else 0) or cluster.free_ports(1)[0]
     serve.start(
-        http_options=HTTPOptions(host="127.0.0.1", port=chosen),
+        http_options=HTTPOptions(host=service.host or "127.0.0.1", port=chosen),
         logging_config=QUIET,
     )
+
+
+@ray.remote(num_cpus=0)
+def _switch() -> str | None:
+    return os.environ.get(ingress.SWITCH)
+
+
+def _is_for_haproxy() -> bool:
+    """Whether the cluster's nodes were started for HAProxy, as far as one of them knows."""
+    return ray.get(_switch.remote()) == "1"
 
 
 def _client() -> Any:
@@ -245,8 +272,16 @@ def _client() -> Any:
 
 
 def _base_url() -> str:
+    """Where a proxy listens: this machine's, else one of another node."""
     options = _client().http_config
-    host = "127.0.0.1" if options.host in (None, "0.0.0.0") else options.host  # noqa: S104
+    host = options.host or "127.0.0.1"
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - as asked
+        here = ray.get_runtime_context().get_node_id()
+        every: Any = ray.nodes
+        alive: list[dict[str, Any]] = every()
+        nodes = {str(node["NodeID"]): str(node["NodeManagerAddress"]) for node in alive}
+        proxies = [node for node in serve.status().proxies if node in nodes]
+        host = "127.0.0.1" if here in proxies or not proxies else nodes[proxies[0]]
     return f"http://{host}:{options.port}"
 
 

@@ -15,6 +15,7 @@ import httpx
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.schema import ApplicationStatus
 
 from lepton.errors import ServingError
 from lepton.serving import tables
@@ -174,6 +175,28 @@ class App:
             ServingError: the application is not running.
         """
         self._broadcast("wish", replicas)
+
+    def state(self) -> str:
+        """Return how the application is, by what Ray Serve knows of its replicas.
+
+        ``starting``: none answers yet. ``ready``: one does. ``asleep``: the last one has gone
+        because nobody asks; a request starts one. ``failed``: none could be started. ``draining``:
+        it is being closed. ``closed``: there is none.
+        """
+        known = serve.status().applications.get(self.application)
+        if known is None:
+            return "closed"
+        states = {
+            str(s): n for d in known.deployments.values() for s, n in d.replica_states.items()
+        }
+        if known.status == ApplicationStatus.DELETING:
+            return "draining"
+        if states.get("RUNNING"):
+            return "ready"
+        if known.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            return "failed"
+        asleep = known.status == ApplicationStatus.RUNNING and not states.get("STARTING")
+        return "asleep" if asleep else "starting"
 
     def reached(self) -> str:
         """Return the process id of a replica that the ingress sends requests to; empty for none."""

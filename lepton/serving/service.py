@@ -19,6 +19,9 @@ class Service:
     """Settings of an application that is started.
 
     Attributes:
+        host: that HTTP is listened to on, on every node that has a replica, where Serve is not
+            running yet; None is loopback, ``0.0.0.0`` lets other machines ask, who then need a
+            token unless ``access`` says otherwise.
         grpc_port: where it speaks the Open Inference Protocol over gRPC, too: a port, the same on
             every node, or 0 for a free one; None leaves gRPC out.
         grpc_host: that it listens on for that; ``0.0.0.0`` lets other machines ask, who then need
@@ -45,6 +48,7 @@ class Service:
             replica after another, while the others answer.
     """
 
+    host: str | None = None
     grpc_port: int | None = None
     grpc_host: str = "127.0.0.1"
     access: tuple[Grant, ...] | None = None

@@ -1,5 +1,8 @@
 """The command line over a small home; usage errors and failures have their exit codes."""
 
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,3 +136,25 @@ def test_an_evaluation_says_what_its_figures_were_measured_on(home: Path) -> Non
     assert entry.metrics["f1"] == judged.metrics["f1"]
     with pytest.raises(CheckpointError, match="evaluate that one"):
         lepton.register(run, "judged", metrics=replace(judged, checkpoint="c"), home=home)
+
+
+def test_a_nodes_shell_takes_up_the_settings_for_haproxy(tmp_path: Path) -> None:
+    folder = tmp_path / "in gress"
+    lepton = f"{sys.executable} -m lepton.cli ingress --dir {shlex.quote(str(folder))}"
+    told = subprocess.run(
+        ["bash", "-c", f'eval "$({lepton})" && "$RAY_SERVE_HAPROXY_BINARY_PATH" -v && env'],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    assert "HAProxy version" in told
+    assert "RAY_SERVE_ENABLE_HA_PROXY=1" in told
+    assert f"RAY_SERVE_HAPROXY_SOCKET_PATH={folder}/admin.sock" in told
+
+
+def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ingress", "--dir", str(tmp_path / ("x" * 90))]) == 1
+    assert "too long" in capsys.readouterr().err
