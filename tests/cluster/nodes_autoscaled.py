@@ -68,7 +68,7 @@ def config_of(address: str, workers: int) -> dict[str, Any]:
 @contextmanager
 def autoscaled(scratch: Path, workers: int) -> Iterator[str]:
     """Start a head whose autoscaler may add nodes; give its address; end all of it."""
-    (port,) = free_ports(1)
+    port, client, agent, agent_grpc, environments, metrics = free_ports(6)
     address = f"127.0.0.1:{port}"
     config = scratch / "autoscaler.json"
     config.write_text(json.dumps(config_of(address, workers)))
@@ -80,6 +80,13 @@ def autoscaled(scratch: Path, workers: int) -> Iterator[str]:
         "--object-store-memory": STORE,
         "--temp-dir": scratch,
         "--include-dashboard": "false",
+        "--min-worker-port": 0,  # else of a range that another Ray here takes its ports of, too
+        "--max-worker-port": 0,
+        "--ray-client-server-port": client,
+        "--dashboard-agent-listen-port": agent,
+        "--dashboard-agent-grpc-port": agent_grpc,
+        "--runtime-env-agent-port": environments,
+        "--metrics-export-port": metrics,
     }
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
     with (scratch / "head.log").open("w") as log:
