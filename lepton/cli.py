@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     ingress = add("ingress", _ingress, "print what a node's `ray start` needs for HAProxy")
     ingress.add_argument(
         "--dir",
-        default=f"/tmp/lepton-ingress-{os.getuid()}",  # noqa: S108 - a socket's path is short
+        default=f"/tmp/lepton-{os.getuid()}",  # noqa: S108 - a socket's path is short
         help="for its files and sockets, the same on every node",
     )
     doctor = add("doctor", _doctor, "check versions, Ray, GPU and storage, with advice")

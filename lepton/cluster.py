@@ -9,6 +9,7 @@ import random
 import secrets
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ _CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.widget
 """Loggers that say at every start what is as it should be, or what lepton does not need."""
 
 _PORTS = range(20_000, 30_000)
-_LONGEST = 80  # bytes of a folder of sockets, whose paths may have 107
+_LONGEST = 29  # bytes of a folder of HAProxy's: its sockets' paths have 97, Serve adds a node's id
 _HELD: list[str] = []
 _FOLDERS: list[str] = []
 
@@ -130,11 +131,18 @@ def ingress_settings(folder: Path) -> dict[str, str]:
             "HAProxy is not here, so requests will go through Ray Serve's own proxy, which is "
             "several times slower: install ray[serve] on Linux"
         )
-    if len(str(folder)) > _LONGEST:
-        raise LeptonError(f"{str(folder)!r} is too long for the paths of sockets: name another")
+    folder = folder.absolute()
+    if len(os.fsencode(folder)) > _LONGEST:
+        raise LeptonError(
+            f"{str(folder)!r} is too long for the paths of HAProxy's sockets: name a folder of at "
+            f"most {_LONGEST} bytes"
+        )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise LeptonError(f"{str(folder)!r} belongs to somebody else: name another folder")
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise LeptonError(
+            f"{str(folder)!r} is no folder that you alone can open: name another, or chmod 700 it"
+        )
     launcher = folder / "haproxy"
     draft = folder / f"haproxy-{os.getpid()}"  # another node of this machine may be using it
     draft.write_text(ingress.LAUNCHER.format(python=sys.executable, haproxy=haproxy))

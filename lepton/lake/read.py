@@ -203,15 +203,16 @@ class OpenFile:
         groups = list(range(first, min(last + 1, len(self.sizes)) if stop > start else first))
         begin = int(self._ends[first] - self.sizes[first]) if groups else start
         if len(groups) != 1 or (start == begin and stop == int(self._ends[first])):
-            raw = self._parquet.read_row_groups(groups, columns=names, use_threads=False)
-            raw = raw.slice(start - begin, stop - start)
+            whole = self._parquet.read_row_groups(groups, columns=names, use_threads=False)
+            self._decoded += whole.nbytes
+            raw = whole.slice(start - begin, stop - start)
         else:
             if self._ahead is None or not self._ahead.continues(first, start, names):
                 self._ahead = _Sequence(self._parquet, first, begin, names, stop - start)
             raw = self._ahead.take(start, stop)
+            self._decoded += raw.nbytes
             if stop == int(self._ends[first]):
                 self._ahead = None  # the decoder's buffers go with it
-        self._decoded += raw.nbytes
         if self._decoded >= DECODED_BYTES:
             self._forget()
         return raw

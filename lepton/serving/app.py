@@ -15,10 +15,11 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
 from ray.serve.exceptions import RayServeException
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton import cluster, ingress
 from lepton.errors import ServingError
-from lepton.serving.access import grants_in, refuse_strangers
+from lepton.serving.access import LOOPBACK, grants_in, refuse_strangers
 from lepton.serving.client import App
 from lepton.serving.service import POLICY, Service, replicas_of, service_of
 from lepton.serving.shared import JOINT, SharedReplica, models_of
@@ -238,11 +239,7 @@ def _start_serve(service: Service, port: int | None) -> None:
             )
         return
     _refuse_strangers(service, service.host)
-    if not cluster.is_own() and not _is_for_haproxy():
-        log.warning(
-            "requests will go through Ray Serve's own proxy, several times slower than HAProxy: "
-            'before a node\'s `ray start`, run `eval "$(lepton ingress)"`'
-        )
+    _tell_what_is_slow(service.host)
     chosen = port or (PORT if _is_free(PORT) else 0) or cluster.free_ports(1)[0]
     serve.start(
         http_options=HTTPOptions(host=service.host or "127.0.0.1", port=chosen),
@@ -250,14 +247,41 @@ def _start_serve(service: Service, port: int | None) -> None:
     )
 
 
+def _tell_what_is_slow(host: str | None) -> None:
+    """Warn where requests would not go through HAProxy, straight to any node's replicas."""
+    if cluster.is_own() or os.environ.get(ingress.SWITCH) == "0":
+        return  # it was settled already
+    nodes = _nodes()
+    asked = [_switch.options(scheduling_strategy=_on(node)).remote() for node in nodes]
+    without = [nodes[i] for i, switch in enumerate(ray.get(asked)) if switch != "1"]
+    if without:
+        where = ", ".join(str(node["NodeManagerAddress"]) for node in without)
+        log.warning(
+            "requests will go through Ray Serve's own proxy, several times slower than HAProxy, "
+            'or miss replicas of %s: before `ray start` there, run `eval "$(lepton ingress)"`',
+            where,
+        )
+    elif len(nodes) > 1 and (host or LOOPBACK[0]) in LOOPBACK:
+        log.warning(
+            "replicas listen on loopback, so that HAProxy finds only those of its own machine and "
+            "leaves the others to Ray Serve's slower proxy: say host='0.0.0.0' and who may ask"
+        )
+
+
 @ray.remote(num_cpus=0)
 def _switch() -> str | None:
+    """Whether a node was started for HAProxy."""
     return os.environ.get(ingress.SWITCH)
 
 
-def _is_for_haproxy() -> bool:
-    """Whether the cluster's nodes were started for HAProxy, as far as one of them knows."""
-    return ray.get(_switch.remote()) == "1"
+def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=True)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """The nodes that are alive."""
+    every: Any = ray.nodes
+    return [node for node in every() if node["Alive"]]
 
 
 def _client() -> Any:
@@ -277,12 +301,11 @@ def _base_url() -> str:
     host = options.host or "127.0.0.1"
     if host in ("0.0.0.0", "::"):  # noqa: S104 - as asked
         here = ray.get_runtime_context().get_node_id()
-        every: Any = ray.nodes
-        alive: list[dict[str, Any]] = every()
-        nodes = {str(node["NodeID"]): str(node["NodeManagerAddress"]) for node in alive}
-        proxies = [node for node in serve.status().proxies if node in nodes]
-        host = "127.0.0.1" if here in proxies or not proxies else nodes[proxies[0]]
-    return f"http://{host}:{options.port}"
+        addresses = {str(node["NodeID"]): str(node["NodeManagerAddress"]) for node in _nodes()}
+        known = serve.status().proxies
+        proxies = [n for n, state in known.items() if n in addresses and state == "HEALTHY"]
+        host = "127.0.0.1" if here in proxies or not proxies else addresses[proxies[0]]
+    return f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}"
 
 
 def _is_free(port: int) -> bool:

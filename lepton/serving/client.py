@@ -186,17 +186,17 @@ class App:
         known = serve.status().applications.get(self.application)
         if known is None:
             return "closed"
-        states = {
-            str(s): n for d in known.deployments.values() for s, n in d.replica_states.items()
-        }
+        counts = [d.replica_states.items() for d in known.deployments.values()]
+        states = {str(state) for count in counts for state, n in count if n}
         if known.status == ApplicationStatus.DELETING:
             return "draining"
-        if states.get("RUNNING"):
+        if states & {"RUNNING", "PENDING_MIGRATION"}:  # one that is to move still answers
             return "ready"
+        if states & {"STARTING", "UPDATING", "RECOVERING"}:
+            return "starting"
         if known.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             return "failed"
-        asleep = known.status == ApplicationStatus.RUNNING and not states.get("STARTING")
-        return "asleep" if asleep else "starting"
+        return "asleep" if known.status == ApplicationStatus.RUNNING else "starting"
 
     def reached(self) -> str:
         """Return the process id of a replica that the ingress sends requests to; empty for none."""

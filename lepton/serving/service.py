@@ -21,7 +21,7 @@ class Service:
     Attributes:
         host: that HTTP is listened to on, on every node that has a replica, where Serve is not
             running yet; None is loopback, ``0.0.0.0`` lets other machines ask, who then need a
-            token unless ``access`` says otherwise.
+            token unless ``access`` says otherwise. On several machines HAProxy needs the latter.
         grpc_port: where it speaks the Open Inference Protocol over gRPC, too: a port, the same on
             every node, or 0 for a free one; None leaves gRPC out.
         grpc_host: that it listens on for that; ``0.0.0.0`` lets other machines ask, who then need

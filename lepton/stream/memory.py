@@ -21,7 +21,7 @@ HUGE = 1 << 21
 """Bytes of a large page: batches lie far apart in memory, and large pages find them sooner."""
 
 _LEAST = 1 << 16  # bytes; sizes are rounded up to powers of two, so that slabs share buffers:
-# what is not written to takes no memory
+# what is not written to takes no memory, unless it is pinned
 _FREE = 2  # references to a buffer that only the pool knows: the list and getrefcount's argument
 
 

@@ -34,7 +34,8 @@ Transform = Callable[[pa.Table], pa.Table]
 Columns = Iterator[tuple[str, Column]]
 
 THREADS = 2
-OPEN_FILES = 64
+OPEN_FILES, OPEN_REMOTE_FILES = 64, 16
+"""Those of an object store keep what they have fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,7 @@ class Reader:
         self._options = dict(snapshot.options)
         self._open: OrderedDict[tuple[int, Any], OpenFile] = OrderedDict()
         self._whole: dict[int, tuple[pa.Table, Ints | None]] = {}
+        self._most = OPEN_REMOTE_FILES if "://" in self._version.uri else OPEN_FILES
         self._lock = threading.Lock()
         self._locks: dict[Any, threading.Lock] = {}
         self._drops = False
@@ -276,7 +278,7 @@ class Reader:
     def _give_back(self, key: tuple[int, Any], opened: OpenFile) -> None:
         with self._lock:
             self._open[key] = opened
-            oldest = self._open.popitem(last=False)[1] if len(self._open) > OPEN_FILES else None
+            oldest = self._open.popitem(last=False)[1] if len(self._open) > self._most else None
         if oldest is not None:
             oldest.close()
 

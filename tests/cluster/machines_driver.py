@@ -1,6 +1,6 @@
 """What test_two_machines.py runs on its machines; prints one line.
 
-``nodes`` counts those that are alive. ``serve HOME`` serves a small model on all of them. ``ask
+``nodes`` counts those that are alive. ``warned [HOST]`` lists warnings. ``serve HOME`` serves a small model on all of them. ``ask
 N URL…`` sends each URL requests, in turn, and counts answers by URL and replica, and failures.
 """
 
@@ -42,6 +42,18 @@ def serve(home: str) -> dict[str, Any]:
     return {"url": app.infer_url}
 
 
+def warned(host: str | None) -> list[str]:
+    """What lepton would warn of before it started Serve there."""
+    from lepton import cluster
+    from lepton.serving import app
+
+    told: list[str] = []
+    app.log.warning = lambda text, *rest: told.append(str(text) % rest)
+    cluster.connect()
+    app._tell_what_is_slow(host)
+    return told
+
+
 def ask(requests: int, urls: list[str]) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
@@ -55,7 +67,7 @@ def ask(requests: int, urls: list[str]) -> dict[str, Any]:
     for i in range(requests):
         url = urls[i % len(urls)]
         try:
-            reply = httpx.post(url, content=body, timeout=30)
+            reply = httpx.post(url, content=body, timeout=10)
         except httpx.HTTPError as e:
             failed.append(f"{url}: {type(e).__name__}: {e}")
             continue
@@ -70,6 +82,8 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "nodes":
         sys.stdout.write(f"{nodes()}\n")
+    elif what == "warned":
+        sys.stdout.write(f"{json.dumps(warned(rest[0] if rest else None))}\n")
     elif what == "serve":
         sys.stdout.write(f"{json.dumps(serve(rest[0]))}\n")
     else:

@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -34,20 +34,10 @@ class Machine:
 
     name: str
     address: str
+    wire: str
     folder: Path
     environment: dict[str, str]
-
-    def popen(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a command there."""
-        with log.open("w") as out:
-            return subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *command],
-                env=self.environment,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
 
     def run(self, *words: str) -> str:
         """Run a module of this environment there; return what it printed."""
@@ -67,21 +57,33 @@ class Machine:
         told = ["--disable-usage-stats", "--block", f"--node-ip-address={self.address}"]
         told += [f"--temp-dir={self.folder}/ray", f"--object-store-memory={STORE}", "--num-cpus=1"]
         ray = " ".join([f"{sys.executable} -m ray.scripts.scripts start", *told, *options])
-        lepton = (
-            f'eval "$({sys.executable} -m lepton.cli ingress --dir {self.folder.parent}/ingress)"'
-        )
-        self.popen(["bash", "-c", f"{lepton} && exec {ray}"], self.folder / "ray.log")
+        lepton = f"{sys.executable} -m lepton.cli ingress --dir {self.folder.parent}/in"
+        command = f'settings="$({lepton})" && eval "$settings" && exec {ray}'
+        with (self.folder / "ray.log").open("w") as out:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.name, "bash", "-c", command],
+                env=self.environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        self.started.append(process)
+
+    def lose(self) -> None:
+        """Cut the wire, so that nothing answers any more, then let every process there die."""
+        _ip("-n", self.name, "link", "set", self.wire, "down")
+        self.kill()
 
     def kill(self) -> None:
         """Let every process there die at once."""
-        told = subprocess.run(
-            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True
-        )
-        for pid in told.stdout.split():
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        ask = ["ip", "netns", "pids", self.name]
+        while pids := subprocess.run(ask, capture_output=True, text=True).stdout.split():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            for process in self.started:
+                process.wait()
 
 
 def _ip(*words: str) -> None:
@@ -103,20 +105,20 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
     told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     machines: list[Machine] = []
     try:
-        for i, name in enumerate(names, 1):
+        wires = [f"lw{mark}{i}" for i in (1, 2)]
+        for i, (name, wire) in enumerate(zip(names, wires, strict=True), 1):
             (folder / str(i)).mkdir()
             try:
                 _ip("netns", "add", name)
             except subprocess.CalledProcessError as e:
                 pytest.skip(f"cannot make network namespaces here: {e.stderr.decode()}")
             address = f"{NET}.{i}"
-            machines.append(Machine(name, address, folder / str(i), kept | told))
-        wires = [f"lw{mark}{i}" for i in (1, 2)]
+            machines.append(Machine(name, address, wire, folder / str(i), kept | told))
         _ip("link", "add", wires[0], "type", "veth", "peer", "name", wires[1])
-        for machine, wire in zip(machines, wires, strict=True):
-            _ip("link", "set", wire, "netns", machine.name)
-            _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", wire)
-            _ip("-n", machine.name, "link", "set", wire, "up")
+        for machine in machines:
+            _ip("link", "set", machine.wire, "netns", machine.name)
+            _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", machine.wire)
+            _ip("-n", machine.name, "link", "set", machine.wire, "up")
             _ip("-n", machine.name, "link", "set", "lo", "up")
         head, worker = machines
         head.start_ray("--head", "--port=6379", "--include-dashboard=false")

@@ -3,6 +3,8 @@
 import shlex
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import lepton
+from lepton import cluster
 from lepton.cli import main
 from lepton.errors import CheckpointError
 from lepton.training import load_run
@@ -138,23 +141,46 @@ def test_an_evaluation_says_what_its_figures_were_measured_on(home: Path) -> Non
         lepton.register(run, "judged", metrics=replace(judged, checkpoint="c"), home=home)
 
 
-def test_a_nodes_shell_takes_up_the_settings_for_haproxy(tmp_path: Path) -> None:
-    folder = tmp_path / "in gress"
-    lepton = f"{sys.executable} -m lepton.cli ingress --dir {shlex.quote(str(folder))}"
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder of as long a path as may be."""
+    with tempfile.TemporaryDirectory(prefix="lt", dir="/tmp") as folder:
+        yield Path(folder, "n" * (cluster._LONGEST - len(folder) - 1))
+
+
+def test_a_nodes_shell_takes_up_the_settings_for_haproxy(short: Path) -> None:
+    lepton = f"{sys.executable} -m lepton.cli ingress --dir {shlex.quote(str(short))}"
+    node = short / ("f" * 56)  # Serve's controller puts a node's id there
+    configuration = short / "haproxy.cfg"
     told = subprocess.run(
-        ["bash", "-c", f'eval "$({lepton})" && "$RAY_SERVE_HAPROXY_BINARY_PATH" -v && env'],
+        [
+            "bash",
+            "-c",
+            f'settings="$({lepton})" && eval "$settings" && mkdir {node} && '
+            f"echo 'global\n  stats socket {node}/admin.sock' > {configuration} && "
+            f'"$RAY_SERVE_HAPROXY_BINARY_PATH" -c -f {configuration} && env',
+        ],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
 
-    assert "HAProxy version" in told
     assert "RAY_SERVE_ENABLE_HA_PROXY=1" in told
-    assert f"RAY_SERVE_HAPROXY_SOCKET_PATH={folder}/admin.sock" in told
+    assert f"RAY_SERVE_HAPROXY_SOCKET_PATH={short}/admin.sock" in told
 
 
-def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_for_sockets_is_short_and_ones_own(
+    short: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ingress", "--dir", str(tmp_path / ("x" * 90))]) == 1
+    assert main(["ingress", "--dir", f"{short}x"]) == 1
     assert "too long" in capsys.readouterr().err
+
+    other = short.parent / "o"
+    other.mkdir(mode=0o700)
+    short.symlink_to(other)
+    assert main(["ingress", "--dir", str(short)]) == 1
+    assert "no folder that you alone can open" in capsys.readouterr().err
+
+    other.chmod(0o755)
+    assert main(["ingress", "--dir", str(other)]) == 1
+    assert "no folder that you alone can open" in capsys.readouterr().err
