@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ import httpx
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
-from ray.serve.schema import ApplicationStatus
 
 from lepton.errors import ServingError
 from lepton.serving import tables
@@ -187,16 +186,8 @@ class App:
         if known is None:
             return "closed"
         counts = [d.replica_states.items() for d in known.deployments.values()]
-        states = {str(state) for count in counts for state, n in count if n}
-        if known.status == ApplicationStatus.DELETING:
-            return "draining"
-        if states & {"RUNNING", "PENDING_MIGRATION"}:  # one that is to move still answers
-            return "ready"
-        if states & {"STARTING", "UPDATING", "RECOVERING"}:
-            return "starting"
-        if known.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-            return "failed"
-        return "asleep" if known.status == ApplicationStatus.RUNNING else "starting"
+        replicas = {str(state) for count in counts for state, n in count if n}
+        return state_of(str(known.status.value), replicas)
 
     def reached(self) -> str:
         """Return the process id of a replica that the ingress sends requests to; empty for none."""
@@ -258,6 +249,19 @@ class App:
     def close(self) -> None:
         """Stop the application, with all its models; what its replicas have logged is committed."""
         serve.delete(self.application)
+
+
+def state_of(application: str, replicas: Set[str]) -> str:
+    """Return what :meth:`App.state` tells, from Ray Serve's names of states."""
+    if application == "DELETING":
+        return "draining"
+    if replicas & {"RUNNING", "PENDING_MIGRATION"}:  # one that is to move still answers
+        return "ready"
+    if replicas & {"STARTING", "UPDATING", "RECOVERING"}:
+        return "starting"
+    if application in ("DEPLOY_FAILED", "UNHEALTHY"):
+        return "failed"
+    return "asleep" if application == "RUNNING" else "starting"
 
 
 def _inputs(described: Mapping[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """What test_two_machines.py runs on its machines; prints one line.
 
-``nodes`` counts those that are alive. ``warned [HOST]`` lists warnings. ``serve HOME`` serves a small
-model on all of them. ``ask N URL…`` sends each URL requests, in turn, and counts answers by URL and
-replica, and failures.
+``nodes`` counts those that are alive, ``warned [HOST]`` lists warnings, ``serve HOME`` serves a
+model on all of them, ``ask N URL…`` sends each URL requests, in turn, and counts answers by URL
+and replica, and failures.
 """
 
 from __future__ import annotations

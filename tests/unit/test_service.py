@@ -11,6 +11,7 @@ import torch
 
 from lepton.errors import ServingError
 from lepton.serving import Service
+from lepton.serving.client import state_of
 from lepton.serving.devices import device_for
 from lepton.serving.scaling import replicas_for
 from lepton.serving.service import POLICY, replicas_of, service_of
@@ -89,3 +90,26 @@ def test_nets_compute_where_the_service_says(caplog: pytest.LogCaptureFixture) -
     assert "this replica has 0.25 of a GPU by Ray" in caplog.text
     with pytest.raises(ServingError, match="device 'cuda' cannot be used here"):
         device_for(Service(device="cuda", resources={"GPU": 0.25}))
+
+
+@pytest.mark.parametrize(
+    ("application", "replicas", "state"),
+    [
+        ("DEPLOYING", set(), "starting"),
+        ("DEPLOYING", {"STARTING"}, "starting"),
+        ("RUNNING", {"RUNNING", "STARTING"}, "ready"),
+        ("RUNNING", {"PENDING_MIGRATION"}, "ready"),
+        ("UNHEALTHY", {"RUNNING"}, "ready"),
+        ("UNHEALTHY", {"STARTING"}, "starting"),
+        ("RUNNING", {"RECOVERING"}, "starting"),
+        ("RUNNING", {"STOPPING"}, "asleep"),
+        ("RUNNING", set(), "asleep"),
+        ("DEPLOY_FAILED", set(), "failed"),
+        ("UNHEALTHY", {"STOPPING"}, "failed"),
+        ("DELETING", {"RUNNING"}, "draining"),
+    ],
+)
+def test_an_applications_state_is_told_by_its_replicas(
+    application: str, replicas: set[str], state: str
+) -> None:
+    assert state_of(application, replicas) == state
