@@ -255,7 +255,7 @@ def _tell_what_is_slow(host: str | None) -> None:
     asked = [_switch.options(scheduling_strategy=_on(node)).remote() for node in nodes]
     without = [nodes[i] for i, switch in enumerate(ray.get(asked)) if switch != "1"]
     if without:
-        where = ", ".join(str(node["NodeManagerAddress"]) for node in without)
+        where = ", ".join(sorted({str(node["NodeManagerAddress"]) for node in without}))
         log.warning(
             "requests will go through Ray Serve's own proxy, several times slower than HAProxy, "
             'or miss replicas of %s: before `ray start` there, run `eval "$(lepton ingress)"`',

@@ -26,6 +26,7 @@ PRINTED = re.compile(
     r"answers (\[[01, ]+\]), labels \[[01, ]+\]\n"
     r"5 labelled answers in \S+/feedback/machines@0\n"
 )
+SLOWER = "requests will go through Ray Serve's own proxy"
 
 
 def assert_closed_the_loop(home: Path) -> None:
@@ -101,5 +102,9 @@ def test_runs_as_a_job_on_two_nodes(tmp_path: Path) -> None:
         )
 
         assert done.returncode == 0, done.stdout + done.stderr
-        assert PRINTED.search(done.stdout), done.stdout
+        # its nodes were started without HAProxy, of which a line warns
+        lines = done.stdout.splitlines(keepends=True)
+        assert sum(SLOWER in line for line in lines) == 1
+        printed = "".join(line for line in lines if SLOWER not in line)
+        assert PRINTED.search(printed), done.stdout
     assert_closed_the_loop(home)
