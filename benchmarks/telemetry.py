@@ -25,9 +25,11 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks import claims
+from benchmarks import claims, telemetry_load
 
-STEPS, REQUESTS, BLOCK_S = 4000, 4000, 4
+STEPS, REQUESTS, BLOCK_S = 4000, 12_000, 4
+LOADS = 8
+"""Rounds of load for one of the others: each takes seconds, and rates differ by some percent."""
 PACE = 1000
 """Steps a second at which a step's cost is to be small."""
 
@@ -79,6 +81,7 @@ def measure(rounds: int, *, served: bool) -> dict[str, Any]:
                         print(way, name, kept[name][-1], file=sys.stderr)
                 found[way] = kept
             if served:
+                found["load"] = telemetry_load.measure(folder, settings, LOADS * rounds)
                 mark = {"LEPTON_BENCH": f"{os.getpid()}"}
                 found["served"] = once("served", folder, 2000, environment={**off, **mark})
                 print("served", found["served"], file=sys.stderr)
@@ -148,6 +151,7 @@ def claims_of(found: dict[str, Any]) -> list[claims.Claim]:
         share = 100 * more / whole if whole else None
         text = f"requests/s of a replica: {_COLLECTORS[name]}, beyond one that takes everything"
         add(text, share, 1, "%", runs)
+    made += telemetry_load.claims_of(found.get("load", {}), _SETTINGS, 2)
     spans = sum(r["unsampled_spans"] for r in (*requests["on"], *requests["files"]))
     asked = f"spans of {2 * rounds * REQUESTS // 5} requests the client did not sample"
     add(asked, spans, 0, "spans", 2 * rounds)

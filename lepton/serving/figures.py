@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import sub
 
 from lepton import telemetry
 from lepton.telemetry import Common, Left
@@ -30,7 +31,8 @@ class Figures:
         if common.kind != "server":
             return
         about, error = common.attributes, common.error
-        took = [max(0, end - start) / 1e9 for *_, start, end in spans]
+        *_, starts, ends = zip(*spans, strict=True)
+        took = [ns / 1e9 if ns > 0 else 0.0 for ns in map(sub, ends, starts)]
         labels = {key: about[key] for key in _LABELS} | ({"error.type": error} if error else {})
 
         def trace_of(at: int) -> str:

@@ -49,13 +49,20 @@ def encode_alike(encoder: Encoder, spans: Sequence[Left], *, sent: bool = True) 
         spans: what was left.
         sent: whether messages are wanted, too.
     """
-    found: list[Encoded] = []
-    for has_parent in (True, False):
-        some = [span for span in spans if bool(span[2]) is has_parent]
-        if len(some) < FEW or not _fits(some):
-            found += [encoder.encode(ended(span), sent=sent) for span in some]
-        else:
-            found.append(_many(encoder, some, sent=sent))
+    if len(spans) < FEW:
+        return _one_by_one(encoder, spans, sent=sent)
+    _, own, above, starts, ends = zip(*spans, strict=True)
+    if any(above) != all(above):
+        parts = [[s for s in spans if bool(s[2]) is has_parent] for has_parent in (True, False)]
+        found = [encode_alike(encoder, part, sent=sent) for part in parts]
+        return Encoded(b"".join([e.line for e in found]), b"".join([e.message for e in found]))
+    if not _fits(min(starts), max(starts), min(ends), max(ends)):
+        return _one_by_one(encoder, spans, sent=sent)
+    return _many(encoder, ended(spans[0]), (own, above, starts, ends), sent=sent)
+
+
+def _one_by_one(encoder: Encoder, spans: Sequence[Left], *, sent: bool) -> Encoded:
+    found = [encoder.encode(ended(span), sent=sent) for span in spans]
     return Encoded(b"".join([e.line for e in found]), b"".join([e.message for e in found]))
 
 
@@ -66,17 +73,22 @@ def ended(span: Left) -> Ended:
     return Ended(common, *ids, start_ns, max(start_ns, end_ns))
 
 
-def _fits(spans: Sequence[Left]) -> bool:
+def _fits(*times: int) -> bool:
     """Whether their times have the usual width; no clock is asked to be right."""
-    times = [*(s[3] for s in spans), *(s[4] for s in spans)]
     return min(times) >= 10 ** (_DIGITS - 1) and max(times) < 2**63
 
 
-def _many(encoder: Encoder, spans: Sequence[Left], *, sent: bool) -> Encoded:
+def _many(
+    encoder: Encoder,
+    example: Ended,
+    columns: tuple[Sequence[str], Sequence[str], Sequence[int], Sequence[int]],
+    *,
+    sent: bool,
+) -> Encoded:
     import numpy as np
 
-    first = encoder.encode(ended(spans[0]), sent=sent)
-    _, own, above, starts, ends = zip(*spans, strict=True)
+    first = encoder.encode(example, sent=sent)
+    own, above, starts, ends = columns
     text = {"trace": _cut(np, own, _TRACE), "span": _cut(np, own, _SPAN)}
     if above[0]:
         text["parent"] = _cut(np, above, _SPAN)

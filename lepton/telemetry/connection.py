@@ -72,7 +72,8 @@ class Connection:
             end = time.monotonic() + (timeout if timeout is not None else 10.0)
             head = _head(method, url, headers or {}, len(data or b""))
             found = self._socket or self._connect(url, end)
-            _send(found, head + (data or b""), end)
+            for part in (head, data) if data else (head,):  # a body may be large: no copy of it
+                _send(found, part, end)
             reply, stays = _read(found, end)
         except (OSError, ValueError) as e:
             self.close()

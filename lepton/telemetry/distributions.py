@@ -58,21 +58,24 @@ class Series:
     ) -> None:
         """Add values."""
         if len(values) < MANY:
+            least, most, total = min(values), max(values), sum(values)
             buckets = [bisect_left(bounds, value) for value in values]
             counted, newest = Counter(buckets), {bucket: at for at, bucket in enumerate(buckets)}
         else:
-            counted, newest = _sorted_into(bounds, values)
+            found = _array(values)
+            least, most, total = float(found.min()), float(found.max()), float(found.sum())
+            counted, newest = _sorted_into(bounds, found)
         for bucket, count in counted.items():
             self.counts[bucket] += count
-        self.sum += sum(values)
-        self.least, self.most = min(self.least, *values), max(self.most, *values)
+        self.sum += total
+        self.least, self.most = min(self.least, least), max(self.most, most)
         if trace_of is None:
             return
         now = time.time_ns()
         for bucket, at in newest.items():
             trace = trace_of(at)
             if trace.endswith("01"):
-                self.examples[bucket] = (values[at], now, trace)
+                self.examples[bucket] = (float(values[at]), now, trace)
 
     def point(
         self, labels: Mapping[str, Any], bounds: tuple[float, ...], times: tuple[int, int]
@@ -157,14 +160,19 @@ class Distributions:
         return Metric(what.name, what.description, what.unit, Histogram(points, kind))
 
 
-def _sorted_into(
-    bounds: Sequence[float], values: Sequence[float]
-) -> tuple[dict[int, int], dict[int, int]]:
+def _array(values: Sequence[float]) -> Any:
+    import numpy as np
+
+    return np.asarray(values, "f8")
+
+
+def _sorted_into(bounds: Sequence[float], values: Any) -> tuple[dict[int, int], dict[int, int]]:
     """Return how many values fall into which bucket, and the place of each bucket's newest."""
     import numpy as np
 
-    buckets: Any = np.searchsorted(np.asarray(bounds, "f8"), np.asarray(values, "f8"))
-    counts = np.bincount(buckets).tolist()
+    buckets: Any = np.searchsorted(_array(bounds), values)
+    tally: Any = np.bincount
+    counts = tally(buckets).tolist()
     newest = np.zeros(len(counts), "i8")
     newest[buckets] = np.arange(len(values))  # of several, the last one stays
     places = newest.tolist()

@@ -19,6 +19,9 @@ from lepton.telemetry import ledger
 MOST_BYTES = 2**29
 """Of a span file of requests: then it is put aside, and what was put aside before is deleted."""
 
+_MOST_PARTS = 1000
+"""Of one write: what Linux takes, and a few less."""
+
 log = logging.getLogger("lepton")
 
 _putting_aside = threading.Lock()
@@ -66,9 +69,11 @@ class SpanFile:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_RDWR, 0o644)
                 self._torn = _is_torn(self._file)
-            content = b"".join([b"\n" if self._torn else b"", *lines])
-            written = os.write(self._file, content)
-            self._torn = written < len(content)
+            content = [b"\n" if self._torn else b"", *lines]
+            if len(content) > _MOST_PARTS:
+                content = [b"".join(content)]
+            written = os.writev(self._file, content)
+            self._torn = written < sum(map(len, content))
             if self._torn:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as e:
