@@ -15,6 +15,7 @@ import pyarrow as pa
 from lepton.errors import StreamError
 from lepton.lake import Snapshot, table
 from lepton.lake.log import DataFile
+from lepton.lake.predicate import text_of
 from lepton.lake.read import bytes_per_row, group_sizes, stored_rows
 from lepton.lake.snapshot import refuse_empty
 from lepton.stream.assembly import Feed
@@ -221,7 +222,8 @@ class Stream:
 
     def _hash(self, version: int | str) -> str:
         snapshot = self.snapshot
-        what = [snapshot.load().table_id, version, str(snapshot.predicate)]
+        what = [snapshot.load().table_id, version]
+        what += [str(None) if snapshot.predicate is None else text_of(snapshot.predicate)]
         what += [self.seed, self.batch_size, self.lane_count, self.shuffle]
         what += [sorted(snapshot.schema.names)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
