@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from lepton.errors import StreamError
+from lepton.errors import LakeError, StreamError
 from lepton.stream.ahead import Ahead
 from lepton.stream.assembly import Assembly, Feed, Part
 from lepton.stream.cursor import Cursor, cursor_of
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Format = Literal["torch", "arrow"] | Callable[[pa.Table], Any]
 """Dicts of tensors, Arrow tables, or whatever a person's own collate function makes of a table."""
+
+T = TypeVar("T")
 
 SLABS_AHEAD = 2
 
@@ -57,6 +59,7 @@ class Shard:
         self._cursor = cursor or Cursor(order=stream.fingerprint)
         self._parts: Ahead[list[Part]] | None = None
         self._ready: deque[Part] = deque()
+        self._settled: int | None = None
         self.pin = False
         """Make batches in page-locked memory, where CUDA is there: they copy to the device while
         it computes. Hold each batch until its copy is done; lepton.train's worker does."""
@@ -69,7 +72,7 @@ class Shard:
         return self
 
     def __next__(self) -> Any:
-        return formed(self.next_part(), self._format)
+        return self._next(lambda part: formed(part, self._format))
 
     def __len__(self) -> int:
         """Steps that remain, over all epochs."""
@@ -93,25 +96,51 @@ class Shard:
             )
         epoch = self._cursor.epoch
         while self._cursor.epoch == epoch and epoch < self._stream.epochs:
-            yield self.next_part().batch
+            yield self._next(lambda part: part.batch)
 
     def next_part(self) -> Part:
         """Return the next slice with its bookkeeping.
+
+        After an error the next call begins again at the cursor.
 
         Raises:
             StopIteration: all epochs are done.
             StreamError: a file cannot be read; the message holds the cursor to resume from.
         """
+        return self._next(lambda part: part)
+
+    def _next(self, use: Callable[[Part], T]) -> T:
+        """Return what is made of the next slice; it counts as consumed once that is made."""
         try:
+            part = self._front()
+            made = use(part)
+        except (LakeError, StreamError) as e:
+            raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
+        self._ready.popleft()
+        self._cursor = self._cursor.after(part.global_rows, part.epoch_rows)
+        return made
+
+    def _front(self) -> Part:
+        """Return the next slice, which is still to be taken."""
+        try:
+            self._follow()
             while not self._ready:
                 self._ready.extend(next(self._parts or self._begin()))
-        except StreamError as e:
-            raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
-        part = self._ready.popleft()
-        self._cursor = self._cursor.after(part.global_rows, part.epoch_rows)
-        if self._stream.follow and part.epoch < self._cursor.epoch < self._stream.epochs:
+        except StopIteration:
+            raise
+        except BaseException:  # the next call begins again at the cursor
+            self._stop()
+            raise
+        return self._ready[0]
+
+    def _follow(self) -> None:
+        """Move to the newest version where an epoch begins, if the stream follows its table."""
+        epoch = self._cursor.epoch
+        if self._settled == epoch or not self._stream.follow:
+            return
+        if self._cursor.rows == 0 and 0 < epoch < self._stream.epochs:
             self.move_to((self.agree or self._agreed)(self._stream.newest()))
-        return part
+        self._settled = epoch
 
     def _begin(self) -> Ahead[list[Part]]:
         """Start putting batches together, in a thread, from the cursor on."""
@@ -140,6 +169,9 @@ class Shard:
         """
         if self._cursor.rows:
             raise StreamError(f"{self._cursor} is in mid-epoch: a stream moves between epochs only")
+        self._settled = self._cursor.epoch
+        if version == self._cursor.version:
+            return
         self._stream = self._stream.at(version)
         self._cursor = replace(self._cursor, order=self._stream.fingerprint, version=version)
         self._feed = self._stream.feed(self.rank, self.world_size)
@@ -169,12 +201,10 @@ class Shard:
         Raises:
             StreamError: the state is of another order (table version, seed, batch size, …).
         """
-        cursor = cursor_of(state)
-        if cursor.version is not None and cursor.version != self._stream.snapshot.version:
-            self._stream = self._stream.at(cursor.version)
-            self._feed = self._stream.feed(self.rank, self.world_size)
-        self._stream.check_cursor(cursor)
-        self._cursor = cursor
+        stream, cursor = self._stream.started(cursor_of(state))
+        if stream is not self._stream:
+            self._stream, self._feed = stream, stream.feed(self.rank, self.world_size)
+        self._cursor, self._settled = cursor, None
         self._stop()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,9 @@ AHEAD = 2
 SMALL_BYTES = 64 * 2**20
 """A table up to this size is kept decoded by whoever reads it."""
 FOOTER_THREADS = 16
+
+_ORDERS = threading.Lock()
+"""Held while the orders that a stream keeps change: its readers ask from several threads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,22 +192,22 @@ class Stream:
 
     def order(self, epoch: int) -> Order:
         """Return the order of an epoch."""
-        key = f"order {epoch}"
-        if key not in self._cache:
-            for old in [
-                k for k in self._cache if k.startswith("order ") and k != f"order {epoch - 1}"
-            ]:
-                del self._cache[old]
-            self._cache[key] = Order(
-                layout=self.layout,
-                epoch=epoch,
-                batch_size=self.batch_size,
-                lanes=self.lane_count,
-                seed=self.seed,
-                version=self.snapshot.version,
-                shuffle=self.shuffle,
-            )
-        return self._cache[key]
+        layout = self.layout
+        with _ORDERS:
+            orders: dict[int, Order] = self._cache.setdefault("orders", {})
+            if epoch not in orders:
+                for old in [e for e in orders if e != epoch - 1]:
+                    del orders[old]
+                orders[epoch] = Order(
+                    layout=layout,
+                    epoch=epoch,
+                    batch_size=self.batch_size,
+                    lanes=self.lane_count,
+                    seed=self.seed,
+                    version=self.snapshot.version,
+                    shuffle=self.shuffle,
+                )
+            return orders[epoch]
 
     @property
     def steps(self) -> int:
@@ -274,6 +278,25 @@ class Stream:
         if cursor.rows >= self.order(0).rows and cursor.epoch < self.epochs:
             raise StreamError(f"{cursor} lies beyond the epoch's {self.order(0).rows} rows")
 
+    def started(self, cursor: Cursor) -> tuple[Stream, Cursor]:
+        """Return the stream at a cursor's version of the table, and the cursor as its own.
+
+        Raises:
+            StreamError: the cursor is of another order, or of another version and this stream
+                does not follow its table.
+        """
+        version = cursor.version
+        if version is not None and version != self.snapshot.version and not self.follow:
+            raise StreamError(
+                f"the cursor is of version {version}, and the stream is pinned to {self.snapshot}: "
+                f"resume with lepton.table(..., version={version}).stream(...), or with "
+                "follow=True, as the stream that it comes from"
+            )
+        here = self if version is None else self.at(version)
+        here.check_cursor(cursor)
+        own = here.snapshot.version if self.follow else None
+        return here, replace(cursor, order=here.fingerprint, version=own)
+
     def shard(
         self,
         rank: int,
@@ -293,7 +316,7 @@ class Stream:
 
         Raises:
             ValueError: rank or world size do not fit.
-            StreamError: the cursor is of another order.
+            StreamError: the cursor is of another order, or of another version.
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, {world_size}), not {rank}")
@@ -301,12 +324,7 @@ class Stream:
             raise ValueError(
                 f"{world_size} ranks cannot share {self.lane_count} lanes: pass lanes={world_size}"
             )
-        start = cursor_of(cursor) if cursor is not None else Cursor()
-        here = self if start.version is None else self.at(start.version)
-        here.check_cursor(start)
-        start = replace(start, order=here.fingerprint)
-        if self.follow:
-            start = replace(start, version=here.snapshot.version)
+        here, start = self.started(Cursor() if cursor is None else cursor_of(cursor))
         feed = here.feed(rank, world_size)
         return Shard(here, rank, world_size, feed, cursor=start, batch_format=format)
 
