@@ -27,6 +27,7 @@ Format = Literal["torch", "arrow"] | Callable[[pa.Table], Any]
 """Dicts of tensors, Arrow tables, or whatever a person's own collate function makes of a table."""
 
 T = TypeVar("T")
+Mark = tuple["Stream", Feed, Cursor]
 
 SLABS_AHEAD = 2
 
@@ -56,7 +57,7 @@ class Shard:
         self.world_size = world_size
         self._feed = feed
         self._format: Format = batch_format
-        self._cursor = cursor or Cursor(order=stream.fingerprint)
+        self._cursor: Cursor = cursor or Cursor(order=stream.fingerprint)
         self._parts: Ahead[list[Part]] | None = None
         self._ready: deque[Part] = deque()
         self._settled: int | None = None
@@ -109,14 +110,33 @@ class Shard:
         """
         return self._next(lambda part: part)
 
-    def _next(self, use: Callable[[Part], T]) -> T:
+    def next_rows(self, rows: int) -> list[Part]:
+        """Return this rank's slices of the next ``rows`` global rows, across batches and epochs.
+
+        Raises:
+            StopIteration: all epochs are done.
+            StreamError: as :meth:`next_part`; some of the rows may be consumed, see :meth:`mark`.
+        """
+        found: list[Part] = []
+        while rows > 0:
+            part = self._next(lambda part: part, at_most=rows)
+            rows -= part.global_rows
+            found.append(part)
+        return found
+
+    def _next(self, use: Callable[[Part], T], at_most: int | None = None) -> T:
         """Return what is made of the next slice; it counts as consumed once that is made."""
+        rest: Part | None = None
         try:
             part = self._front()
+            if at_most is not None and at_most < part.global_rows:
+                part, rest = part.split(at_most)
             made = use(part)
         except (LakeError, StreamError) as e:
             raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
         self._ready.popleft()
+        if rest is not None:
+            self._ready.appendleft(rest)
         self._cursor = self._cursor.after(part.global_rows, part.epoch_rows)
         return made
 
@@ -190,6 +210,17 @@ class Shard:
         chosen = [version]
         dist.broadcast_object_list(chosen, src=0)
         return chosen[0]
+
+    def mark(self) -> Mark:
+        """Return where this shard stands, to go back to."""
+        return self._stream, self._feed, self._cursor
+
+    def go_back(self, mark: Mark) -> None:
+        """Read again from where this shard stood, unless it stands there still."""
+        if mark != self.mark():
+            self._stream, self._feed, self._cursor = mark
+            self._settled = None
+            self._stop()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the global cursor after the last batch handed out."""

@@ -128,6 +128,12 @@ class Stream:
         changed._cache.update(self._cache)
         return changed
 
+    def pinned(self) -> Stream:
+        """Return this stream as one that does not follow its table; the plan is kept."""
+        changed = replace(self, follow=False)
+        changed._cache.update(self._cache)
+        return changed
+
     @property
     def layout(self) -> Layout:
         """The chunks of the snapshot.
@@ -341,6 +347,10 @@ class Stream:
             return read_here(self.source, pieces, slabs, ahead=AHEAD)
 
         return read
+
+    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
+        """Return the state of every shard before a step."""
+        return Cursor(epoch, step * self.batch_size, self.fingerprint).to_dict()
 
     def pieces(self, lanes: range, at: Cursor) -> Iterator[tuple[Order, Unit]]:
         """Yield the units of some lanes from a cursor to the end, as steps want them."""

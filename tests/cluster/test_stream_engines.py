@@ -95,8 +95,13 @@ def test_a_mixture_is_split_by_its_coordinators(table: Snapshot) -> None:
 
     expected, _ = steps_of([mixture("worker").shard(0, 1)])
     found, _ = steps_of(mixture("ray_data")().streaming_split(2))
+    dataset = mixture("auto").as_ray_dataset()
+    plain = [i for b in dataset.iter_batches(batch_format="pyarrow") for i in b["id"].to_pylist()]
+    alone = [i for b in mixture("worker").shard(0, 1, format="arrow") for i in b["id"].to_pylist()]
 
     assert found == expected
+    assert plain == alone
+    assert len(plain) == sum(len(step) for step in expected) > 1000
 
 
 def test_resuming_at_another_size_through_the_cluster_engine(table: Snapshot) -> None:
