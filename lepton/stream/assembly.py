@@ -187,7 +187,7 @@ class Assembly:
 
     def parts(self, feed: Feed, cursor: Cursor) -> Generator[list[Part]]:
         """Yield slices from a cursor on, a slab's at a time."""
-        slabs = Slabs(self._owned, cursor, self._pool.empty, lambda: self._stream.empty)
+        slabs = Slabs(self._owned, cursor, self._pool.empty, lambda: self._stream.nothing)
         units = feed(cursor, slabs)
         for epoch in range(cursor.epoch, self._stream.epochs):
             order = self._stream.order(epoch)

@@ -51,9 +51,9 @@ def mix(*streams: Stream) -> Mixture:
     """
     if len(streams) < 2:
         raise ValueError("mix(...) takes two streams or more")
-    first = streams[0].empty.schema.remove_metadata()
+    first = streams[0].schema.remove_metadata()
     for other in streams[1:]:
-        found = other.empty.schema.remove_metadata()
+        found = other.schema.remove_metadata()
         if [(f.name, f.type) for f in found] != [(f.name, f.type) for f in first]:
             raise StreamError(
                 f"{streams[0].snapshot} and {other.snapshot} cannot be mixed: their columns are "

@@ -20,12 +20,13 @@ from lepton.lake.predicate import text_of
 from lepton.lake.read import bytes_per_row, group_sizes, stored_rows
 from lepton.lake.snapshot import refuse_empty
 from lepton.stream.assembly import Feed
+from lepton.stream.columns import columns_of
 from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of
 from lepton.stream.order import Digest, Ints, Layout, Order, Unit, digest_of, lanes_of
 from lepton.stream.reader import Source, Transform, expected_rows, read_here, transformed
 from lepton.stream.shard import Format, Shard
-from lepton.stream.slabs import Slabs
+from lepton.stream.slabs import Nothing, Slabs, nothing_of
 from lepton.telemetry import Carrier
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ AHEAD = 2
 SMALL_BYTES = 64 * 2**20
 """A table up to this size is kept decoded by whoever reads it."""
 FOOTER_THREADS = 16
+
+SAMPLE_ROWS = 16
+"""Rows from which a stream learns what its transform makes of them."""
 
 _ORDERS = threading.Lock()
 """Held while the orders that a stream keeps change: its readers ask from several threads."""
@@ -264,14 +268,24 @@ class Stream:
         return Source(snapshot=self.snapshot, transform=self.transform, carrier=self.trace)
 
     @property
-    def empty(self) -> pa.Table:
-        """A batch of no rows, as it comes out of the transform."""
-        if "empty" not in self._cache:
-            rows = self.snapshot.schema.empty_table()
+    def nothing(self) -> Nothing:
+        """A batch of no rows: what the table's first rows are like, transformed, less the rows.
+
+        A transform need not be able to do anything with no rows: it is called on none only if
+        there are none.
+        """
+        if "nothing" not in self._cache:
+            rows = self.snapshot.head(SAMPLE_ROWS)
             if self.transform is not None:
                 rows, _ = transformed(rows, self.transform)
-            self._cache["empty"] = rows
-        return self._cache["empty"]
+            columns = {name: c.picked(0, len(rows)) for name, c in columns_of(rows, None)}
+            self._cache["nothing"] = nothing_of(columns, rows.schema)
+        return self._cache["nothing"]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the batches, in Arrow's types."""
+        return self.nothing.schema
 
     def check_cursor(self, cursor: Cursor) -> None:
         """Raise StreamError unless the cursor belongs to this stream's order."""
