@@ -42,6 +42,15 @@ def fine_rows(total: int, lanes: int) -> int:
     return max(MIN_CHUNK_ROWS, -(-total // (lanes * LANE_CHUNKS)))
 
 
+def swelling_of(stored: float, decoded: float) -> int:
+    """Return how many times larger rows are decoded than they are stored: a power of two.
+
+    Less than twice counts as 1. Sizes that are measured a little otherwise seldom give another.
+    """
+    times = int(decoded / max(1.0, stored))
+    return 1 if times < 2 else 1 << (times - 1).bit_length()
+
+
 def layout_of(
     files: Iterable[FileRows], chunk_rows: int, *, fine: bool, window_rows: int
 ) -> Layout:

@@ -22,7 +22,7 @@ from lepton.lake.snapshot import refuse_empty
 from lepton.stream.assembly import Feed
 from lepton.stream.columns import columns_of
 from lepton.stream.cursor import Cursor, cursor_of
-from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of
+from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of, swelling_of
 from lepton.stream.order import Digest, Ints, Layout, Order, Unit, digest_of, lanes_of
 from lepton.stream.reader import Source, Transform, expected_rows, read_here, transformed
 from lepton.stream.shard import Format, Shard
@@ -70,8 +70,9 @@ class Stream:
         trace: the span under which reads are recorded; set by :func:`lepton.train`.
 
     Memory of a rank beyond its imports: about (lanes owned + 5) * w + 3 * max(4 MiB, batch), where
-    w, a window, is at most twice min(16 MiB, 64 MiB / lanes) decoded, and batch this rank's part of
-    a global batch; a table up to 64 MiB is kept decoded as a whole.
+    w, a window, is at most twice min(16 MiB, 64 MiB / lanes), and batch this rank's part of a
+    global batch; a table up to 64 MiB is kept decoded as a whole. Where types do not tell how large
+    rows are, as with text, all this is by the table's first rows, within a factor of two.
     """
 
     snapshot: Snapshot
@@ -158,12 +159,14 @@ class Stream:
             refuse_empty(snapshot)
         stored = {i: stored_rows(version, f, options) for i, f in files}
         columns = snapshot.schema.names
-        width = max(1.0, bytes_per_row(version, files[0][1], columns, options))
         total = sum(stored.values())
-        window = min(WINDOW_BYTES, WINDOWS_BYTES // self.lane_count)
-        window_rows = max(1, min(MAX_CHUNK_ROWS, int(window / width)))
-        fine = total * width <= SMALL_BYTES
-        chunk_rows = min(window_rows, fine_rows(total, self.lane_count)) if fine else window_rows
+        size, decoded = bytes_per_row(version, files[0][1], columns, options)
+        cut, swelling = self._cut(total, size), swelling_of(size, decoded)
+        swollen = self._cut(total, size * swelling)
+        same = (cut[0], cut[2]) == (swollen[0], swollen[2])
+        alike = cut == swollen or (same and swollen[1] >= total)  # one window holds it all
+        self._cache["swelling"] = 1 if alike else swelling
+        chunk_rows, window_rows, fine = cut if alike else swollen
         groups = {} if fine else self._groups([(i, f) for i, f in files if stored[i] > chunk_rows])
 
         def described() -> Iterator[FileRows]:
@@ -174,6 +177,14 @@ class Stream:
         if layout.rows == 0:
             refuse_empty(snapshot)
         return layout
+
+    def _cut(self, total: int, width: float) -> tuple[int, int, bool]:
+        """Return the rows of a chunk and of a window, and whether the table counts as small."""
+        window = min(WINDOW_BYTES, WINDOWS_BYTES // self.lane_count)
+        window_rows = max(1, min(MAX_CHUNK_ROWS, int(window / max(1.0, width))))
+        fine = total * max(1.0, width) <= SMALL_BYTES
+        chunk_rows = min(window_rows, fine_rows(total, self.lane_count)) if fine else window_rows
+        return chunk_rows, window_rows, fine
 
     def _positions(self, files: list[tuple[int, DataFile]]) -> Iterator[Ints | int]:
         """Each file's rows: read in threads, a few files ahead, where the log does not tell."""
@@ -240,7 +251,15 @@ class Stream:
         what += [str(None) if snapshot.predicate is None else text_of(snapshot.predicate)]
         what += [self.seed, self.batch_size, self.lane_count, self.shuffle]
         what += [sorted(snapshot.schema.names)]
+        if version != "newest":
+            what += self._swollen()
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    def _swollen(self) -> list[int]:
+        """Return what the plan's cuts depend on beyond the log and the footers, if they do."""
+        _ = self.layout
+        swelling = self._cache["swelling"]
+        return [] if swelling == 1 else [swelling]
 
     def at(self, version: int) -> Stream:
         """Return this stream over another version of its table.
