@@ -17,10 +17,10 @@ from lepton.errors import StreamError
 from lepton.lake import Snapshot, table
 from lepton.lake.log import DataFile
 from lepton.lake.predicate import text_of
-from lepton.lake.read import bytes_per_row, group_sizes, stored_rows
+from lepton.lake.read import POSITION, bytes_per_row, group_sizes, stored_rows
 from lepton.lake.snapshot import refuse_empty
 from lepton.stream.assembly import Feed
-from lepton.stream.columns import columns_of
+from lepton.stream.columns import columns_of, is_list
 from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of, swelling_of
 from lepton.stream.order import Digest, Ints, Layout, Order, Unit, digest_of, lanes_of
@@ -294,12 +294,21 @@ class Stream:
         there are none.
         """
         if "nothing" not in self._cache:
-            rows = self.snapshot.head(SAMPLE_ROWS)
+            rows = self._sample()
             if self.transform is not None:
                 rows, _ = transformed(rows, self.transform)
             columns = {name: c.picked(0, len(rows)) for name, c in columns_of(rows, None)}
             self._cache["nothing"] = nothing_of(columns, rows.schema)
         return self._cache["nothing"]
+
+    def _sample(self) -> pa.Table:
+        """Return a few rows, where types do not tell what a row is like."""
+        snapshot = self.snapshot
+        if self.transform is None and not any(is_list(f.type) for f in snapshot.schema):
+            return snapshot.schema.empty_table()
+        first = [snapshot.read_file(f, stop=SAMPLE_ROWS) for f in snapshot.files()[:1]]
+        found = [rows.drop_columns(POSITION) for rows in first if len(rows)]
+        return found[0] if found else snapshot.head(SAMPLE_ROWS)
 
     @property
     def schema(self) -> pa.Schema:
