@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from lepton.errors import StreamError
+from lepton.errors import LakeError, StreamError
 from lepton.lake import Snapshot
 from lepton.stream.assembly import Part
 from lepton.stream.cursor import Cursor, cursor_of
@@ -358,20 +358,20 @@ class MixedShard:
         marks = [shard.mark() for shard in self._shards]
         try:
             return use(self._joined())
-        except StopIteration:
-            raise
-        except BaseException:
+        except BaseException as e:
             for shard, mark in zip(self._shards, marks, strict=True):
                 shard.go_back(mark)
+            if isinstance(e, LakeError | StreamError):
+                raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
             raise
 
     def _joined(self) -> MixedPart:
         for shard in self._shards:
             shard.agree, shard.pin, shard.account = self.agree, self.pin, self.account
         first, *others = self._shards
-        part = first.next_part()
+        part = first.take(lambda part: part)
         shares = self._mixture.shares(part.global_rows)
-        return MixedPart(part, [s.next_rows(n) for s, n in zip(others, shares, strict=True)])
+        return MixedPart(part, [s.take_rows(n) for s, n in zip(others, shares, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return where every stream stands; equal on all ranks after the same step."""

@@ -110,35 +110,44 @@ class Shard:
         """
         return self._next(lambda part: part)
 
-    def next_rows(self, rows: int) -> list[Part]:
-        """Return this rank's slices of the next ``rows`` global rows, across batches and epochs.
+    def _next(self, use: Callable[[Part], T]) -> T:
+        try:
+            return self.take(use)
+        except (LakeError, StreamError) as e:
+            raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
+
+    def take(self, use: Callable[[Part], T], at_most: int | None = None) -> T:
+        """Return what is made of the next slice; it counts as consumed once that is made.
+
+        Args:
+            use: makes it.
+            at_most: global rows of which to take no more.
 
         Raises:
             StopIteration: all epochs are done.
-            StreamError: as :meth:`next_part`; some of the rows may be consumed, see :meth:`mark`.
+            StreamError: a file cannot be read.
         """
-        found: list[Part] = []
-        while rows > 0:
-            part = self._next(lambda part: part, at_most=rows)
-            rows -= part.global_rows
-            found.append(part)
-        return found
-
-    def _next(self, use: Callable[[Part], T], at_most: int | None = None) -> T:
-        """Return what is made of the next slice; it counts as consumed once that is made."""
-        rest: Part | None = None
-        try:
-            part = self._front()
-            if at_most is not None and at_most < part.global_rows:
-                part, rest = part.split(at_most)
-            made = use(part)
-        except (LakeError, StreamError) as e:
-            raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
+        part, rest = self._front(), None
+        if at_most is not None and at_most < part.global_rows:
+            part, rest = part.split(at_most)
+        made = use(part)
         self._ready.popleft()
         if rest is not None:
             self._ready.appendleft(rest)
         self._cursor = self._cursor.after(part.global_rows, part.epoch_rows)
         return made
+
+    def take_rows(self, rows: int) -> list[Part]:
+        """Return this rank's slices of the next ``rows`` global rows, across batches and epochs.
+
+        Raises:
+            StreamError: a file cannot be read; some of the rows may be consumed, see :meth:`mark`.
+        """
+        found: list[Part] = []
+        while rows > 0:
+            found.append(self.take(lambda part: part, at_most=rows))
+            rows -= found[-1].global_rows
+        return found
 
     def _front(self) -> Part:
         """Return the next slice, which is still to be taken."""
@@ -189,13 +198,13 @@ class Shard:
         """
         if self._cursor.rows:
             raise StreamError(f"{self._cursor} is in mid-epoch: a stream moves between epochs only")
+        if version != self._cursor.version:
+            stream = self._stream.at(version)
+            cursor = replace(self._cursor, order=stream.fingerprint, version=version)
+            feed = stream.feed(self.rank, self.world_size)
+            self._stream, self._cursor, self._feed = stream, cursor, feed
+            self._stop()
         self._settled = self._cursor.epoch
-        if version == self._cursor.version:
-            return
-        self._stream = self._stream.at(version)
-        self._cursor = replace(self._cursor, order=self._stream.fingerprint, version=version)
-        self._feed = self._stream.feed(self.rank, self.world_size)
-        self._stop()
 
     def _agreed(self, version: int) -> int:
         if self.world_size == 1:

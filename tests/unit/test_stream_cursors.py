@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from deltalake import write_deltalake
 
 import lepton
 from lepton.errors import LakeError, StreamError
@@ -81,6 +82,20 @@ def test_no_row_is_lost_when_a_followed_table_cannot_be_asked(
     monkeypatch.setattr(Stream, "newest", asked)
     assert sorted(ids_of(shard)) == list(range(50))
     assert len(shard) == 0
+
+
+def test_a_followed_table_without_the_columns_stops_the_stream_again_and_again(
+    table: Snapshot,
+) -> None:
+    shard = table.stream(batch_size=50, epochs=2, follow=True).shard(0, 1, format="arrow")
+    next(shard)
+    other = pa.table({"other": np.arange(9)})
+    write_deltalake(table.uri, other, mode="overwrite", schema_mode="overwrite")
+
+    for _ in range(2):
+        with pytest.raises(StreamError, match=r"no column id.*cursor: .*'epoch': 1, 'rows': 0"):
+            next(shard)
+    assert shard.state_dict()["version"] == 0
 
 
 def _raised(error: Exception) -> int:
