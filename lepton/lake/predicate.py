@@ -8,9 +8,10 @@ kept, as in SQL.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -79,6 +80,19 @@ def sql_of(condition: pc.Expression | str, schema: pa.Schema) -> str | None:
     except (SqlglotError, LakeError, ValueError):
         return None
     return text if same else None
+
+
+def text_of(expression: pc.Expression) -> str:
+    """Return a text that two expressions share only if they are the same.
+
+    How an expression prints, unless long lists or values are shortened there: then also a hash of
+    all of it.
+    """
+    printed = str(expression)
+    if "..." not in printed:
+        return printed
+    _, (whole, *_) = cast("Any", expression).__reduce__()
+    return f"{printed} {hashlib.sha256(whole).hexdigest()}"
 
 
 def columns_read(expression: pc.Expression, schema: pa.Schema) -> frozenset[str]:

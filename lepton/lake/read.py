@@ -29,6 +29,9 @@ from lepton.lake.storage import store_of
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 _Columns = tuple[list[Field], list[str | None], pa.Schema]
 
+SAMPLE_ROWS = 256
+SAMPLE_BUFFER = 1 << 16
+"""Bytes that are fetched at once where only a file's first rows are wanted."""
 DECODED_BYTES = 1 << 23
 """Each call that gives pages of a mapped file back stops the process's other threads."""
 
@@ -169,6 +172,29 @@ class OpenFile:
         return sum(
             c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in physical
         )
+
+    def sampled(self, columns: Sequence[str]) -> float:
+        """Return how many bytes a row of some columns takes once decoded: a mean of a few rows.
+
+        Raises:
+            LakeError: the file is damaged.
+        """
+        fields, stored, _ = self._columns(tuple(columns))
+        names = [name for name in stored if name is not None]
+        groups = np.flatnonzero(self.sizes)[:1].tolist()
+        if not groups:
+            return 0.0
+        rows = min(SAMPLE_ROWS, int(self.sizes[groups[0]]))
+        raw = pa.table({})
+        with self._explained():
+            if names:
+                metadata = self._parquet.metadata
+                few = pq.ParquetFile(self._source, metadata=metadata, buffer_size=SAMPLE_BUFFER)
+                batches = few.iter_batches(rows, groups, names, use_threads=False)
+                raw = pa.Table.from_batches([next(batches)])
+            each = zip(fields, stored, strict=True)
+            arrays = [self._column(raw, field, name, rows) for field, name in each]
+        return sum(a.nbytes for a in arrays) / rows
 
     def checked(self) -> bool:
         """Whether the first page of every column chunk carries a checksum.
@@ -370,17 +396,24 @@ def bytes_per_row(
     file: DataFile,
     columns: Sequence[str],
     storage_options: Mapping[str, str] | None = None,
-) -> float:
-    """Estimate the decoded size of a row: by type where it is fixed, else from the footer."""
+) -> tuple[float, float]:
+    """Estimate the size of a row: as it is stored, and decoded.
+
+    Both are by type where it is fixed. Else the footer tells the one, and the file's first rows the
+    other: text that repeats is stored once.
+    """
     fields = [f for f in version.fields if f.name in set(columns)]
     widths = {f.name: _width(f.type) for f in fields}
     total = float(sum(w for w in widths.values() if w is not None))
-    varying = {f.physical for f in fields if widths[f.name] is None}
+    varying = [f for f in fields if widths[f.name] is None]
     if not varying:
-        return total
+        return total, total
     opened = OpenFile(version, file, storage_options)
-    opened.close()
-    return total + opened.bytes_of(varying) / max(1, opened.stored)
+    try:
+        stored = opened.bytes_of({f.physical for f in varying}) / max(1, opened.stored)
+        return total + stored, total + opened.sampled([f.name for f in varying])
+    finally:
+        opened.close()
 
 
 def _width(kind: pa.DataType) -> int | None:

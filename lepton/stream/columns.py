@@ -104,6 +104,13 @@ def is_number(kind: Any) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
+def is_list(kind: Any) -> bool:
+    """Whether an Arrow type is one of lists."""
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
 def flat(array: Any) -> Any:
     """Return numbers without nulls as an ndarray over Arrow's memory.
 
@@ -147,6 +154,8 @@ def to_arrow(values: Values, kind: Any) -> Any:
     make: Any = pa.array
     if _is_arrow(values):
         return values
+    if not len(values):
+        return _no_values(kind)
     if is_number(kind):
         return make(values, type=kind)
     if isinstance(kind, pa.FixedShapeTensorType):
@@ -186,6 +195,20 @@ def sealed(values: Any, kind: Any) -> Any:
         kind: the Arrow type.
     """
     return [to_arrow(one, kind) for one in values] if pa.types.is_binary(kind) else values
+
+
+def without_rows(values: Values, kind: Any) -> Values:
+    """Return values of a column of Arrow type ``kind`` less their rows, in memory of its own."""
+    if _is_arrow(values):
+        return _no_values(kind)
+    return np.empty((0, *values.shape[1:]), values.dtype)
+
+
+def _no_values(kind: Any) -> Any:
+    make: Any = pa.array
+    if not isinstance(kind, pa.BaseExtensionType):
+        return make([], type=kind)
+    return pa.ExtensionArray.from_storage(kind, make([], type=kind.storage_type))
 
 
 def _is_arrow(values: Any) -> bool:

@@ -42,6 +42,15 @@ def fine_rows(total: int, lanes: int) -> int:
     return max(MIN_CHUNK_ROWS, -(-total // (lanes * LANE_CHUNKS)))
 
 
+def swelling_of(stored: float, decoded: float) -> int:
+    """Return how many times larger rows are decoded than they are stored: a power of two.
+
+    Less than twice counts as 1. Sizes that are measured a little otherwise seldom give another.
+    """
+    times = int(decoded / max(1.0, stored))
+    return 1 if times < 2 else 1 << (times - 1).bit_length()
+
+
 def layout_of(
     files: Iterable[FileRows], chunk_rows: int, *, fine: bool, window_rows: int
 ) -> Layout:
@@ -54,11 +63,8 @@ def layout_of(
         window_rows: rows of a window; it takes as many chunks as come near to that.
     """
     found = [_cut(file, chunk_rows, fine=fine) for file in files]
-    counts = [len(f[0]) for f in found]
-    empty = np.empty(0, np.int64)
-    index, start, stop, live, group = (
-        np.concatenate([empty, *(f[k] for f in found)]) for k in range(5)
-    )
+    counts = [f.shape[1] for f in found]
+    index, start, stop, live, group = np.concatenate([np.empty((5, 0), np.int64), *found], axis=1)
     place = np.repeat(np.arange(len(found)), counts)
     changed = (np.diff(place, prepend=-1) != 0) | (np.diff(group, prepend=-1) != 0) | fine
     block = np.cumsum(changed) - 1
@@ -67,11 +73,10 @@ def layout_of(
     return Layout(index, start, stop, live, block, size, fine)
 
 
-def _cut(file: FileRows, chunk_rows: int, *, fine: bool) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+def _cut(file: FileRows, chunk_rows: int, *, fine: bool) -> Ints:
     """Return a file's chunks: file index, start, stop, live rows, first row of its block."""
-    if file.stored <= chunk_rows and file.live is None:
-        one = np.ones(min(file.stored, 1), np.int64)
-        return one * file.index, one * 0, one * file.stored, one * file.stored, one * 0
+    if 0 < file.stored <= chunk_rows and file.live is None:
+        return np.array([[file.index], [0], [file.stored], [file.stored], [0]], np.int64)
     if fine or file.groups is None:
         starts = np.arange(0, file.stored, chunk_rows, dtype=np.int64)
         stops = np.minimum(starts + chunk_rows, file.stored)
@@ -83,7 +88,7 @@ def _cut(file: FileRows, chunk_rows: int, *, fine: bool) -> tuple[Ints, Ints, In
         live = np.searchsorted(file.live, stops) - np.searchsorted(file.live, starts)
     keep = live > 0
     which = np.full(int(keep.sum()), file.index, dtype=np.int64)
-    return which, starts[keep], stops[keep], live[keep].astype(np.int64), blocks[keep]
+    return np.stack([which, starts[keep], stops[keep], live[keep].astype(np.int64), blocks[keep]])
 
 
 def _by_group(groups: Ints, chunk_rows: int) -> tuple[Ints, Ints, Ints]:

@@ -1,25 +1,28 @@
 """Several streams mixed in a fixed ratio: every global batch takes its rows from each of them.
 
 The ratio is exact: a batch has ``batch_size`` rows of each stream. The first stream decides how
-long an epoch is; the others begin again, in a new order, as often as they end. Order, world size
-and resuming are those of the streams.
+long an epoch is, and where its last batch is short, the others give their share of that, to the
+nearest row. The others begin again, in a new order, as often as they end, in the middle of a batch
+too: each of their rows comes once before any comes again. Order, world size and resuming are those
+of the streams.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from lepton.errors import StreamError
+from lepton.errors import LakeError, StreamError
 from lepton.lake import Snapshot
 from lepton.stream.assembly import Part
-from lepton.stream.cursor import cursor_of
+from lepton.stream.cursor import Cursor, cursor_of
 from lepton.stream.order import Digest, Ints, Order
 from lepton.stream.shard import Format, Shard, formed
 from lepton.stream.stream import Engine, Stream
@@ -28,6 +31,8 @@ from lepton.telemetry import Carrier
 
 if TYPE_CHECKING:
     import ray.data
+
+T = TypeVar("T")
 
 ENDLESS = 2**31
 STREAM_BITS = 56
@@ -46,9 +51,9 @@ def mix(*streams: Stream) -> Mixture:
     """
     if len(streams) < 2:
         raise ValueError("mix(...) takes two streams or more")
-    first = streams[0].empty.schema.remove_metadata()
+    first = streams[0].schema.remove_metadata()
     for other in streams[1:]:
-        found = other.empty.schema.remove_metadata()
+        found = other.schema.remove_metadata()
         if [(f.name, f.type) for f in found] != [(f.name, f.type) for f in first]:
             raise StreamError(
                 f"{streams[0].snapshot} and {other.snapshot} cannot be mixed: their columns are "
@@ -138,6 +143,11 @@ class Mixture:
         """Hash of what a run keeps when it is resumed."""
         return hashlib.sha256(" ".join(s.identity for s in self.streams).encode()).hexdigest()[:16]
 
+    def shares(self, rows: int) -> list[int]:
+        """Return the rows that the streams after the first give to ``rows`` rows of it."""
+        whole = self.first.batch_size
+        return [(2 * rows * s.batch_size + whole) // (2 * whole) for s in self.streams[1:]]
+
     def order(self, epoch: int) -> Order:
         """Return the first stream's order of an epoch."""
         return self.first.order(epoch)
@@ -150,11 +160,15 @@ class Mixture:
         """Return this mixture with another reader."""
         return Mixture(streams=tuple(s.read_by(engine, trace) for s in self.streams))
 
+    def pinned(self) -> Mixture:
+        """Return this mixture with streams that do not follow their tables."""
+        return Mixture(streams=tuple(s.pinned() for s in self.streams))
+
     def shard(
         self,
         rank: int,
         world_size: int,
-        cursor: Mapping[str, Any] | None = None,
+        cursor: Mapping[str, Any] | str | None = None,
         *,
         format: Format = "torch",  # noqa: A002 - as a stream's shard
     ) -> MixedShard:
@@ -175,7 +189,7 @@ class Mixture:
         hosted = self.hosted(world_size)
         return [hosted.shard(rank, world_size) for rank in range(world_size)]
 
-    def states(self, state: Mapping[str, Any] | None) -> list[Any]:
+    def states(self, state: Mapping[str, Any] | str | None) -> list[Any]:
         """Return each stream's own state; None for each at the beginning.
 
         Raises:
@@ -183,8 +197,11 @@ class Mixture:
         """
         if state is None:
             return [None] * len(self.streams)
-        found: Any = state.get("streams")
-        if cursor_of(state).order != self.fingerprint or len(found or ()) != len(self.streams):
+        begun = cursor_of(state)
+        if isinstance(state, str):
+            state = json.loads(state)
+        found: Any = state.get("streams") if isinstance(state, Mapping) else None
+        if begun.order != self.fingerprint or len(found or ()) != len(self.streams):
             raise StreamError(
                 "the cursor is of another mixture: resume with the same streams (table versions, "
                 "filters, batch sizes, seeds and lanes) in the same order, or start a new run"
@@ -195,11 +212,35 @@ class Mixture:
         """Return this mixture with a coordinator per stream; see :class:`Hosted`."""
         return HostedMixture(self, most)
 
-    def __call__(self) -> ray.data.Dataset:
-        """Ray Train takes a function that makes a dataset: ``datasets={"train": mixture}``."""
+    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
+        """Return the state of every shard before a step, of streams that do not follow."""
+        whole = self.first.batch_size
+        full, tail = divmod(self.first.order(0).rows, whole)
+        states = [self.first.state_at(epoch, step)]
+        per_epoch = zip(self.streams[1:], self.shares(tail), strict=True)
+        for stream, last in per_epoch:
+            rows = stream.order(0).rows
+            done = epoch * (full * stream.batch_size + last) + step * stream.batch_size
+            states.append(Cursor(*divmod(done, rows), stream.fingerprint).to_dict())
+        return self.state_of(states)
+
+    def state_of(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the mixture's state, from its streams'."""
+        return {**states[0], "order": self.fingerprint, "version": None, "streams": states}
+
+    def as_ray_dataset(self) -> ray.data.Dataset:
+        """Return the epochs as one Ray Dataset, global batch after global batch.
+
+        Given to a Ray Train trainer (``datasets={"train": mixture.as_ray_dataset()}``),
+        ``ray.train.get_dataset_shard("train")`` is this mixture's :class:`MixedShard`.
+        """
         from lepton.stream.ray_dataset import dataset_of
 
-        return dataset_of(self.first, split=self)
+        return dataset_of(self)
+
+    def __call__(self) -> ray.data.Dataset:
+        """Ray Train takes a function that makes a dataset: ``datasets={"train": mixture}``."""
+        return self.as_ray_dataset()
 
 
 class HostedMixture:
@@ -235,11 +276,14 @@ class HostedMixture:
 class MixedPart:
     """One rank's slice of a global batch of a mixture; see :class:`lepton.stream.Part`."""
 
-    def __init__(self, parts: list[Part]) -> None:
-        self._parts = parts
-        self.epoch = parts[0].epoch
-        self.step = parts[0].step
-        self.global_rows = sum(p.global_rows for p in parts)
+    def __init__(self, first: Part, others: list[list[Part]]) -> None:
+        """Join the first stream's slice and the others', of which each may have several."""
+        numbered = enumerate(others, 1)
+        self._numbers = [0, *(k for k, parts in numbered for _ in parts)]
+        self._parts = [first, *(part for parts in others for part in parts)]
+        self.epoch = first.epoch
+        self.step = first.step
+        self.global_rows = sum(p.global_rows for p in self._parts)
 
     @property
     def delivered(self) -> int:
@@ -249,7 +293,8 @@ class MixedPart:
     @cached_property
     def ids(self) -> Ints:
         """Identity of each planned row: of stream k, with k << 56 added."""
-        return np.concatenate([p.ids | (k << STREAM_BITS) for k, p in enumerate(self._parts)])
+        parts = zip(self._numbers, self._parts, strict=True)
+        return np.concatenate([p.ids | (k << STREAM_BITS) for k, p in parts])
 
     @property
     def digest(self) -> Digest:
@@ -294,7 +339,7 @@ class MixedShard:
         return self
 
     def __next__(self) -> Any:
-        return formed(self.next_part(), self._format)
+        return self._next(lambda part: formed(part, self._format))
 
     def __len__(self) -> int:
         """Steps that remain."""
@@ -305,17 +350,34 @@ class MixedShard:
 
         Raises:
             StopIteration: all epochs of the first stream are done.
+            StreamError: a file cannot be read; the next call begins again at the cursor.
         """
+        return self._next(lambda part: part)
+
+    def _next(self, use: Callable[[MixedPart], T]) -> T:
+        marks = [shard.mark() for shard in self._shards]
+        try:
+            return use(self._joined())
+        except BaseException as e:
+            for shard, mark in zip(self._shards, marks, strict=True):
+                shard.go_back(mark)
+            if isinstance(e, LakeError | StreamError):
+                raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
+            raise
+
+    def _joined(self) -> MixedPart:
         for shard in self._shards:
             shard.agree, shard.pin, shard.account = self.agree, self.pin, self.account
-        return MixedPart([s.next_part() for s in self._shards])
+        first, *others = self._shards
+        part = first.take(lambda part: part)
+        shares = self._mixture.shares(part.global_rows)
+        return MixedPart(part, [s.take_rows(n) for s, n in zip(others, shares, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return where every stream stands; equal on all ranks after the same step."""
-        states = [s.state_dict() for s in self._shards]
-        return {**states[0], "order": self._mixture.fingerprint, "version": None, "streams": states}
+        return self._mixture.state_of([s.state_dict() for s in self._shards])
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | str) -> None:
         """Go on from a state taken at any rank and any world size.
 
         Raises:

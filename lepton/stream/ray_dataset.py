@@ -16,7 +16,6 @@ import ray.data
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from lepton.stream.cursor import Cursor
 from lepton.stream.mixture import MixedShard, Mixture
 from lepton.stream.ray_engine import coordinated_shards, quiet
 
@@ -59,9 +58,9 @@ class StreamDataset(ray.data.Dataset):
 class StepSource(Datasource):
     """Runs of steps as read tasks; each reads the windows that its steps touch."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream | Mixture) -> None:
         super().__init__()
-        self._stream = stream
+        self._stream = stream.pinned()  # its steps are those of one version
 
     def get_name(self) -> str:
         """Name shown in Ray Data's plans."""
@@ -91,23 +90,18 @@ def _task(plan: Any, epoch: int, first: int, last: int) -> Callable[[], Iterable
     def read() -> Iterable[pa.Table]:
         stream: Any = ray.get(plan)
         here = stream.read_by("worker", stream.trace)
-        shard = here.shard(0, 1, Cursor(epoch, first * stream.batch_size))
+        shard = here.shard(0, 1, here.state_at(epoch, first))
         return [shard.next_part().rows for _ in range(first, last)]
 
     return read
 
 
-def dataset_of(stream: Stream, *, split: Mixture | None = None) -> StreamDataset:
-    """Return the stream's epochs as one dataset, rows in global order.
-
-    Args:
-        stream: the rows.
-        split: what to split among the ranks of a trainer instead: a mixture.
-    """
+def dataset_of(stream: Stream | Mixture) -> StreamDataset:
+    """Return the stream's epochs as one dataset, rows in global order."""
     quiet()
     dataset = ray.data.read_datasource(StepSource(stream))
     dataset.context.execution_options.preserve_order = True
     found = ray.data.Dataset.copy(dataset, _as=StreamDataset)
     assert isinstance(found, StreamDataset)  # noqa: S101 - asked for one line above
-    found.stream = split or stream
+    found.stream = stream
     return found

@@ -272,6 +272,8 @@ class Coordinator:
         with self._lock:
             now = self._reading
             if now is not None and now.generation >= generation:
+                if now.error is not None:
+                    raise now.error
                 if now.generation == generation and now.start == cursor:
                     return
                 raise StreamError(
@@ -355,7 +357,8 @@ class Hosted:
     """A stream with its coordinator: what workers whose number changes open their shards from.
 
     Args:
-        stream: the rows; read by the ranks themselves if its engine is ``worker``.
+        stream: the rows; read by the ranks themselves if its engine is ``worker`` or it follows
+            its table.
         most: ranks at the most.
     """
 
@@ -363,7 +366,7 @@ class Hosted:
         _ = stream.layout  # planned once, here, and sent along
         self._stream = stream
         self._actor: Any = None
-        if stream.engine == "worker":
+        if stream.engine == "worker" or stream.follow:  # which is read by the ranks themselves
             return
         self._actor = (
             ray.remote(Coordinator).options(num_cpus=0, max_concurrency=2 * most + 4).remote(stream)
@@ -386,12 +389,9 @@ class Hosted:
         stream = self._stream
         if self._actor is None:
             return stream.shard(rank, world_size, cursor)
-        start = Cursor() if cursor is None else cursor_of(cursor)
-        stream.check_cursor(start)
+        stream, start = stream.started(Cursor() if cursor is None else cursor_of(cursor))
         feed = CoordinatedFeed(self._actor, rank, world_size, stream, generation)
-        return Shard(
-            stream, rank, world_size, feed, cursor=replace(start, order=stream.fingerprint)
-        )
+        return Shard(stream, rank, world_size, feed, cursor=start)
 
 
 class CoordinatedFeed:

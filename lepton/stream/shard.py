@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from lepton.errors import StreamError
+from lepton.errors import LakeError, StreamError
 from lepton.stream.ahead import Ahead
 from lepton.stream.assembly import Assembly, Feed, Part
 from lepton.stream.cursor import Cursor, cursor_of
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Format = Literal["torch", "arrow"] | Callable[[pa.Table], Any]
 """Dicts of tensors, Arrow tables, or whatever a person's own collate function makes of a table."""
+
+T = TypeVar("T")
+Mark = tuple["Stream", Feed, Cursor]
 
 SLABS_AHEAD = 2
 
@@ -54,9 +57,10 @@ class Shard:
         self.world_size = world_size
         self._feed = feed
         self._format: Format = batch_format
-        self._cursor = cursor or Cursor(order=stream.fingerprint)
+        self._cursor: Cursor = cursor or Cursor(order=stream.fingerprint)
         self._parts: Ahead[list[Part]] | None = None
         self._ready: deque[Part] = deque()
+        self._settled: int | None = None
         self.pin = False
         """Make batches in page-locked memory, where CUDA is there: they copy to the device while
         it computes. Hold each batch until its copy is done; lepton.train's worker does."""
@@ -69,7 +73,7 @@ class Shard:
         return self
 
     def __next__(self) -> Any:
-        return formed(self.next_part(), self._format)
+        return self._next(lambda part: formed(part, self._format))
 
     def __len__(self) -> int:
         """Steps that remain, over all epochs."""
@@ -93,25 +97,79 @@ class Shard:
             )
         epoch = self._cursor.epoch
         while self._cursor.epoch == epoch and epoch < self._stream.epochs:
-            yield self.next_part().batch
+            yield self._next(lambda part: part.batch)
 
     def next_part(self) -> Part:
         """Return the next slice with its bookkeeping.
+
+        After an error the next call begins again at the cursor.
 
         Raises:
             StopIteration: all epochs are done.
             StreamError: a file cannot be read; the message holds the cursor to resume from.
         """
+        return self._next(lambda part: part)
+
+    def _next(self, use: Callable[[Part], T]) -> T:
         try:
+            return self.take(use)
+        except (LakeError, StreamError) as e:
+            raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
+
+    def take(self, use: Callable[[Part], T], at_most: int | None = None) -> T:
+        """Return what is made of the next slice; it counts as consumed once that is made.
+
+        Args:
+            use: makes it.
+            at_most: global rows of which to take no more.
+
+        Raises:
+            StopIteration: all epochs are done.
+            StreamError: a file cannot be read.
+        """
+        part, rest = self._front(), None
+        if at_most is not None and at_most < part.global_rows:
+            part, rest = part.split(at_most)
+        made = use(part)
+        self._ready.popleft()
+        if rest is not None:
+            self._ready.appendleft(rest)
+        self._cursor = self._cursor.after(part.global_rows, part.epoch_rows)
+        return made
+
+    def take_rows(self, rows: int) -> list[Part]:
+        """Return this rank's slices of the next ``rows`` global rows, across batches and epochs.
+
+        Raises:
+            StreamError: a file cannot be read; some of the rows may be consumed, see :meth:`mark`.
+        """
+        found: list[Part] = []
+        while rows > 0:
+            found.append(self.take(lambda part: part, at_most=rows))
+            rows -= found[-1].global_rows
+        return found
+
+    def _front(self) -> Part:
+        """Return the next slice, which is still to be taken."""
+        try:
+            self._follow()
             while not self._ready:
                 self._ready.extend(next(self._parts or self._begin()))
-        except StreamError as e:
-            raise StreamError(f"{e} [cursor: {self.state_dict()}]") from e
-        part = self._ready.popleft()
-        self._cursor = self._cursor.after(part.global_rows, part.epoch_rows)
-        if self._stream.follow and part.epoch < self._cursor.epoch < self._stream.epochs:
+        except StopIteration:
+            raise
+        except BaseException:  # the next call begins again at the cursor
+            self._stop()
+            raise
+        return self._ready[0]
+
+    def _follow(self) -> None:
+        """Move to the newest version where an epoch begins, if the stream follows its table."""
+        epoch = self._cursor.epoch
+        if self._settled == epoch or not self._stream.follow:
+            return
+        if self._cursor.rows == 0 and 0 < epoch < self._stream.epochs:
             self.move_to((self.agree or self._agreed)(self._stream.newest()))
-        return part
+        self._settled = epoch
 
     def _begin(self) -> Ahead[list[Part]]:
         """Start putting batches together, in a thread, from the cursor on."""
@@ -140,10 +198,13 @@ class Shard:
         """
         if self._cursor.rows:
             raise StreamError(f"{self._cursor} is in mid-epoch: a stream moves between epochs only")
-        self._stream = self._stream.at(version)
-        self._cursor = replace(self._cursor, order=self._stream.fingerprint, version=version)
-        self._feed = self._stream.feed(self.rank, self.world_size)
-        self._stop()
+        if version != self._cursor.version:
+            stream = self._stream.at(version)
+            cursor = replace(self._cursor, order=stream.fingerprint, version=version)
+            feed = stream.feed(self.rank, self.world_size)
+            self._stream, self._cursor, self._feed = stream, cursor, feed
+            self._stop()
+        self._settled = self._cursor.epoch
 
     def _agreed(self, version: int) -> int:
         if self.world_size == 1:
@@ -159,6 +220,17 @@ class Shard:
         dist.broadcast_object_list(chosen, src=0)
         return chosen[0]
 
+    def mark(self) -> Mark:
+        """Return where this shard stands, to go back to."""
+        return self._stream, self._feed, self._cursor
+
+    def go_back(self, mark: Mark) -> None:
+        """Read again from where this shard stood, unless it stands there still."""
+        if mark != self.mark():
+            self._stream, self._feed, self._cursor = mark
+            self._settled = None
+            self._stop()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the global cursor after the last batch handed out."""
         return self._cursor.to_dict()
@@ -169,12 +241,10 @@ class Shard:
         Raises:
             StreamError: the state is of another order (table version, seed, batch size, …).
         """
-        cursor = cursor_of(state)
-        if cursor.version is not None and cursor.version != self._stream.snapshot.version:
-            self._stream = self._stream.at(cursor.version)
-            self._feed = self._stream.feed(self.rank, self.world_size)
-        self._stream.check_cursor(cursor)
-        self._cursor = cursor
+        stream, cursor = self._stream.started(cursor_of(state))
+        if stream is not self._stream:
+            self._stream, self._feed = stream, stream.feed(self.rank, self.world_size)
+        self._cursor, self._settled = cursor, None
         self._stop()
 
 

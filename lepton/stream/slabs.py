@@ -19,7 +19,16 @@ import numpy as np
 import pyarrow as pa
 
 from lepton.errors import StreamError
-from lepton.stream.columns import Allocate, Column, Values, gather, joined, sealed
+from lepton.stream.columns import (
+    Allocate,
+    Column,
+    Values,
+    gather,
+    is_list,
+    joined,
+    sealed,
+    without_rows,
+)
 from lepton.stream.cursor import Cursor
 from lepton.stream.order import Ints, Layout, Order, Unit
 
@@ -84,6 +93,7 @@ class Slab:
         step: the first.
         steps: how many.
         begin: rows of the epoch consumed before the first step.
+        width: rows of a slice.
     """
 
     def __init__(
@@ -95,14 +105,14 @@ class Slab:
         self.begin = begin
         end = min((step + steps) * order.batch_size, order.rows)
         self._seats: dict[int, _Seat] = {}
-        self._width = 0
+        self.width = 0
         for lane in lanes:
             low, high = order.lane_consumed(lane, begin), order.lane_consumed(lane, end)
-            self._seats[lane] = _Seat(low, high, (high - low) // steps, self._width)
-            self._width += (high - low) // steps
+            self._seats[lane] = _Seat(low, high, (high - low) // steps, self.width)
+            self.width += (high - low) // steps
         self._empty = empty
         self._lock = threading.Lock()
-        self._left = self._width * steps
+        self._left = self.width * steps
         self._arrays: dict[str, tuple[Any, Any]] = {}
         self._pieces: dict[str, dict[Unit, tuple[Rows, Column]]] = {}
         self._units: dict[int, list[tuple[Unit, Rows]]] = {lane: [] for lane in lanes}
@@ -143,7 +153,7 @@ class Slab:
             return None
         with self._lock:
             if name not in self._arrays:
-                shape = (self.steps, self._width, *form[1])
+                shape = (self.steps, self.width, *form[1])
                 self._arrays[name] = (self._empty(shape, form[0]), column.type)
             array, _ = self._arrays[name]
         return array if (array.dtype, array.shape[2:]) == form else None
@@ -172,25 +182,28 @@ class Slab:
                 )
         return found
 
-    def columns(self, none: Callable[[], pa.Table]) -> dict[str, Any]:
+    def columns(self, none: Callable[[], Nothing]) -> dict[str, Any]:
         """Return each column as an array of shape (steps, rows, …), or a list, one item a step.
 
         Args:
-            none: returns a table without rows, for slices without any.
+            none: returns what slices without rows have.
         """
-        if not self._width:
-            empty = none()
-            return {n: [empty[n].combine_chunks()] * self.steps for n in empty.column_names}
-        names = next(units[0][1] for units in self._units.values() if units).schema.names
-        return {name: self._column(name, none) for name in names}
+        if not self.width:
+            return {name: [values] * self.steps for name, values in none().columns.items()}
+        return {name: self._column(name, none) for name in self.schema.names}
 
-    def _column(self, name: str, none: Callable[[], pa.Table]) -> Any:
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the columns, in Arrow's types; of a slab that has rows."""
+        return next(units[0][1] for units in self._units.values() if units).schema
+
+    def _column(self, name: str, none: Callable[[], Nothing]) -> Any:
         if name not in self._pieces:
             array, kind = self._arrays[name]
             return sealed(array, kind)
         return [self._joined(name, i, none) for i in range(self.steps)]
 
-    def _joined(self, name: str, i: int, none: Callable[[], pa.Table]) -> Values:
+    def _joined(self, name: str, i: int, none: Callable[[], Nothing]) -> Values:
         """Put one slice of a column together, some of which is Arrow or was dropped."""
         spans: list[tuple[Column, int, int]] = []
         pieces, at = self._pieces[name], 0
@@ -203,7 +216,26 @@ class Slab:
                 spans.append((Column(array[i], kind), at, at + high - low))
             at += high - low
         spans = [span for span in spans if span[2] > span[1]]
-        return joined(spans) if spans else none()[name].combine_chunks()
+        if spans:
+            return joined(spans)
+        for _, column in pieces.values():
+            if column.form is not None or not is_list(column.type):
+                return joined([(column, 0, 0)])
+        return none().columns[name]  # how long its lists are was not seen in this slab
+
+
+class Nothing(NamedTuple):
+    """What a slice without rows has: columns of the shape that rows have, and their types."""
+
+    columns: dict[str, Values]
+    schema: pa.Schema
+
+
+def nothing_of(columns: Mapping[str, Values], schema: pa.Schema) -> Nothing:
+    """Return what is left of columns without their rows, in memory of its own."""
+    return Nothing(
+        {name: without_rows(v, schema.field(name).type) for name, v in columns.items()}, schema
+    )
 
 
 class Slabs:
@@ -213,7 +245,7 @@ class Slabs:
         lanes: the rank's.
         start: where reading begins.
         empty: makes arrays, as ``numpy.empty`` does.
-        none: returns a table without rows, as delivered.
+        none: returns what a slice without rows has, for ranks that have not had any.
     """
 
     def __init__(
@@ -221,8 +253,9 @@ class Slabs:
         lanes: Sequence[int],
         start: Cursor,
         empty: Allocate,
-        none: Callable[[], pa.Table],
+        none: Callable[[], Nothing],
     ) -> None:
+        self._known: Nothing | None = None
         self._lanes = lanes
         self._start = start
         self._empty = empty
@@ -258,7 +291,13 @@ class Slabs:
         """Hand a complete slab on."""
         with self._lock:
             del self._open[slab.order.epoch, slab.step]
-        return Filled(slab, self._none)
+        filled = Filled(slab, self._nothing)
+        if self._known is None and (seen := filled.with_rows()) is not None:
+            self._known = nothing_of(seen, filled.schema)
+        return filled
+
+    def _nothing(self) -> Nothing:
+        return self._none() if self._known is None else self._known
 
     def _touched(self, order: Order, unit: Unit) -> Iterator[Slab]:
         share = order.share(order.batch_size, unit.lane)
@@ -273,16 +312,23 @@ class Slabs:
 class Filled:
     """A slab with all its rows: what a consumer cuts its batches from."""
 
-    def __init__(self, slab: Slab, none: Callable[[], pa.Table]) -> None:
+    def __init__(self, slab: Slab, none: Callable[[], Nothing]) -> None:
         self.slab = slab
         self.columns = slab.columns(none)
         self._none = none
 
+    def with_rows(self) -> dict[str, Values] | None:
+        """Return the columns of the first slice that has rows."""
+        for i in range(self.slab.steps):
+            found = {name: values[i] for name, values in self.columns.items()}
+            if len(next(iter(found.values()), ())):
+                return found
+        return None
+
     @cached_property
     def schema(self) -> pa.Schema:
         """Of the columns, in Arrow's types."""
-        found = self.slab.picked(0)
-        return found[0].rows.schema if found else self._none().schema
+        return self.slab.schema if self.slab.width else self._none().schema
 
 
 def steps_of(order: Order, step: int, begun: int) -> tuple[int, int]:

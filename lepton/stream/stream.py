@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,15 +16,17 @@ import pyarrow as pa
 from lepton.errors import StreamError
 from lepton.lake import Snapshot, table
 from lepton.lake.log import DataFile
-from lepton.lake.read import bytes_per_row, group_sizes, stored_rows
+from lepton.lake.predicate import text_of
+from lepton.lake.read import POSITION, bytes_per_row, group_sizes, stored_rows
 from lepton.lake.snapshot import refuse_empty
 from lepton.stream.assembly import Feed
+from lepton.stream.columns import columns_of, is_list
 from lepton.stream.cursor import Cursor, cursor_of
-from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of
+from lepton.stream.layout import MAX_CHUNK_ROWS, FileRows, fine_rows, layout_of, swelling_of
 from lepton.stream.order import Digest, Ints, Layout, Order, Unit, digest_of, lanes_of
 from lepton.stream.reader import Source, Transform, expected_rows, read_here, transformed
 from lepton.stream.shard import Format, Shard
-from lepton.stream.slabs import Slabs
+from lepton.stream.slabs import Nothing, Slabs, nothing_of
 from lepton.telemetry import Carrier
 
 if TYPE_CHECKING:
@@ -40,6 +43,12 @@ AHEAD = 2
 SMALL_BYTES = 64 * 2**20
 """A table up to this size is kept decoded by whoever reads it."""
 FOOTER_THREADS = 16
+
+SAMPLE_ROWS = 16
+"""Rows from which a stream learns what its transform makes of them."""
+
+_ORDERS = threading.Lock()
+"""Held while the orders that a stream keeps change: its readers ask from several threads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,8 +70,9 @@ class Stream:
         trace: the span under which reads are recorded; set by :func:`lepton.train`.
 
     Memory of a rank beyond its imports: about (lanes owned + 5) * w + 3 * max(4 MiB, batch), where
-    w, a window, is at most twice min(16 MiB, 64 MiB / lanes) decoded, and batch this rank's part of
-    a global batch; a table up to 64 MiB is kept decoded as a whole.
+    w, a window, is at most twice min(16 MiB, 64 MiB / lanes), and batch this rank's part of a
+    global batch; a table up to 64 MiB is kept decoded as a whole. Where types do not tell how large
+    rows are, as with text, all this is by the table's first rows, within a factor of two.
     """
 
     snapshot: Snapshot
@@ -123,6 +133,12 @@ class Stream:
         changed._cache.update(self._cache)
         return changed
 
+    def pinned(self) -> Stream:
+        """Return this stream as one that does not follow its table; the plan is kept."""
+        changed = replace(self, follow=False)
+        changed._cache.update(self._cache)
+        return changed
+
     @property
     def layout(self) -> Layout:
         """The chunks of the snapshot.
@@ -143,12 +159,14 @@ class Stream:
             refuse_empty(snapshot)
         stored = {i: stored_rows(version, f, options) for i, f in files}
         columns = snapshot.schema.names
-        width = max(1.0, bytes_per_row(version, files[0][1], columns, options))
         total = sum(stored.values())
-        window = min(WINDOW_BYTES, WINDOWS_BYTES // self.lane_count)
-        window_rows = max(1, min(MAX_CHUNK_ROWS, int(window / width)))
-        fine = total * width <= SMALL_BYTES
-        chunk_rows = min(window_rows, fine_rows(total, self.lane_count)) if fine else window_rows
+        size, decoded = bytes_per_row(version, files[0][1], columns, options)
+        cut, swelling = self._cut(total, size), swelling_of(size, decoded)
+        swollen = self._cut(total, size * swelling)
+        same = (cut[0], cut[2]) == (swollen[0], swollen[2])
+        alike = cut == swollen or (same and swollen[1] >= total)  # one window holds it all
+        self._cache["swelling"] = 1 if alike else swelling
+        chunk_rows, window_rows, fine = cut if alike else swollen
         groups = {} if fine else self._groups([(i, f) for i, f in files if stored[i] > chunk_rows])
 
         def described() -> Iterator[FileRows]:
@@ -159,6 +177,14 @@ class Stream:
         if layout.rows == 0:
             refuse_empty(snapshot)
         return layout
+
+    def _cut(self, total: int, width: float) -> tuple[int, int, bool]:
+        """Return the rows of a chunk and of a window, and whether the table counts as small."""
+        window = min(WINDOW_BYTES, WINDOWS_BYTES // self.lane_count)
+        window_rows = max(1, min(MAX_CHUNK_ROWS, int(window / max(1.0, width))))
+        fine = total * max(1.0, width) <= SMALL_BYTES
+        chunk_rows = min(window_rows, fine_rows(total, self.lane_count)) if fine else window_rows
+        return chunk_rows, window_rows, fine
 
     def _positions(self, files: list[tuple[int, DataFile]]) -> Iterator[Ints | int]:
         """Each file's rows: read in threads, a few files ahead, where the log does not tell."""
@@ -187,22 +213,22 @@ class Stream:
 
     def order(self, epoch: int) -> Order:
         """Return the order of an epoch."""
-        key = f"order {epoch}"
-        if key not in self._cache:
-            for old in [
-                k for k in self._cache if k.startswith("order ") and k != f"order {epoch - 1}"
-            ]:
-                del self._cache[old]
-            self._cache[key] = Order(
-                layout=self.layout,
-                epoch=epoch,
-                batch_size=self.batch_size,
-                lanes=self.lane_count,
-                seed=self.seed,
-                version=self.snapshot.version,
-                shuffle=self.shuffle,
-            )
-        return self._cache[key]
+        layout = self.layout
+        with _ORDERS:
+            orders: dict[int, Order] = self._cache.setdefault("orders", {})
+            if epoch not in orders:
+                for old in [e for e in orders if e != epoch - 1]:
+                    del orders[old]
+                orders[epoch] = Order(
+                    layout=layout,
+                    epoch=epoch,
+                    batch_size=self.batch_size,
+                    lanes=self.lane_count,
+                    seed=self.seed,
+                    version=self.snapshot.version,
+                    shuffle=self.shuffle,
+                )
+            return orders[epoch]
 
     @property
     def steps(self) -> int:
@@ -221,10 +247,19 @@ class Stream:
 
     def _hash(self, version: int | str) -> str:
         snapshot = self.snapshot
-        what = [snapshot.load().table_id, version, str(snapshot.predicate)]
+        what = [snapshot.load().table_id, version]
+        what += [str(None) if snapshot.predicate is None else text_of(snapshot.predicate)]
         what += [self.seed, self.batch_size, self.lane_count, self.shuffle]
         what += [sorted(snapshot.schema.names)]
+        if version != "newest":
+            what += self._swollen()
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    def _swollen(self) -> list[int]:
+        """Return what the plan's cuts depend on beyond the log and the footers, if they do."""
+        _ = self.layout
+        swelling = self._cache["swelling"]
+        return [] if swelling == 1 else [swelling]
 
     def at(self, version: int) -> Stream:
         """Return this stream over another version of its table.
@@ -252,14 +287,33 @@ class Stream:
         return Source(snapshot=self.snapshot, transform=self.transform, carrier=self.trace)
 
     @property
-    def empty(self) -> pa.Table:
-        """A batch of no rows, as it comes out of the transform."""
-        if "empty" not in self._cache:
-            rows = self.snapshot.schema.empty_table()
+    def nothing(self) -> Nothing:
+        """A batch of no rows: what the table's first rows are like, transformed, less the rows.
+
+        A transform need not be able to do anything with no rows: it is called on none only if
+        there are none.
+        """
+        if "nothing" not in self._cache:
+            rows = self._sample()
             if self.transform is not None:
                 rows, _ = transformed(rows, self.transform)
-            self._cache["empty"] = rows
-        return self._cache["empty"]
+            columns = {name: c.picked(0, len(rows)) for name, c in columns_of(rows, None)}
+            self._cache["nothing"] = nothing_of(columns, rows.schema)
+        return self._cache["nothing"]
+
+    def _sample(self) -> pa.Table:
+        """Return a few rows, where types do not tell what a row is like."""
+        snapshot = self.snapshot
+        if self.transform is None and not any(is_list(f.type) for f in snapshot.schema):
+            return snapshot.schema.empty_table()
+        first = [snapshot.read_file(f, stop=SAMPLE_ROWS) for f in snapshot.files()[:1]]
+        found = [rows.drop_columns(POSITION) for rows in first if len(rows)]
+        return found[0] if found else snapshot.head(SAMPLE_ROWS)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the batches, in Arrow's types."""
+        return self.nothing.schema
 
     def check_cursor(self, cursor: Cursor) -> None:
         """Raise StreamError unless the cursor belongs to this stream's order."""
@@ -271,6 +325,25 @@ class Stream:
             )
         if cursor.rows >= self.order(0).rows and cursor.epoch < self.epochs:
             raise StreamError(f"{cursor} lies beyond the epoch's {self.order(0).rows} rows")
+
+    def started(self, cursor: Cursor) -> tuple[Stream, Cursor]:
+        """Return the stream at a cursor's version of the table, and the cursor as its own.
+
+        Raises:
+            StreamError: the cursor is of another order, or of another version and this stream
+                does not follow its table.
+        """
+        version = cursor.version
+        if version is not None and version != self.snapshot.version and not self.follow:
+            raise StreamError(
+                f"the cursor is of version {version}, and the stream is pinned to {self.snapshot}: "
+                f"resume with lepton.table(..., version={version}).stream(...), or with "
+                "follow=True, as the stream that it comes from"
+            )
+        here = self if version is None else self.at(version)
+        here.check_cursor(cursor)
+        own = here.snapshot.version if self.follow else None
+        return here, replace(cursor, order=here.fingerprint, version=own)
 
     def shard(
         self,
@@ -291,7 +364,7 @@ class Stream:
 
         Raises:
             ValueError: rank or world size do not fit.
-            StreamError: the cursor is of another order.
+            StreamError: the cursor is of another order, or of another version.
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, {world_size}), not {rank}")
@@ -299,12 +372,7 @@ class Stream:
             raise ValueError(
                 f"{world_size} ranks cannot share {self.lane_count} lanes: pass lanes={world_size}"
             )
-        start = cursor_of(cursor) if cursor is not None else Cursor()
-        here = self if start.version is None else self.at(start.version)
-        here.check_cursor(start)
-        start = replace(start, order=here.fingerprint)
-        if self.follow:
-            start = replace(start, version=here.snapshot.version)
+        here, start = self.started(Cursor() if cursor is None else cursor_of(cursor))
         feed = here.feed(rank, world_size)
         return Shard(here, rank, world_size, feed, cursor=start, batch_format=format)
 
@@ -321,6 +389,10 @@ class Stream:
             return read_here(self.source, pieces, slabs, ahead=AHEAD)
 
         return read
+
+    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
+        """Return the state of every shard before a step."""
+        return Cursor(epoch, step * self.batch_size, self.fingerprint).to_dict()
 
     def pieces(self, lanes: range, at: Cursor) -> Iterator[tuple[Order, Unit]]:
         """Yield the units of some lanes from a cursor to the end, as steps want them."""

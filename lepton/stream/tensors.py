@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lepton.errors import StreamError
-from lepton.stream.columns import Values, columns_of, is_number
+from lepton.stream.columns import Values, columns_of, is_list, is_number
 
 if TYPE_CHECKING:
     import torch
@@ -47,12 +47,13 @@ def _of_arrow(name: str, array: Any) -> Any:
     if isinstance(kind, pa.FixedShapeTensorType):
         _refuse_nulls(name, array)
         return _torch(array.to_numpy_ndarray())
-    if not _is_list(kind) or not is_number(kind.value_type):
+    if not is_list(kind) or not is_number(kind.value_type):
         return array
     _refuse_nulls(name, array)
     count: Any = pc.list_value_length
     lengths: Any = pc.min_max(count(array))
-    low, high = lengths["min"].as_py() or 0, lengths["max"].as_py() or 0
+    fixed = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+    low, high = lengths["min"].as_py() or fixed, lengths["max"].as_py() or fixed
     if low != high:
         raise StreamError(
             f"column {name!r} holds lists of {low} to {high} values, which no tensor can: give "
@@ -61,12 +62,6 @@ def _of_arrow(name: str, array: Any) -> Any:
     flat = array.flatten()
     _refuse_nulls(name, flat)
     return _torch(flat.to_numpy(zero_copy_only=False).reshape(len(array), high))
-
-
-def _is_list(kind: Any) -> bool:
-    return (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
 
 
 def _refuse_nulls(name: str, array: Any) -> None:

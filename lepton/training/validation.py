@@ -87,7 +87,7 @@ class Validation:
             engine="worker",
             transform=training.transform,
         )
-        schema: pa.Schema = rows.empty.schema
+        schema: pa.Schema = rows.schema
         if self.label not in schema.names:
             raise TrainingError(
                 f"the rows of {self.snapshot} have no label {self.label!r} after the stream's "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,3 +169,112 @@ def test_a_persons_own_error_ends_the_run_at_once(stream: Stream, tmp_path: Path
         lepton.train(train_loop(1), stream, name="r", workers=2, home=str(tmp_path))
 
     assert len(load_run("r", str(tmp_path)).attempts) == 1
+
+
+def followed_loop(config: dict[str, Any]) -> None:
+    """Epoch by epoch; rank 0 adds rows to the table while the first one is under way."""
+    import ray.train
+
+    shard = ray.train.get_dataset_shard("train")
+    rank = ray.train.get_context().get_world_rank()
+    if config["state"]:
+        shard.load_state_dict(config["state"])
+    seen: list[list[int]] = [[], []]
+    first: Any = None
+    while len(shard):
+        part = shard.next_part()
+        seen[part.epoch] += part.rows["id"].to_pylist()
+        if first is None:
+            first = shard.state_dict()
+            if rank == 0:
+                lepton.write(pa.table({"id": np.arange(config["from"], 90)}), config["uri"])
+    record = {"seen": seen, "first": first, "last": shard.state_dict()}
+    Path(config["out"], f"{rank}.json").write_text(json.dumps(record))
+
+
+def test_a_trainer_follows_a_table_and_resumes_at_its_version(tmp_path: Path) -> None:
+    """By engine auto: the state names the version of the epoch that is under way."""
+    old = lepton.write(pa.table({"id": np.arange(70)}), tmp_path / "t")
+    stream = old.stream(batch_size=10, lanes=4, epochs=2, follow=True)
+    ranks = fitted(followed_loop, stream, tmp_path, 2, {"from": 70, "state": None})
+
+    assert sorted(i for r in ranks for i in r["seen"][0]) == list(range(70))
+    assert sorted(i for r in ranks for i in r["seen"][1]) == list(range(90))
+    assert ranks[0]["first"] == ranks[1]["first"]
+    assert ranks[0]["first"]["version"] == 0
+    assert ranks[0]["last"]["version"] == 1
+
+    newer = lepton.table(tmp_path / "t").stream(batch_size=10, lanes=4, epochs=2, follow=True)
+    begun = stream.shard(0, 1, format="arrow")
+    before = begun.next_part().rows["id"].to_pylist()
+    options = {"from": 90, "state": begun.state_dict()}
+    ranks = fitted(followed_loop, newer, tmp_path, 3, options)
+
+    assert sorted(before + [i for r in ranks for i in r["seen"][0]]) == list(range(70))
+    assert sorted(i for r in ranks for i in r["seen"][1]) == list(range(90))
+
+
+def fitted(
+    loop: Callable[[dict[str, Any]], None],
+    stream: Any,
+    folder: Path,
+    workers: int,
+    options: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """What each rank of a TorchTrainer left behind."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    out = folder / f"{workers} workers"
+    out.mkdir()
+    TorchTrainer(
+        loop,
+        train_loop_config={"out": str(out), "uri": str(folder / "t"), **options},
+        datasets={"train": stream},
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.1}),
+        run_config=RunConfig(storage_path=str(folder / "ray")),
+    ).fit()
+    return [json.loads((out / f"{r}.json").read_text()) for r in range(workers)]
+
+
+def cut_loop(config: dict[str, Any]) -> None:
+    """Writes down what each step had, and fails after one of them, as a person's loop may."""
+    import ray.train
+
+    shard = ray.train.get_dataset_shard("train")
+    rank = ray.train.get_context().get_world_rank()
+    if config["state"]:
+        shard.load_state_dict(config["state"])
+    rows: list[list[int]] = []
+    while len(shard):
+        part = shard.next_part()
+        rows += [[part.epoch, i] for i in part.rows["id"].to_pylist()]
+        if config["cut"] is not None and len(shard) == config["cut"]:
+            break
+    record = {"state": shard.state_dict(), "rows": rows}
+    Path(config["out"], f"{rank}.json").write_text(json.dumps(record))
+    if len(shard):
+        raise ZeroDivisionError("cut")
+
+
+def test_a_trainer_cut_at_random_steps_goes_on_at_other_world_sizes(
+    stream: Stream, tmp_path: Path
+) -> None:
+    from ray.train import WorkerGroupError
+
+    engines: Any = {1: "ray_data", 2: "worker", 3: "ray_data"}
+    left = sorted(random.Random(11).sample(range(1, stream.steps), 2), reverse=True)
+    state: Any = None
+    seen: Counter[tuple[int, int]] = Counter()
+    for workers, cut in zip((1, 2, 3), [*left, None], strict=True):
+        options = {"state": state, "cut": cut}
+        with nullcontext() if cut is None else pytest.raises(WorkerGroupError, match="cut"):
+            fitted(cut_loop, replace(stream, engine=engines[workers]), tmp_path, workers, options)
+        out = tmp_path / f"{workers} workers"
+        ranks = [json.loads((out / f"{r}.json").read_text()) for r in range(workers)]
+        assert all(r["state"] == ranks[0]["state"] for r in ranks)
+        state = ranks[0]["state"]
+        seen.update((epoch, i) for r in ranks for epoch, i in r["rows"])
+
+    ids = stream.snapshot.to_arrow()["id"].to_pylist()
+    assert seen == Counter((epoch, i) for epoch in range(2) for i in ids)

@@ -2,6 +2,8 @@
 
 import random
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,15 @@ def test_both_engines_deliver_the_same_batches(
         assert len(expected[0]) == stream.steps
 
 
+def test_the_cluster_engine_keeps_the_order_hash_at_any_number_of_ranks(table: Snapshot) -> None:
+    stream = table.stream(batch_size=160, lanes=16, seed=6, transform=keep_even)
+    cluster = replace(stream, engine="ray_data")
+    expected = steps_of([stream.shard(0, 1)])
+    assert expected[1] == stream.expected(0)
+    for n in (1, 2, 3, 4, 5, 6, 7, 8, 16):
+        assert steps_of(cluster.as_ray_dataset().streaming_split(n)) == expected, n
+
+
 def test_a_mixture_is_split_by_its_coordinators(table: Snapshot) -> None:
     def mixture(engine: Any) -> Any:
         first = table.where("id < 1000").stream(batch_size=60, lanes=4, engine=engine)
@@ -95,8 +106,13 @@ def test_a_mixture_is_split_by_its_coordinators(table: Snapshot) -> None:
 
     expected, _ = steps_of([mixture("worker").shard(0, 1)])
     found, _ = steps_of(mixture("ray_data")().streaming_split(2))
+    dataset = mixture("auto").as_ray_dataset()
+    plain = [i for b in dataset.iter_batches(batch_format="pyarrow") for i in b["id"].to_pylist()]
+    alone = [i for b in mixture("worker").shard(0, 1, format="arrow") for i in b["id"].to_pylist()]
 
     assert found == expected
+    assert plain == alone
+    assert len(plain) == sum(len(step) for step in expected) > 1000
 
 
 def test_resuming_at_another_size_through_the_cluster_engine(table: Snapshot) -> None:
@@ -126,6 +142,7 @@ class _Few:
         return self._shard.next_part()
 
 
+@pytest.mark.timeout(180)
 def test_a_dead_coordinator_ends_the_ranks_with_an_error(table: Snapshot) -> None:
     import ray
 
@@ -134,11 +151,15 @@ def test_a_dead_coordinator_ends_the_ranks_with_an_error(table: Snapshot) -> Non
     next(shards[0])
     next(shards[1])
     ray.kill(shards[0]._feed._actor)
+    began = time.monotonic()
 
     for shard in shards:
         with pytest.raises(StreamError, match=r"coordinator died.*cursor: \{.*'rows': \d+"):
             for _ in shard:
                 pass
+        with pytest.raises(StreamError, match="coordinator died"):  # nor does it end cleanly then
+            next(shard)
+    assert time.monotonic() - began < 60  # a second or two; hanging is what must not happen
 
 
 def test_a_transform_that_raises_in_a_task_is_named(table: Snapshot, tmp_path: Path) -> None:
