@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lepton import telemetry
-from lepton.errors import ServingError
+from lepton.errors import ConflictError, ServingError
 from lepton.monitoring import differences, observed
 from lepton.promotion.canary import CanaryRule, Observed, decide
 from lepton.promotion.gates import GateResult
 from lepton.promotion.replacing import Turns
-from lepton.registry import Event, ModelState, ModelVersion, Registry
+from lepton.registry import Event, ModelState, ModelVersion, Pointer, Registry
 from lepton.serving import App
 from lepton.telemetry import Carrier
 
@@ -141,15 +141,18 @@ class Move:
                 if decision.action == "promote":
                     return state
                 if decision.action == "rollback":
-                    back = self.registry.abort_canary(
-                        model, expect=pointer.seq, reason=decision.reason
-                    )
-                    app.wait_for(back.pointer.seq)
-                    raise ServingError(
-                        f"{model} version {version} was rolled back: {decision.reason}; version "
-                        f"{pointer.champion} serves on"
-                    )
+                    with suppress(ConflictError):  # the pointer has moved: look again
+                        self._give_up(app, pointer, decision.reason)
             time.sleep(LOOK_S)
+
+    def _give_up(self, app: App, pointer: Pointer, reason: str) -> None:
+        model = self.chosen.model
+        back = self.registry.abort_canary(model, expect=pointer.seq, reason=reason)
+        app.wait_for(back.pointer.seq)
+        raise ServingError(
+            f"{model} version {self.chosen.version} was rolled back: {reason}; version "
+            f"{pointer.champion} serves on"
+        )
 
     def _judge(self, champion: int, is_shadow: bool) -> Any:
         model, version = self.chosen.model, self.chosen.version
@@ -187,14 +190,18 @@ def take_up(turns: Turns, state: ModelState) -> None:
     Raises:
         ServingError: one cannot; the message says why.
     """
-    registry, model = turns.registry, turns.app.model
     try:
         turns.settle(state)
     except ServingError as e:
-        if state.pointer.trial is not None:
-            registry.abort_canary(model, expect=state.pointer.seq, reason=str(e))
-        elif state.pointer.previous is not None:
-            back = registry.rollback(model, expect=state.pointer.seq, reason=str(e))
-            with suppress(ServingError):  # why it could not be taken up is what matters
-                turns.settle(back)
+        # why it could not be taken up is what matters; who has moved the pointer meanwhile decides
+        with suppress(ServingError, ConflictError):
+            _take_back(turns, state, str(e))
         raise
+
+
+def _take_back(turns: Turns, state: ModelState, reason: str) -> None:
+    registry, model = turns.registry, turns.app.model
+    if state.pointer.trial is not None:
+        registry.abort_canary(model, expect=state.pointer.seq, reason=reason)
+    elif state.pointer.previous is not None:
+        turns.settle(registry.rollback(model, expect=state.pointer.seq, reason=reason))

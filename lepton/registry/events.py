@@ -2,9 +2,9 @@
 
 Invariant: after any prefix of a model's events there is at most one champion, and an event that
 would break this is refused before it is committed. Events of a model are numbered 1, 2, 3, …
-without gaps; the number of the newest one is what compare-and-set compares. A version's number is
-never given again, and what was registered of it never changes; what people say about it (tags, a
-note, protection, later measurements) does.
+without gaps, and compare-and-set asks whether one since a number undoes what was decided on. A
+version's number is never given again, and what was registered of it never changes; what people say
+about it (tags, a note, protection, later measurements) does.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ KINDS = (
     "measured",
     "deleted",
 )
+MOVES = frozenset({"shadow", "canary", "paused", "promoted", "aborted", "rolled_back"})
+"""Kinds that move the pointer."""
 ROLES = ("champion", "previous", "canary", "shadow")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -175,6 +177,18 @@ def apply(state: ModelState, event: Event) -> ModelState:
     if event.kind in _FOLDS:
         return replace(_FOLDS[event.kind](state, event), pointer=replace(pointer, seq=event.seq))
     return replace(state, pointer=replace(_moved(state, event), seq=event.seq))
+
+
+def undoes(event: Event, kind: str, alias: str = "") -> bool:
+    """Return whether an event undoes what a move was decided on, if it comes before that move.
+
+    Moves of the pointer, and of aliases, are decided on the pointer; those of an alias on that
+    alias, too. Other kinds are undone by whatever happens to the model.
+    """
+    if kind not in MOVES and kind != "aliased":
+        return True
+    same_alias = event.kind == kind == "aliased" and event.details.get("alias") == alias
+    return event.kind in MOVES or same_alias
 
 
 def _moved(state: ModelState, event: Event) -> Pointer:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from lepton.errors import RegistryError
+from lepton.errors import RegistryError, ServingError
 from lepton.promotion import CanaryRule
+from lepton.promotion.canary import Decision
 from lepton.promotion.promote import abort, steps_of
-from lepton.promotion.trial import Move, Trial
+from lepton.promotion.replacing import Turns
+from lepton.promotion.trial import Move, Trial, take_up
 from lepton.registry import Registry
+from lepton.serving import App
 from lepton.telemetry import Carrier
 
 
@@ -75,3 +78,94 @@ def test_an_abort_ends_a_trial_and_nothing_else(registry: Registry, tmp_path: Pa
     with pytest.raises(RegistryError, match="has no canary or shadow to end"):
         abort("m", home=tmp_path)
     assert registry.state("m").pointer.champion == 1
+
+
+class Replicas(App):
+    """Replicas that refuse the events told, while something else happens in the registry."""
+
+    refused: frozenset[int] = frozenset()
+    meanwhile: Any = staticmethod(lambda: None)
+
+    def wait_for(self, seq: int, timeout_s: float = 0.0) -> None:
+        """Refuse, or be there at once."""
+        type(self).meanwhile()
+        if seq in self.refused:
+            raise ServingError("it is broken")
+
+
+@pytest.fixture
+def turns(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Turns:
+    def register() -> None:
+        registry.register("m", checkpoint="c.json", manifest_sha256="s")
+        registry.alias("m", "challenger", 2)
+        registry.describe("m", 2, tags={"owner": "me"})
+
+    monkeypatch.setattr(Replicas, "meanwhile", staticmethod(register))
+    return Turns(app=Replicas("m", ""), registry=registry, tell=lambda _: None)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, *events: int) -> None:
+    monkeypatch.setattr(Replicas, "refused", frozenset(events))
+
+
+def test_a_version_that_is_broken_goes_back_whatever_else_happened(
+    registry: Registry, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = registry.promote("m", 2, expect=None)
+    refuse(monkeypatch, moved.pointer.seq)
+    with pytest.raises(ServingError, match="it is broken"):
+        take_up(turns, moved)
+    assert registry.state("m").pointer.champion == 1
+
+    moved = registry.start_canary("m", 2, 0.5, expect=None)
+    refuse(monkeypatch, moved.pointer.seq)
+    with pytest.raises(ServingError, match="it is broken"):
+        take_up(turns, moved)
+    assert registry.state("m").pointer.trial is None
+
+
+def test_who_has_moved_the_pointer_meanwhile_has_the_last_word(
+    registry: Registry, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = registry.register("m", checkpoint="c.json", manifest_sha256="s").version
+    moved = registry.promote("m", 2, expect=None)
+    refuse(monkeypatch, moved.pointer.seq)
+
+    def promote() -> None:
+        if registry.state("m").pointer.champion != third:
+            registry.promote("m", third, expect=None)
+
+    monkeypatch.setattr(Replicas, "meanwhile", staticmethod(promote))
+    with pytest.raises(ServingError, match="it is broken"):
+        take_up(turns, moved)
+    assert registry.state("m").pointer.champion == third
+
+
+def test_a_bad_canary_loses_its_traffic_whatever_else_happens(
+    registry: Registry, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.start_canary("m", 2, 0.5, expect=None)
+
+    def bad(*_: object) -> Decision:
+        turns.app.wait_for(0)  # a trainer registers while it is judged
+        return Decision("rollback", "9 of 9 requests failed")
+
+    monkeypatch.setattr(Move, "_judge", bad)
+    move = Move(registry, registry.version("m", 2), [], Carrier(), "", print)
+    with pytest.raises(ServingError, match="was rolled back: 9 of 9 requests failed"):
+        move._watch(turns.app)
+    assert registry.state("m").pointer.trial is None
+
+
+def test_a_canary_that_was_promoted_by_hand_while_it_was_judged_is_looked_at_again(
+    registry: Registry, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.start_canary("m", 2, 0.5, expect=None)
+
+    def bad(*_: object) -> Decision:
+        registry.promote("m", 2, expect=None)
+        return Decision("rollback", "9 of 9 requests failed")
+
+    monkeypatch.setattr(Move, "_judge", bad)
+    move = Move(registry, registry.version("m", 2), [], Carrier(), "", print)
+    assert move._watch(turns.app).pointer.champion == 2
