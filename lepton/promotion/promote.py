@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,10 +20,10 @@ from lepton.lake import home_of
 from lepton.promotion.canary import CanaryRule
 from lepton.promotion.judging import GateLike, gates_of, judge
 from lepton.promotion.replacing import Turns
-from lepton.promotion.trial import Move, Trial, take_up
+from lepton.promotion.trial import Move, Plan, take_up
 from lepton.registry import ModelState, ModelVersion, Registry
 from lepton.serving import App, Service, start
-from lepton.serving.app import attach
+from lepton.serving.app import DOWN, UP, attach, standing
 from lepton.telemetry import Carrier
 
 
@@ -46,7 +47,8 @@ def promote(
     """Make a version the champion and serve it.
 
     Whoever calls this again after it died in the middle carries on: the trial, its rule and when
-    it began are in the registry.
+    it began are in the registry. Where the application does not run, it is started with the new
+    version, unless that is to be tried beside the champion first.
 
     Args:
         model: what :func:`lepton.register` returned, or a model's name with ``version``.
@@ -77,7 +79,7 @@ def promote(
         GateError: a condition does not parse, names a missing metric, or does not hold.
         CheckpointError: the checkpoint is damaged. Nothing has changed then.
         ServingError: the canary was rolled back, or replicas could not take the version up; the
-            former champion serves on.
+            former champion serves on. A first version that cannot be served is withdrawn.
         ConflictError: somebody else moved the model meanwhile.
         RegistryError: another version is on trial.
     """
@@ -104,23 +106,8 @@ def promote(
         how: dict[str, Any] = {"replicas": replicas, "port": port, "service": service}
         how |= {"trace": span.carrier}
         move = Move(registry, chosen, results, span.carrier, root, on_change or _nobody)
-        if state.pointer.champion is None:
-            state = move.to_champion(state)
-            app = start(chosen.model, root, **how)
-            app.wait_for(state.pointer.seq)
-            return app
-        app = start(chosen.model, root, **how)
-        if state.pointer.champion != chosen.version:
-            if shadow is not None and state.pointer.canary != chosen.version:
-                state = move.on_trial(state, Trial("shadow", shadow, by, rule), app)
-            left = tuple(move.steps_left(state, steps))
-            for share in left:
-                state = move.on_trial(state, Trial("canary", share, by, rule, left), app)
-            if state.pointer.champion != chosen.version:
-                take_up(move.turns(app), move.to_champion(state))
-        else:
-            move.turns(app).finish(state)
-    return app
+        plan = Plan(shadow, steps, by, rule)
+        return _carried_out(move, state, plan, partial(start, chosen.model, root, **how))
 
 
 def alias(
@@ -227,6 +214,31 @@ def steps_of(canary: float | Sequence[float] | None) -> tuple[float, ...]:
             f"canary={canary!r} must be a share between 0 and 1, such as 0.1, or several that rise"
         )
     return steps
+
+
+def _carried_out(move: Move, state: ModelState, plan: Plan, begin: Callable[[], App]) -> App:
+    """Have a version that passed its gates take over, by way of the trials planned."""
+    champion, chosen = state.pointer.champion, move.chosen
+    if champion == chosen.version:
+        app = begin()
+        move.turns(app).finish(state)
+        return app
+    tried = champion is not None and plan.tries
+    former = standing(chosen.model)
+    if not tried and former not in UP:
+        return move.to_first_champion(state, begin, close=former in DOWN)
+    try:
+        app = begin()
+    except ServingError as e:
+        raise ServingError(
+            f"{e}; {chosen.model} version {chosen.version} cannot be tried beside version "
+            f"{champion}: promote it without canary= and shadow=, and that one is not needed"
+        ) from e
+    if tried:
+        state = move.through(state, plan, app)
+    if state.pointer.champion != chosen.version:
+        take_up(move.turns(app), move.to_champion(state))
+    return app
 
 
 def _nobody(_: str) -> None:

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lepton import telemetry
-from lepton.errors import ConflictError, ServingError
+from lepton.errors import ConflictError, LakeError, ServingError
 from lepton.monitoring import differences, observed
-from lepton.promotion.canary import CanaryRule, Observed, decide
+from lepton.promotion.canary import CanaryRule, Decision, Observed, decide
 from lepton.promotion.gates import GateResult
 from lepton.promotion.replacing import Turns
 from lepton.registry import Event, ModelState, ModelVersion, Pointer, Registry
@@ -25,6 +25,9 @@ from lepton.serving import App
 from lepton.telemetry import Carrier
 
 LOOK_S = 0.25
+PATIENT = 2.0
+"""How many times the champion's 99th percentile of latency a client has to wait for a canary: one
+whose time is over earlier has given up, later the canary has failed it."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,21 @@ class Trial:
     by: str
     rule: CanaryRule | None
     steps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials that a version goes through: a shadow, then a canary's steps."""
+
+    shadow: float | None
+    steps: tuple[float, ...]
+    by: str
+    rule: CanaryRule | None
+
+    @property
+    def tries(self) -> bool:
+        """Whether there are any."""
+        return self.shadow is not None or bool(self.steps)
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,43 @@ class Move:
         )
         self.tell(f"version {self.chosen.version} at 100 %")
         return moved
+
+    def to_first_champion(self, state: ModelState, begin: Callable[[], App], *, close: bool) -> App:
+        """Make it the champion, then start the application: no former one has to be loaded.
+
+        Args:
+            state: that it was decided on.
+            begin: starts the application.
+            close: that again where it does not come to serve the version.
+
+        Raises:
+            ServingError: it cannot be served; the pointer is where it was.
+        """
+        moved = self.to_champion(state)
+        app: App | None = None
+        try:
+            app = begin()
+            app.wait_for(moved.pointer.seq)
+        except Exception as e:
+            with suppress(ConflictError):  # somebody else has moved the pointer on
+                put_back(self.registry, moved, str(e))
+            if app is not None and close:
+                app.close()
+            raise
+        return app
+
+    def through(self, state: ModelState, plan: Plan, app: App) -> ModelState:
+        """Run the trials planned, those that are left of them.
+
+        Raises:
+            ServingError: it was given up.
+        """
+        if plan.shadow is not None and state.pointer.canary != self.chosen.version:
+            state = self.on_trial(state, Trial("shadow", plan.shadow, plan.by, plan.rule), app)
+        left = tuple(self.steps_left(state, plan.steps))
+        for share in left:
+            state = self.on_trial(state, Trial("canary", share, plan.by, plan.rule, left), app)
+        return state
 
     def turns(self, app: App) -> Turns:
         """Return how an application's replicas take it up."""
@@ -154,21 +209,32 @@ class Move:
             f"{pointer.champion} serves on"
         )
 
-    def _judge(self, champion: int, is_shadow: bool) -> Any:
-        model, version = self.chosen.model, self.chosen.version
-        began = _beginning(self.registry.history(model), version)
-        since_us = int(began.time.timestamp() * 1e6)
+    def _judge(self, champion: int, is_shadow: bool) -> Decision:
+        began = _beginning(self.registry.history(self.chosen.model), self.chosen.version)
         rule = CanaryRule(**began.details.get("rule", {}))
-        seen = [
-            Observed(requests=c.requests, errors=c.errors, p99_ms=c.p99_ms)
-            for c in (observed(model, v, since_us, self.root) for v in (version, champion))
-        ]
+        since_us = int(began.time.timestamp() * 1e6)
+        elapsed_s = (datetime.now(UTC) - began.time).total_seconds()
+        try:
+            seen, its, apart = self._seen(champion, since_us, rule, is_shadow)
+        except LakeError as e:
+            if elapsed_s < rule.patience_s:
+                return Decision("wait", f"its answers cannot be read: {e}")
+            return Decision("rollback", f"its answers cannot be read: {e}")
+        return decide(rule, seen, its, elapsed_s, apart)
+
+    def _seen(
+        self, champion: int, since_us: int, rule: CanaryRule, is_shadow: bool
+    ) -> tuple[Observed, Observed, float]:
+        """What it and the champion did since a time, and how far their answers are apart."""
+        model, version = self.chosen.model, self.chosen.version
+        its = observed(model, champion, since_us, self.root)
+        patient_ms = PATIENT * its.p99_ms  # who waits less might give up the champion's, too
+        own = observed(model, version, since_us, self.root, patient_ms=patient_ms)
         apart = 0.0
         if rule.max_difference is not None:
             found = differences(model, (version, champion), since_us, self.root)
             apart = found[1] if is_shadow else found[0]
-        elapsed_s = (datetime.now(UTC) - began.time).total_seconds()
-        return decide(rule, seen[0], seen[1], elapsed_s, apart)
+        return Observed(**asdict(own)), Observed(**asdict(its)), apart
 
 
 def _is_under_way(state: ModelState, chosen: ModelVersion, trial: Trial) -> bool:
@@ -195,13 +261,18 @@ def take_up(turns: Turns, state: ModelState) -> None:
     except ServingError as e:
         # why it could not be taken up is what matters; who has moved the pointer meanwhile decides
         with suppress(ServingError, ConflictError):
-            _take_back(turns, state, str(e))
+            turns.settle(put_back(turns.registry, state, str(e)))
         raise
 
 
-def _take_back(turns: Turns, state: ModelState, reason: str) -> None:
-    registry, model = turns.registry, turns.app.model
-    if state.pointer.trial is not None:
-        registry.abort_canary(model, expect=state.pointer.seq, reason=reason)
-    elif state.pointer.previous is not None:
-        turns.settle(registry.rollback(model, expect=state.pointer.seq, reason=reason))
+def put_back(registry: Registry, moved: ModelState, reason: str) -> ModelState:
+    """Take back what moved the pointer last.
+
+    Raises:
+        ConflictError: somebody else has moved it since.
+    """
+    model, pointer = moved.model, moved.pointer
+    back = registry.withdraw if pointer.previous is None else registry.rollback
+    if pointer.trial is not None:
+        back = registry.abort_canary
+    return back(model, expect=pointer.seq, reason=reason)

@@ -27,12 +27,13 @@ KINDS = (
     "replaced",
     "aborted",
     "rolled_back",
+    "withdrawn",
     "aliased",
     "described",
     "measured",
     "deleted",
 )
-MOVES = frozenset({"shadow", "canary", "paused", "promoted", "aborted", "rolled_back"})
+MOVES = frozenset({"shadow", "canary", "paused", "promoted", "aborted", "rolled_back", "withdrawn"})
 """Kinds that move the pointer."""
 ROLES = ("champion", "previous", "canary", "shadow")
 
@@ -112,13 +113,15 @@ class Event:
     Attributes:
         seq: 1, 2, 3, … per model.
         kind: one of :data:`KINDS`.
-        version: the version it is about; None for ``aborted`` and ``rolled_back``.
+        version: the version it is about; None for ``aborted``, ``rolled_back``, ``withdrawn``
+            (a first champion that could not be served), and an alias that is taken away.
         share: of requests, for ``canary`` and ``shadow``.
         details: ``by``, ``rule`` and ``steps`` for a trial; ``alias`` for ``aliased`` (which takes
             it away without a version); ``tags`` (null takes one away), ``note`` and ``protected``,
             each only if it changes, for ``described``; ``table`` and ``metrics`` for ``measured``;
             ``replicas`` (how many), ``surge`` and ``seconds`` for ``replaced``.
-        reason: why, for ``aborted``, ``rolled_back``, ``replaced`` and ``deleted``.
+        reason: why, for ``paused``, ``aborted``, ``rolled_back``, ``withdrawn``, ``replaced`` and
+            ``deleted``.
         gate: results of the gates that were checked.
         registered: the version, for ``registered``.
         id: random, so that a writer knows its own event again.
@@ -204,6 +207,10 @@ def _moved(state: ModelState, event: Event) -> Pointer:
         if pointer.previous is None:
             raise RegistryError(f"model {state.model!r} has no former champion to go back to")
         return Pointer(champion=pointer.previous)
+    if event.kind == "withdrawn":
+        if pointer.champion is None or {pointer.previous, pointer.trial} != {None}:
+            raise RegistryError(f"model {state.model!r} has no first champion to withdraw")
+        return Pointer()
     if pointer.trial is None:
         raise RegistryError(f"model {state.model!r} has no canary or shadow to end or to pause")
     if event.kind == "paused":

@@ -271,6 +271,12 @@ class Registry(EventLog):
         """Make the former champion the champion; raises as :meth:`start_canary`."""
         return self._move(model, expect, "rolled_back", reason=reason, trace_id=trace_id)
 
+    def withdraw(
+        self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
+    ) -> ModelState:
+        """Take a first champion back, as it could not be served; raises as :meth:`start_canary`."""
+        return self._move(model, expect, "withdrawn", reason=reason, trace_id=trace_id)
+
 
 def _following(state: ModelState, **fields: Any) -> ModelVersion:
     return ModelVersion(

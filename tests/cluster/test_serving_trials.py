@@ -21,6 +21,8 @@ from lepton import checkpoints
 from lepton.errors import CheckpointError, ConflictError, GateError, ServingError
 from lepton.export.restore import Predictor
 from lepton.promotion import CanaryRule
+from lepton.registry import ModelVersion
+from lepton.serving.app import standing
 from tests.cluster.world import Load, World, post, request, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -69,12 +71,13 @@ def test_a_broken_checkpoint_harms_no_request(world: World) -> None:
     assert set(load.versions) == {str(before.champion)}
 
 
-def test_a_version_that_answers_otherwise_than_in_training_never_answers(world: World) -> None:
+def rewritten(world: World, model: str, sign: int) -> ModelVersion:
+    """Register a checkpoint with weights of that sign and the answers of training."""
     good = checkpoints.load(world.versions[1].checkpoint)
     state = checkpoints.restore(good)
-    state["net"]["weight"] = -state["net"]["weight"]
-    wrong = checkpoints.write(
-        Path(world.home) / "wrong",
+    state["net"]["weight"] = sign * state["net"]["weight"]
+    made = checkpoints.write(
+        Path(world.home) / f"rewritten-{model}-{sign}",
         checkpoints.flatten(state),
         step=good.step,
         cursor=good.cursor,
@@ -85,9 +88,38 @@ def test_a_version_that_answers_otherwise_than_in_training_never_answers(world: 
         signature=good.signature,
     )
     about = {"lineage": dict(good.lineage), "signature": dict(good.signature or {})}
-    entry = world.registry.register(
-        "m", checkpoint=wrong.uri, manifest_sha256=wrong.sha256, **about
+    return world.registry.register(model, checkpoint=made.uri, manifest_sha256=made.sha256, **about)
+
+
+def test_a_champion_that_cannot_be_loaded_is_in_nobodys_way(world: World) -> None:
+    wrong, right = rewritten(world, "new", -1), rewritten(world, "new", 1)
+    with pytest.raises(ServingError, match="did not start"):
+        lepton.promote(wrong, home=world.home)
+    assert world.registry.state("new").pointer.champion is None
+    assert world.registry.history("new")[-1].kind == "withdrawn"
+    assert standing("new") == "closed"
+    app = lepton.promote(right, home=world.home)
+    first = post(app, request(world))
+    app.close()
+    Path(right.checkpoint).unlink()  # the champion is gone while nobody serves it
+    source = world.versions[0]
+    about = {"lineage": dict(source.lineage), "signature": dict(source.signature)}
+    third = world.registry.register(
+        "new",
+        checkpoint=source.checkpoint,
+        manifest_sha256=source.manifest_sha256,
+        **about,
     )
+    app = lepton.promote(third, home=world.home)
+    second = post(app, request(world))
+    app.close()
+
+    versions = [(r.status_code, r.headers["x-lepton-version"]) for r in (first, second)]
+    assert versions == [(200, "2"), (200, "3")]
+
+
+def test_a_version_that_answers_otherwise_than_in_training_never_answers(world: World) -> None:
+    entry = rewritten(world, "m", -1)
     before = world.registry.state("m").pointer
     with Load(world) as load:
         with pytest.raises(ServingError, match="answers otherwise than it did in training"):

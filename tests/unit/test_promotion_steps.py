@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lepton.promotion.replacing import Turns
 from lepton.promotion.trial import Move, Trial, take_up
 from lepton.registry import Registry
 from lepton.serving import App
+from lepton.serving.answers import Answer, AnswerLog
 from lepton.telemetry import Carrier
 
 
@@ -169,3 +171,40 @@ def test_a_canary_that_was_promoted_by_hand_while_it_was_judged_is_looked_at_aga
     monkeypatch.setattr(Move, "_judge", bad)
     move = Move(registry, registry.version("m", 2), [], Carrier(), "", print)
     assert move._watch(turns.app).pointer.champion == 2
+
+
+@pytest.mark.parametrize(("patience_s", "action"), [(60.0, "wait"), (0.0, "rollback")])
+def test_answers_that_cannot_be_read_are_no_proof(
+    registry: Registry, tmp_path: Path, patience_s: float, action: str
+) -> None:
+    rule = CanaryRule(bake_s=0, patience_s=patience_s)
+    registry.start_canary("m", 2, 0.5, expect=None, rule=asdict(rule))
+    damaged = tmp_path / "answers" / "m" / "_delta_log"
+    damaged.mkdir(parents=True)
+    (damaged / f"{0:020}.json").write_text("{")
+    move = Move(registry, registry.version("m", 2), [], Carrier(), str(tmp_path), print)
+    decision = move._judge(1, is_shadow=False)
+    assert decision.action == action
+    assert "its answers cannot be read: cannot open the Delta table" in decision.reason
+
+
+def test_clients_who_wait_less_than_the_champion_takes_fail_nobody(
+    registry: Registry, tmp_path: Path
+) -> None:
+    rule = CanaryRule(bake_s=0, min_requests=1)
+    registry.start_canary("m", 2, 0.5, expect=None, rule=asdict(rule))
+    moment = int(registry.history("m")[-1].time.timestamp() * 1e6) + 1
+    log = AnswerLog(f"{tmp_path}/answers/m", "m")
+    told = {"variant": "champion", "trace_id": "", "rows": None, "outputs": {}, "time_us": moment}
+    for version, status, latency_ms in ((1, 200, 10.0), (2, 200, 9.0), (2, 504, 19.0)):
+        identity = f"{version}{status}"
+        about = {"version": version, "status": status, "latency_ms": latency_ms}
+        log.add(Answer(request_id=identity, **about, **told))
+    assert log.flush()
+    move = Move(registry, registry.version("m", 2), [], Carrier(), str(tmp_path), print)
+    assert move._judge(1, is_shadow=False).action == "promote"
+    about = {"version": 2, "status": 504, "latency_ms": 21.0}
+    log.add(Answer(request_id="late", **about, **told))
+    log.close()
+    decision = move._judge(1, is_shadow=False)
+    assert (decision.action, decision.reason) == ("rollback", "1 of 2 requests failed")
