@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -43,6 +43,15 @@ class CanaryRule:
             raise ValueError("max_difference must be in [0, 1], or None")
         if self.min_requests < 1 or not 0 <= self.max_error_rate <= 1:
             raise ValueError("min_requests must be at least 1, max_error_rate in [0, 1]")
+
+    def baking(self, bake_s: float) -> CanaryRule:
+        """Return the rule with another time to bake, and patience for at least that.
+
+        Raises:
+            ValueError: it is no time.
+        """
+        patience_s = max(self.patience_s, bake_s)
+        return replace(self, bake_s=bake_s, patience_s=patience_s)
 
     @property
     def compares(self) -> bool:

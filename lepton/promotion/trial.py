@@ -34,7 +34,7 @@ whose time is over earlier has given up, later the canary has failed it."""
 class Trial:
     """What is asked for: the kind (shadow or canary), a share, a header, and a rule.
 
-    ``steps`` are the shares of a canary, of which this is one.
+    ``steps`` are the shares of a canary, of which this is one; ``bake`` replaces the rule's time.
     """
 
     kind: str
@@ -42,6 +42,7 @@ class Trial:
     by: str
     rule: CanaryRule | None
     steps: tuple[float, ...] = ()
+    bake: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Plan:
     steps: tuple[float, ...]
     by: str
     rule: CanaryRule | None
+    bake: float | None = None
 
     @property
     def tries(self) -> bool:
@@ -112,11 +114,12 @@ class Move:
         Raises:
             ServingError: it was given up.
         """
+        about: dict[str, Any] = {"by": plan.by, "rule": plan.rule, "bake": plan.bake}
         if plan.shadow is not None and state.pointer.canary != self.chosen.version:
-            state = self.on_trial(state, Trial("shadow", plan.shadow, plan.by, plan.rule), app)
+            state = self.on_trial(state, Trial("shadow", plan.shadow, **about), app)
         left = tuple(self.steps_left(state, plan.steps))
         for share in left:
-            state = self.on_trial(state, Trial("canary", share, plan.by, plan.rule, left), app)
+            state = self.on_trial(state, Trial("canary", share, steps=left, **about), app)
         return state
 
     def turns(self, app: App) -> Turns:
@@ -156,13 +159,16 @@ class Move:
         more: dict[str, Any] = {"by": trial.by or known, "steps": trial.steps}
         if trial.kind == "shadow":
             start, more = self.registry.start_shadow, {}
+        rule = trial.rule or self._known_rule(state)
+        if trial.bake is not None:
+            rule = rule.baking(trial.bake)
         moved = start(
             self.chosen.model,
             self.chosen.version,
             trial.share,
             expect=state.pointer.seq,
             gate=self.results,
-            rule=asdict(trial.rule or self._known_rule(state)),
+            rule=asdict(rule),
             trace_id=self.carrier.trace_id,
             **more,
         )

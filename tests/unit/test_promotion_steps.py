@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lepton.errors import RegistryError, ServingError
-from lepton.promotion import CanaryRule
+from lepton.errors import ConflictError, GateError, RegistryError, ServingError
+from lepton.promotion import CanaryRule, Candidate
 from lepton.promotion.canary import Decision
-from lepton.promotion.promote import abort, steps_of
+from lepton.promotion.promote import abort, alias, promote, steps_of
 from lepton.promotion.replacing import Turns
 from lepton.promotion.trial import Move, Trial, take_up
 from lepton.registry import Registry
@@ -71,6 +72,76 @@ def test_the_next_step_keeps_header_rule_and_steps_of_the_one_before(registry: R
     assert one.details == two.details
     assert one.details["steps"] == [0.1, 0.5]
     assert second.pointer.by == "x-user"
+
+
+def test_time_to_bake_replaces_that_of_the_rule(registry: Registry) -> None:
+    move = Move(registry, registry.version("m", 2), [], Carrier(), "", lambda _: None)
+    state = registry.state("m")
+    for rule, bake, expected in (
+        (None, 2.0, CanaryRule(bake_s=2)),
+        (CanaryRule(min_requests=7), 600.0, CanaryRule(min_requests=7, bake_s=600, patience_s=600)),
+        (None, None, CanaryRule(min_requests=7, bake_s=600, patience_s=600)),  # as recorded
+        (None, 1.0, CanaryRule(min_requests=7, bake_s=1, patience_s=600)),
+    ):
+        state = move._begin(state, Trial("canary", 0.1, "", rule, bake=bake))
+        assert registry.history("m")[-1].details["rule"] == asdict(expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"bake": 5.0}, "is of a canary or a shadow"),
+        ({"bake": -1.0, "canary": 0.1}, "bake_s must be at least 0"),
+        ({"bake": math.nan, "shadow": 0.1}, "bake_s must be at least 0"),
+        ({"to": "next", "canary": 0.1}, "moves no traffic"),
+        ({"to": "previous"}, "alias 'previous' must be"),
+        ({"to": "7"}, "alias '7' must be"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_first(
+    registry: Registry, tmp_path: Path, asked: Any, words: str
+) -> None:
+    before = registry.state("m")
+    with pytest.raises(ValueError, match=words):
+        promote("m", 2, home=tmp_path, **asked)
+    assert registry.state("m") == before
+
+
+def test_another_name_is_moved_after_its_gate_and_no_traffic(
+    registry: Registry, tmp_path: Path
+) -> None:
+    entry = registry.register("m", checkpoint="c", manifest_sha256="s", metrics={"f1": 0.5})
+    before = registry.state("m").pointer
+    with pytest.raises(GateError, match="did not pass"):
+        promote(entry, to="challenger", gate="f1 > 0.6", home=tmp_path)
+    assert registry.state("m").aliases == {}
+    promote(entry, to="challenger", gate="f1 > 0.4", home=tmp_path)
+    assert registry.version("m", "challenger") == entry
+    assert registry.state("m").pointer == replace(before, seq=before.seq + 1)
+    assert registry.history("m")[-1].gate[0]["passed"]
+
+
+def test_an_alias_is_moved_only_if_what_it_was_judged_by_is_still_so(
+    registry: Registry, tmp_path: Path
+) -> None:
+    def elsewhere(candidate: Candidate) -> bool:
+        other = Registry(registry.uri)
+        other.register("m", checkpoint="c", manifest_sha256="s")
+        if candidate.version.version == 1:
+            other.alias("m", "best", 2)
+        return True
+
+    alias("m", "best", 2, gate=elsewhere, home=tmp_path)
+    with pytest.raises(ConflictError, match="came since"):
+        alias("m", "best", 1, gate=elsewhere, home=tmp_path)
+
+    def promotes(_: Candidate) -> bool:
+        Registry(registry.uri).promote("m", 2, expect=None)
+        return True
+
+    with pytest.raises(ConflictError, match=r"\(promoted\) came since"):
+        alias("m", "best", 1, gate=promotes, home=tmp_path)
+    assert registry.version("m", "best").version == 2
 
 
 def test_an_abort_ends_a_trial_and_nothing_else(registry: Registry, tmp_path: Path) -> None:
