@@ -408,3 +408,39 @@ def test_an_alias_is_moved_on_the_state_that_was_read(registry):
         registry.alias("m", "best", 2, expect=seen)
     with pytest.raises(ConflictError, match="came since"):
         registry.describe("m", 1, note="x", expect=seen)
+
+
+def test_what_an_alias_meant_at_a_time(registry, monkeypatch):
+    def at_second(number):
+        monkeypatch.setattr(log, "now", lambda: START + timedelta(seconds=number))
+
+    for number in range(3):
+        at_second(number)
+        put(registry)
+    moves = {
+        10: ("best", 1),
+        20: ("best", 2),
+        25: ("other", 3),
+        30: ("best", None),
+        40: ("best", 3),
+    }
+    for second, (alias, version) in moves.items():
+        at_second(second)
+        if version is None:
+            registry.unalias("m", alias)
+        else:
+            registry.alias("m", alias, version)
+    read = Registry(registry.uri)
+    seen = {
+        s: read.at("m", START + timedelta(seconds=s)).aliases for s in (9, 10, 19.9, 29, 30, 41)
+    }
+
+    assert seen == {
+        9: {},
+        10: {"best": 1},
+        19.9: {"best": 1},
+        29: {"best": 2, "other": 3},
+        30: {"other": 3},
+        41: {"best": 3, "other": 3},
+    }
+    assert read.version("m", "best").version == 3
