@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -106,21 +107,18 @@ def one_wins_each_step(opened, steps, rivals=16):
     for _ in range(rivals):
         opened().register("m", checkpoint="c", manifest_sha256="s")
     start = threading.Barrier(rivals + 1, timeout=120)
-    won = [[None] * rivals for _ in range(steps)]
-    wrong = []
 
     def promoter(number):
-        own = opened()  # as every process has one
+        own, won = opened(), []  # as every process has one
         for step in range(steps):
             start.wait()
             expect = own.state("m").pointer.seq
             start.wait()
-            try:
+            with suppress(RegistryError):  # another was first; or this version is champion already
                 moved = own.promote("m", (number + step) % rivals + 1, expect=expect)
-                won[step][number] = moved.pointer.champion
-            except RegistryError:
-                pass  # another one was first; or this version is champion already
+                won.append((step, moved.pointer.champion))
             start.wait()
+        return won
 
     def bystander():
         own = opened()
@@ -131,27 +129,17 @@ def one_wins_each_step(opened, steps, rivals=16):
             own.describe("m", 1, tags={"step": str(step)})
             own.alias("m", "latest", step + 1)
             start.wait()
+        return []
 
-    def run(work, *args):
-        try:
-            work(*args)
-        except BaseException as e:
-            wrong.append(e)
-            start.abort()
-
-    threads = [threading.Thread(target=run, args=(promoter, n), daemon=True) for n in range(rivals)]
-    threads.append(threading.Thread(target=run, args=(bystander,), daemon=True))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    winners = [[version for version in step if version is not None] for step in won]
+    with ThreadPoolExecutor(rivals + 1) as pool:
+        asked = [pool.submit(promoter, number) for number in range(rivals)]
+        asked.append(pool.submit(bystander))
+        winners = sorted(won for one in asked for won in one.result())
     history = opened().history("m")
     assert [e.seq for e in history] == list(range(1, rivals + 4 * steps + 1))
-    assert [len(step) for step in winners] == [1] * steps
     promoted = [e.version for e in history if e.kind == "promoted"]
-    assert promoted == [version for step in winners for version in step]
+    assert winners == list(enumerate(promoted))
+    assert len(winners) == steps
 
 
 def test_of_sixteen_promoters_one_wins_each_step(registry):
