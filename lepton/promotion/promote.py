@@ -247,6 +247,8 @@ def _carried_out(move: Move, state: ModelState, plan: Plan, begin: Callable[[], 
     try:
         app = begin()
     except ServingError as e:
+        if not tried:
+            raise
         raise ServingError(
             f"{e}; {chosen.model} version {chosen.version} cannot be tried beside version "
             f"{champion}: promote it without canary= and shadow=, and that one is not needed"

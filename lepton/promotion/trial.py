@@ -209,7 +209,8 @@ class Move:
     def _give_up(self, app: App, pointer: Pointer, reason: str) -> None:
         model = self.chosen.model
         back = self.registry.abort_canary(model, expect=pointer.seq, reason=reason)
-        app.wait_for(back.pointer.seq)
+        with suppress(ServingError):  # why it was given up is what matters
+            app.wait_for(back.pointer.seq)
         raise ServingError(
             f"{model} version {self.chosen.version} was rolled back: {reason}; version "
             f"{pointer.champion} serves on"

@@ -224,6 +224,7 @@ def test_a_bad_canary_loses_its_traffic_whatever_else_happens(
         return Decision("rollback", "9 of 9 requests failed")
 
     monkeypatch.setattr(Move, "_judge", bad)
+    refuse(monkeypatch, registry.state("m").pointer.seq + 4)  # the abort, after register()
     move = Move(registry, registry.version("m", 2), [], Carrier(), "", print)
     with pytest.raises(ServingError, match="was rolled back: 9 of 9 requests failed"):
         move._watch(turns.app)
