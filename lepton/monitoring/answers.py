@@ -9,44 +9,78 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake.exceptions import TableNotFoundError
 
 from lepton import telemetry
 from lepton.errors import LakeError
 from lepton.lake import Snapshot, home_of, table
 from lepton.monitoring.drift import disagreement, drift
 
+TIME_OVER = 504
+"""Status of a request whose time, that of its client or else the server's, was over."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What a version did: requests, failed ones, and the 99th percentile of latency (ms)."""
+    """What a version did.
+
+    Attributes:
+        requests: that it answered or failed.
+        errors: of these, failed ones.
+        p99_ms: the 99th percentile of their latency.
+        given_up: further requests whose client had no more time for them; nobody's failure.
+    """
 
     requests: int = 0
     errors: int = 0
     p99_ms: float = 0.0
+    given_up: int = 0
 
 
 def answers_of(model: str, home: str | None = None) -> Snapshot | None:
-    """Return the inference log of a model, or None if nothing was answered yet."""
+    """Return the inference log of a model, or None if nothing was answered yet.
+
+    Raises:
+        LakeError: there is one, but it cannot be read.
+    """
     try:
         return table(f"{home_of(home)}/answers/{model}")
-    except LakeError:
-        return None
+    except LakeError as e:
+        if isinstance(e.__cause__, TableNotFoundError):
+            return None
+        raise
 
 
-def observed(model: str, version: int, since_us: int, home: str | None = None) -> Counts:
-    """Count a version's answers since a Unix time in microseconds (one a request)."""
+def observed(
+    model: str, version: int, since_us: int, home: str | None = None, *, patient_ms: float = 0.0
+) -> Counts:
+    """Count a version's answers since a Unix time in microseconds (one a request).
+
+    Args:
+        model: its name.
+        version: its number.
+        since_us: the time.
+        home: where the log is.
+        patient_ms: what a client has to bear: if its time was over earlier, it gave up.
+
+    Raises:
+        LakeError: the log cannot be read.
+    """
     log = answers_of(model, home)
     if log is None:
         return Counts()
     wanted = _since(version, since_us) & (pc.field("row") == 0)
     rows = log.select(["status", "latency_ms"]).where(wanted).to_arrow()
-    if not len(rows):
-        return Counts()
     status, latency = rows["status"].to_numpy(), rows["latency_ms"].to_numpy()
+    counted = (status != TIME_OVER) | (latency >= patient_ms)
+    given_up = len(rows) - int(counted.sum())
+    if not counted.any():
+        return Counts(given_up=given_up)
     return Counts(
-        requests=len(rows),
-        errors=int((status >= 500).sum()),
-        p99_ms=float(np.quantile(latency, 0.99)),
+        requests=int(counted.sum()),
+        errors=int((status[counted] >= 500).sum()),
+        p99_ms=float(np.quantile(latency[counted], 0.99)),
+        given_up=given_up,
     )
 
 

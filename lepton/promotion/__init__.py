@@ -3,6 +3,7 @@
 from lepton.promotion.canary import CanaryRule
 from lepton.promotion.conditions import Candidate, beats, not_worse, rows_hold
 from lepton.promotion.gates import GateResult
+from lepton.promotion.judging import any_rows
 from lepton.promotion.promote import abort, alias, pause, promote, rollback
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "GateResult",
     "abort",
     "alias",
+    "any_rows",
     "beats",
     "not_worse",
     "pause",

@@ -14,6 +14,12 @@ from lepton.registry import ModelVersion
 GateLike = str | Condition
 """An expression, or a function that takes a :class:`Candidate`."""
 
+_TO_DO = (
+    "have both judged on one snapshot by lepton.evaluate(checkpoints.load(version.checkpoint), "
+    "table, label=...), and record that by Registry.measure(); or compare them all "
+    "the same by gate=any_rows(...) of lepton.promotion"
+)
+
 
 def gates_of(given: GateLike | Sequence[GateLike]) -> list[Gate | Condition]:
     """Return gates, parsed.
@@ -29,15 +35,33 @@ def gates_of(given: GateLike | Sequence[GateLike]) -> list[Gate | Condition]:
     return [parse(gate) if isinstance(gate, str) else gate for gate in several]
 
 
+def any_rows(expression: str) -> Condition:
+    """Return a gate: an expression that may compare figures of different rows; its record says so.
+
+    For a champion that was judged on rows that are gone; an ordinary gate is refused then.
+
+    Raises:
+        GateError: it does not parse.
+    """
+    gate = parse(expression)
+
+    def judged(candidate: Candidate) -> GateResult:
+        return _judged(gate, candidate.version, candidate.champion, same_rows=False)
+
+    return judged
+
+
 def judge(
     gates: Sequence[Gate | Condition], chosen: ModelVersion, champion: ModelVersion | None
 ) -> list[GateResult]:
     """Ask every gate; return how each went, all passed.
 
-    A comparison with the champion is about the newest snapshot that both were measured on.
+    A metric is compared with the champion's on the newest snapshot that both were measured on by
+    it, or else as it was registered, if neither says on which rows.
 
     Raises:
-        GateError: some did not pass, name a metric that was not computed, or fail themselves.
+        GateError: some did not pass, name a metric that was not computed, compare figures of
+            different rows, or fail themselves.
     """
     results = [
         _judged(gate, chosen, champion)
@@ -55,35 +79,43 @@ def judge(
     return results
 
 
-def _judged(gate: Gate, chosen: ModelVersion, champion: ModelVersion | None) -> GateResult:
-    mine, its, where = figures_of(chosen, champion)
-    mine |= measured(chosen, gate.metrics)
-    if champion is None or its is None:
-        return gate.check(mine, None)
-    its |= measured(champion, gate.champions)
-    result = gate.check(mine, its)
-    if gate.champions and where:
-        return replace(result, details=(*result.details, where))
-    return result
-
-
-def figures_of(
-    chosen: ModelVersion, champion: ModelVersion | None
-) -> tuple[dict[str, float], dict[str, float] | None, str]:
-    """Return the metrics of both to compare, and on what they were measured, if that is known."""
-    mine = _newest(chosen.metrics, chosen.measured)
+def _judged(
+    gate: Gate, chosen: ModelVersion, champion: ModelVersion | None, *, same_rows: bool = True
+) -> GateResult:
+    mine = _newest(chosen.metrics, chosen.measured) | measured(chosen, gate.metrics)
     if champion is None:
-        return mine, None, ""
-    both = [at for at in reversed(list(chosen.measured)) if at in champion.measured]
-    if both:
-        at = both[0]
-        ours = {**chosen.metrics, **chosen.measured[at]}
-        return ours, {**champion.metrics, **champion.measured[at]}, f"both measured on {at}"
-    where = ""
-    if chosen.measured and champion.measured:
-        tables = (list(v.measured)[-1] for v in (chosen, champion))
-        where = "measured on different rows: {} and, the champion, {}".format(*tables)
-    return mine, _newest(champion.metrics, champion.measured), where
+        return gate.check(mine, None)
+    its = _newest(champion.metrics, champion.measured) | measured(champion, gate.champions)
+    notes: list[str] = []
+    for name in sorted(gate.champions & gate.metrics):
+        own, other = rows_of(name, chosen, champion)
+        if own != other:
+            where = [at or "rows that nobody named" for at in (own, other)]
+            note = "{} on {}, the champion's on {}".format(name, *where)
+            if same_rows:
+                raise GateError(f"gate {gate.expression!r} compares {note}: {_TO_DO}")
+            notes.append(f"{note}: other rows, as any_rows() allows")
+        elif own:
+            mine[name], its[name] = (v.measured[own][name] for v in (chosen, champion))
+            notes.append(f"{name}: both measured on {own}")
+        elif name in chosen.metrics or name in champion.metrics:
+            notes.append(f"{name}: as registered, on rows that nobody named")
+    result = gate.check(mine, its)
+    return replace(result, details=(*result.details, *notes))
+
+
+def rows_of(name: str, chosen: ModelVersion, champion: ModelVersion) -> tuple[str, str]:
+    """Return on which snapshots two versions' figures of a metric are to be compared.
+
+    The newest of the candidate's that both have, or else the newest of each; empty for a figure
+    that was registered without one.
+    """
+    ours, theirs = (
+        [at for at in reversed(list(v.measured)) if name in v.measured[at]]
+        for v in (chosen, champion)
+    )
+    both = next((at for at in ours if at in theirs), "")
+    return (both, both) if both else (ours[0] if ours else "", theirs[0] if theirs else "")
 
 
 def _newest(

@@ -10,32 +10,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from lepton import checkpoints, telemetry
-from lepton.errors import CheckpointError, RegistryError, ServingError
+from lepton.errors import RegistryError, ServingError
 from lepton.lake import home_of
 from lepton.promotion.canary import CanaryRule
 from lepton.promotion.judging import GateLike, gates_of, judge
 from lepton.promotion.replacing import Turns
-from lepton.promotion.trial import Move, Trial, take_up
+from lepton.promotion.trial import Move, Plan, take_up
 from lepton.registry import ModelState, ModelVersion, Registry
+from lepton.registry.events import check_alias
 from lepton.serving import App, Service, start
-from lepton.serving.app import attach
+from lepton.serving.app import DOWN, UP, attach, standing
+from lepton.serving.score import registered
 from lepton.telemetry import Carrier
 
 
-def promote(
+def promote(  # noqa: PLR0913 - the one place for what a promotion can be told
     model: ModelVersion | str,
     version: int | None = None,
     *,
-    to: Literal["champion"] = "champion",
+    to: str = "champion",
     gate: GateLike | Sequence[GateLike] = (),
     shadow: float | None = None,
     canary: float | Sequence[float] | None = None,
     by: str = "",
     rule: CanaryRule | None = None,
+    bake: float | None = None,
     replicas: int | tuple[int, int] = 1,
     port: int | None = None,
     service: Service | None = None,
@@ -46,17 +50,21 @@ def promote(
     """Make a version the champion and serve it.
 
     Whoever calls this again after it died in the middle carries on: the trial, its rule and when
-    it began are in the registry.
+    it began are in the registry. Where the application does not run, it is started with the new
+    version, unless that is to be tried beside the champion first.
 
     Args:
         model: what :func:`lepton.register` returned, or a model's name with ``version``.
         version: the version number, with a name; default the newest.
-        to: ``champion``; names of your own are moved by :func:`alias`.
+        to: ``champion``, or a name of your own such as ``challenger``: it is let mean the version
+            once that passed its gate, as by :func:`alias`. No traffic moves and nothing is
+            started then; what is returned is no running application.
         gate: one or more conditions on its metrics, such as ``"accuracy >= 0.9662"`` or
             ``"accuracy >= champion - 0.002"``. ``p50_ms``, ``p99_ms`` (of one row) and ``size_mb``
             are measured where they are named. Or functions of a
             :class:`lepton.promotion.Candidate`, your own or ``beats(table, label=...)``,
-            ``not_worse(...)`` and ``rows_hold(...)``. All must hold.
+            ``not_worse(...)`` and ``rows_hold(...)``. All must hold. Figures of different rows are
+            compared by ``any_rows("accuracy >= champion")`` only.
         shadow: share of requests, in (0, 1], that it is asked beside the champion, without
             answering, before anything else; None (or no champion yet) leaves that out.
         canary: share of requests, in (0, 1), that it gets beside the champion before it takes
@@ -66,6 +74,8 @@ def promote(
             gets the same version. Requests without it, or no header named: by chance.
         rule: when the canary or shadow is given up or taken over; see
             :class:`lepton.promotion.canary.CanaryRule`.
+        bake: seconds that the canary or shadow has to serve before it can take over, in place of
+            the rule's ``bake_s``; the rule's patience is as long at least.
         replicas: (fewest, most), when the application is not running yet.
         port: for HTTP, when Serve is not running yet.
         service: more settings of the application, when it is not running yet.
@@ -77,17 +87,23 @@ def promote(
         GateError: a condition does not parse, names a missing metric, or does not hold.
         CheckpointError: the checkpoint is damaged. Nothing has changed then.
         ServingError: the canary was rolled back, or replicas could not take the version up; the
-            former champion serves on.
+            former champion serves on. A first version that cannot be served is withdrawn.
         ConflictError: somebody else moved the model meanwhile.
         RegistryError: another version is on trial.
     """
     steps = steps_of(canary)
     if shadow is not None and not 0 < shadow <= 1:
         raise ValueError(f"shadow={shadow!r} must be a share above 0, at most 1")
-    if to != "champion":  # callers without a type checker
-        raise ValueError(
-            f"to={to!r} must be 'champion'; move a name of your own by lepton.promotion.alias()"
-        )
+    plan = Plan(shadow, steps, by, rule, bake)
+    if bake is not None:
+        if not plan.tries:
+            raise ValueError(f"bake={bake!r} is of a canary or a shadow: name its share, too")
+        (rule or CanaryRule()).baking(bake)
+    if to != "champion":
+        if plan.tries:
+            raise ValueError(f"to={to!r} moves no traffic: leave canary= and shadow= out")
+        named = alias(model, to, version, gate=gate, home=home)
+        return App(named.model, "")
     gates = gates_of(gate)
     root = home_of(home)
     registry = Registry(f"{root}/registry")
@@ -98,29 +114,14 @@ def promote(
     with telemetry.span("lepton.promote", parent, attributes=attributes, links=links) as span:
         state = registry.state(chosen.model)
         with telemetry.span("lepton.gate", span.carrier, attributes=attributes) as gating:
-            results = judge(gates, chosen, _champion(registry, state))
+            champion = _champion(registry, state)
+            results = judge(gates, chosen, champion)
             gating.set(lepton_gate=[r.expression for r in results])
         _verify(chosen)
         how: dict[str, Any] = {"replicas": replicas, "port": port, "service": service}
         how |= {"trace": span.carrier}
         move = Move(registry, chosen, results, span.carrier, root, on_change or _nobody)
-        if state.pointer.champion is None:
-            state = move.to_champion(state)
-            app = start(chosen.model, root, **how)
-            app.wait_for(state.pointer.seq)
-            return app
-        app = start(chosen.model, root, **how)
-        if state.pointer.champion != chosen.version:
-            if shadow is not None and state.pointer.canary != chosen.version:
-                state = move.on_trial(state, Trial("shadow", shadow, by, rule), app)
-            left = tuple(move.steps_left(state, steps))
-            for share in left:
-                state = move.on_trial(state, Trial("canary", share, by, rule, left), app)
-            if state.pointer.champion != chosen.version:
-                take_up(move.turns(app), move.to_champion(state))
-        else:
-            move.turns(app).finish(state)
-    return app
+        return _carried_out(move, state, plan, partial(start, chosen.model, root, **how))
 
 
 def alias(
@@ -143,14 +144,17 @@ def alias(
     Raises:
         ValueError: no name for an alias.
         GateError: a condition does not parse, names a missing metric, or does not hold.
+        ConflictError: somebody else moved the name, or who is champion, meanwhile.
         RegistryError: there is no such version.
     """
+    check_alias(name)
     gates = gates_of(gate)
     registry = Registry(f"{home_of(home)}/registry")
     chosen = _chosen(registry, model, version)
     state = registry.state(chosen.model)
     results = judge(gates, chosen, _champion(registry, state))
-    registry.alias(chosen.model, name, chosen.version, gate=results)
+    seen = state.pointer.seq
+    registry.alias(chosen.model, name, chosen.version, expect=seen, gate=results)
     return chosen
 
 
@@ -229,6 +233,33 @@ def steps_of(canary: float | Sequence[float] | None) -> tuple[float, ...]:
     return steps
 
 
+def _carried_out(move: Move, state: ModelState, plan: Plan, begin: Callable[[], App]) -> App:
+    """Have a version that passed its gates take over, by way of the trials planned."""
+    champion, chosen = state.pointer.champion, move.chosen
+    if champion == chosen.version:
+        app = begin()
+        move.turns(app).finish(state)
+        return app
+    tried = champion is not None and plan.tries
+    former = standing(chosen.model)
+    if not tried and former not in UP:
+        return move.to_first_champion(state, begin, close=former in DOWN)
+    try:
+        app = begin()
+    except ServingError as e:
+        if not tried:
+            raise
+        raise ServingError(
+            f"{e}; {chosen.model} version {chosen.version} cannot be tried beside version "
+            f"{champion}: promote it without canary= and shadow=, and that one is not needed"
+        ) from e
+    if tried:
+        state = move.through(state, plan, app)
+    if state.pointer.champion != chosen.version:
+        take_up(move.turns(app), move.to_champion(state))
+    return app
+
+
 def _nobody(_: str) -> None:
     """Tell nobody."""
 
@@ -249,10 +280,4 @@ def _champion(registry: Registry, state: ModelState) -> ModelVersion | None:
 
 def _verify(chosen: ModelVersion) -> None:
     """The registered checkpoint must still be the one on disk, whole."""
-    manifest = checkpoints.load(chosen.checkpoint)
-    if manifest.sha256 != chosen.manifest_sha256:
-        raise CheckpointError(
-            f"checkpoint {chosen.checkpoint} is not the one registered as {chosen.model} version "
-            f"{chosen.version}: its manifest has changed; register it again"
-        )
-    checkpoints.verify(manifest)
+    checkpoints.verify(registered(chosen))

@@ -15,23 +15,26 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lepton import telemetry
-from lepton.errors import ServingError
+from lepton.errors import ConflictError, LakeError, ServingError
 from lepton.monitoring import differences, observed
-from lepton.promotion.canary import CanaryRule, Observed, decide
+from lepton.promotion.canary import CanaryRule, Decision, Observed, decide
 from lepton.promotion.gates import GateResult
 from lepton.promotion.replacing import Turns
-from lepton.registry import Event, ModelState, ModelVersion, Registry
+from lepton.registry import Event, ModelState, ModelVersion, Pointer, Registry
 from lepton.serving import App
 from lepton.telemetry import Carrier
 
 LOOK_S = 0.25
+PATIENT = 2.0
+"""How many times the champion's 99th percentile of latency a client has to wait for a canary: one
+whose time is over earlier has given up, later the canary has failed it."""
 
 
 @dataclass(frozen=True)
 class Trial:
     """What is asked for: the kind (shadow or canary), a share, a header, and a rule.
 
-    ``steps`` are the shares of a canary, of which this is one.
+    ``steps`` are the shares of a canary, of which this is one; ``bake`` replaces the rule's time.
     """
 
     kind: str
@@ -39,6 +42,23 @@ class Trial:
     by: str
     rule: CanaryRule | None
     steps: tuple[float, ...] = ()
+    bake: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials that a version goes through: a shadow, then a canary's steps."""
+
+    shadow: float | None
+    steps: tuple[float, ...]
+    by: str
+    rule: CanaryRule | None
+    bake: float | None = None
+
+    @property
+    def tries(self) -> bool:
+        """Whether there are any."""
+        return self.shadow is not None or bool(self.steps)
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,44 @@ class Move:
         )
         self.tell(f"version {self.chosen.version} at 100 %")
         return moved
+
+    def to_first_champion(self, state: ModelState, begin: Callable[[], App], *, close: bool) -> App:
+        """Make it the champion, then start the application: no former one has to be loaded.
+
+        Args:
+            state: that it was decided on.
+            begin: starts the application.
+            close: that again where it does not come to serve the version.
+
+        Raises:
+            ServingError: it cannot be served; the pointer is where it was.
+        """
+        moved = self.to_champion(state)
+        app: App | None = None
+        try:
+            app = begin()
+            app.wait_for(moved.pointer.seq)
+        except Exception as e:
+            with suppress(ConflictError):  # somebody else has moved the pointer on
+                put_back(self.registry, moved, str(e))
+            if app is not None and close:
+                app.close()
+            raise
+        return app
+
+    def through(self, state: ModelState, plan: Plan, app: App) -> ModelState:
+        """Run the trials planned, those that are left of them.
+
+        Raises:
+            ServingError: it was given up.
+        """
+        about: dict[str, Any] = {"by": plan.by, "rule": plan.rule, "bake": plan.bake}
+        if plan.shadow is not None and state.pointer.canary != self.chosen.version:
+            state = self.on_trial(state, Trial("shadow", plan.shadow, **about), app)
+        left = tuple(self.steps_left(state, plan.steps))
+        for share in left:
+            state = self.on_trial(state, Trial("canary", share, steps=left, **about), app)
+        return state
 
     def turns(self, app: App) -> Turns:
         """Return how an application's replicas take it up."""
@@ -101,13 +159,16 @@ class Move:
         more: dict[str, Any] = {"by": trial.by or known, "steps": trial.steps}
         if trial.kind == "shadow":
             start, more = self.registry.start_shadow, {}
+        rule = trial.rule or self._known_rule(state)
+        if trial.bake is not None:
+            rule = rule.baking(trial.bake)
         moved = start(
             self.chosen.model,
             self.chosen.version,
             trial.share,
             expect=state.pointer.seq,
             gate=self.results,
-            rule=asdict(trial.rule or self._known_rule(state)),
+            rule=asdict(rule),
             trace_id=self.carrier.trace_id,
             **more,
         )
@@ -141,31 +202,46 @@ class Move:
                 if decision.action == "promote":
                     return state
                 if decision.action == "rollback":
-                    back = self.registry.abort_canary(
-                        model, expect=pointer.seq, reason=decision.reason
-                    )
-                    app.wait_for(back.pointer.seq)
-                    raise ServingError(
-                        f"{model} version {version} was rolled back: {decision.reason}; version "
-                        f"{pointer.champion} serves on"
-                    )
+                    with suppress(ConflictError):  # the pointer has moved: look again
+                        self._give_up(app, pointer, decision.reason)
             time.sleep(LOOK_S)
 
-    def _judge(self, champion: int, is_shadow: bool) -> Any:
-        model, version = self.chosen.model, self.chosen.version
-        began = _beginning(self.registry.history(model), version)
-        since_us = int(began.time.timestamp() * 1e6)
+    def _give_up(self, app: App, pointer: Pointer, reason: str) -> None:
+        model = self.chosen.model
+        back = self.registry.abort_canary(model, expect=pointer.seq, reason=reason)
+        with suppress(ServingError):  # why it was given up is what matters
+            app.wait_for(back.pointer.seq)
+        raise ServingError(
+            f"{model} version {self.chosen.version} was rolled back: {reason}; version "
+            f"{pointer.champion} serves on"
+        )
+
+    def _judge(self, champion: int, is_shadow: bool) -> Decision:
+        began = _beginning(self.registry.history(self.chosen.model), self.chosen.version)
         rule = CanaryRule(**began.details.get("rule", {}))
-        seen = [
-            Observed(requests=c.requests, errors=c.errors, p99_ms=c.p99_ms)
-            for c in (observed(model, v, since_us, self.root) for v in (version, champion))
-        ]
+        since_us = int(began.time.timestamp() * 1e6)
+        elapsed_s = (datetime.now(UTC) - began.time).total_seconds()
+        try:
+            seen, its, apart = self._seen(champion, since_us, rule, is_shadow)
+        except LakeError as e:
+            if elapsed_s < rule.patience_s:
+                return Decision("wait", f"its answers cannot be read: {e}")
+            return Decision("rollback", f"its answers cannot be read: {e}")
+        return decide(rule, seen, its, elapsed_s, apart)
+
+    def _seen(
+        self, champion: int, since_us: int, rule: CanaryRule, is_shadow: bool
+    ) -> tuple[Observed, Observed, float]:
+        """What it and the champion did since a time, and how far their answers are apart."""
+        model, version = self.chosen.model, self.chosen.version
+        its = observed(model, champion, since_us, self.root)
+        patient_ms = PATIENT * its.p99_ms  # who waits less might give up the champion's, too
+        own = observed(model, version, since_us, self.root, patient_ms=patient_ms)
         apart = 0.0
         if rule.max_difference is not None:
             found = differences(model, (version, champion), since_us, self.root)
             apart = found[1] if is_shadow else found[0]
-        elapsed_s = (datetime.now(UTC) - began.time).total_seconds()
-        return decide(rule, seen[0], seen[1], elapsed_s, apart)
+        return Observed(**asdict(own)), Observed(**asdict(its)), apart
 
 
 def _is_under_way(state: ModelState, chosen: ModelVersion, trial: Trial) -> bool:
@@ -187,14 +263,23 @@ def take_up(turns: Turns, state: ModelState) -> None:
     Raises:
         ServingError: one cannot; the message says why.
     """
-    registry, model = turns.registry, turns.app.model
     try:
         turns.settle(state)
     except ServingError as e:
-        if state.pointer.trial is not None:
-            registry.abort_canary(model, expect=state.pointer.seq, reason=str(e))
-        elif state.pointer.previous is not None:
-            back = registry.rollback(model, expect=state.pointer.seq, reason=str(e))
-            with suppress(ServingError):  # why it could not be taken up is what matters
-                turns.settle(back)
+        # why it could not be taken up is what matters; who has moved the pointer meanwhile decides
+        with suppress(ServingError, ConflictError):
+            turns.settle(put_back(turns.registry, state, str(e)))
         raise
+
+
+def put_back(registry: Registry, moved: ModelState, reason: str) -> ModelState:
+    """Take back what moved the pointer last.
+
+    Raises:
+        ConflictError: somebody else has moved it since.
+    """
+    model, pointer = moved.model, moved.pointer
+    back = registry.withdraw if pointer.previous is None else registry.rollback
+    if pointer.trial is not None:
+        back = registry.abort_canary
+    return back(model, expect=pointer.seq, reason=reason)

@@ -2,9 +2,9 @@
 
 Invariant: after any prefix of a model's events there is at most one champion, and an event that
 would break this is refused before it is committed. Events of a model are numbered 1, 2, 3, …
-without gaps; the number of the newest one is what compare-and-set compares. A version's number is
-never given again, and what was registered of it never changes; what people say about it (tags, a
-note, protection, later measurements) does.
+without gaps, and compare-and-set asks whether one since a number undoes what was decided on. A
+version's number is never given again, and what was registered of it never changes; what people say
+about it (tags, a note, protection, later measurements) does.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ KINDS = (
     "replaced",
     "aborted",
     "rolled_back",
+    "withdrawn",
     "aliased",
     "described",
     "measured",
     "deleted",
 )
+MOVES = frozenset({"shadow", "canary", "paused", "promoted", "aborted", "rolled_back", "withdrawn"})
+"""Kinds that move the pointer."""
 ROLES = ("champion", "previous", "canary", "shadow")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -110,13 +113,15 @@ class Event:
     Attributes:
         seq: 1, 2, 3, … per model.
         kind: one of :data:`KINDS`.
-        version: the version it is about; None for ``aborted`` and ``rolled_back``.
+        version: the version it is about; None for ``aborted``, ``rolled_back``, ``withdrawn``
+            (a first champion that could not be served), and an alias that is taken away.
         share: of requests, for ``canary`` and ``shadow``.
         details: ``by``, ``rule`` and ``steps`` for a trial; ``alias`` for ``aliased`` (which takes
             it away without a version); ``tags`` (null takes one away), ``note`` and ``protected``,
             each only if it changes, for ``described``; ``table`` and ``metrics`` for ``measured``;
             ``replicas`` (how many), ``surge`` and ``seconds`` for ``replaced``.
-        reason: why, for ``aborted``, ``rolled_back``, ``replaced`` and ``deleted``.
+        reason: why, for ``paused``, ``aborted``, ``rolled_back``, ``withdrawn``, ``replaced`` and
+            ``deleted``.
         gate: results of the gates that were checked.
         registered: the version, for ``registered``.
         id: random, so that a writer knows its own event again.
@@ -177,6 +182,18 @@ def apply(state: ModelState, event: Event) -> ModelState:
     return replace(state, pointer=replace(_moved(state, event), seq=event.seq))
 
 
+def undoes(event: Event, kind: str, alias: str = "") -> bool:
+    """Return whether an event undoes what a move was decided on, if it comes before that move.
+
+    Moves of the pointer, and of aliases, are decided on the pointer; those of an alias on that
+    alias, too. Other kinds are undone by whatever happens to the model.
+    """
+    if kind not in MOVES and kind != "aliased":
+        return True
+    same_alias = event.kind == kind == "aliased" and event.details.get("alias") == alias
+    return event.kind in MOVES or same_alias
+
+
 def _moved(state: ModelState, event: Event) -> Pointer:
     pointer = state.pointer
     if event.kind in ("canary", "shadow"):
@@ -190,6 +207,10 @@ def _moved(state: ModelState, event: Event) -> Pointer:
         if pointer.previous is None:
             raise RegistryError(f"model {state.model!r} has no former champion to go back to")
         return Pointer(champion=pointer.previous)
+    if event.kind == "withdrawn":
+        if pointer.champion is None or {pointer.previous, pointer.trial} != {None}:
+            raise RegistryError(f"model {state.model!r} has no first champion to withdraw")
+        return Pointer()
     if pointer.trial is None:
         raise RegistryError(f"model {state.model!r} has no canary or shadow to end or to pause")
     if event.kind == "paused":

@@ -37,6 +37,7 @@ from lepton.registry.events import (
     apply,
     check_name,
     state_of,
+    undoes,
 )
 from lepton.registry.rows import SCHEMA, event_of, row_of
 
@@ -118,15 +119,25 @@ class EventLog:
         for _ in range(RETRIES):
             with self._lock:
                 state = self.state(model)
-                if expect is not None and state.pointer.seq != expect:
-                    raise ConflictError(
-                        f"model {model!r} is at event {state.pointer.seq}, not at event {expect} "
-                        "that was read: look at its state and decide again"
-                    )
+                if expect is not None:
+                    self._check(state, expect, kind, fields.get("details", {}))
                 after = self._commit(state, kind, **fields)
                 if after is not None:
                     return after
         raise ConflictError(f"could not move {model!r}: too many writers at once")
+
+    def _check(self, state: ModelState, expect: int, kind: str, details: Mapping[str, Any]) -> None:
+        """Refuse a move that was decided on what is no longer so. Needs the lock."""
+        seq = state.pointer.seq
+        since = self._events.get(state.model, [])[max(expect, 0) :]
+        alias = str(details.get("alias", ""))
+        undone = next((e for e in since if undoes(e, kind, alias)), None)
+        if undone is not None or expect > seq:
+            what = f": event {undone.seq} ({undone.kind}) came since" if undone else ""
+            raise ConflictError(
+                f"model {state.model!r} is at event {seq}, not at event {expect} that was read"
+                f"{what}; look at its state and decide again"
+            )
 
     def _commit(self, state: ModelState, kind: str, **fields: Any) -> ModelState | None:
         """Commit the event after ``state``; None to look again. Needs the lock."""

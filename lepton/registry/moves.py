@@ -83,7 +83,8 @@ class Registry(EventLog):
             model: its name.
             version: the canary's number.
             share: of requests, in (0, 1].
-            expect: the pointer's ``seq`` that the caller saw; None acts on the newest.
+            expect: the pointer's ``seq`` that the caller saw: it must not have moved since, but
+                versions may have been registered, described or measured; None acts on the newest.
             gate: results of the gates that it passed.
             by: header whose value decides who gets the canary; empty decides by chance.
             rule: what it has to show, kept for whoever carries on.
@@ -91,7 +92,7 @@ class Registry(EventLog):
             trace_id: the trace under which this happens.
 
         Raises:
-            ConflictError: the model has moved on since ``expect``.
+            ConflictError: the pointer has moved since ``expect``.
             RegistryError: not possible in this state; another version may be on trial.
         """
         details: dict[str, Any] = {"by": by.lower(), "rule": dict(rule or {})}
@@ -132,6 +133,8 @@ class Registry(EventLog):
     ) -> ModelState:
         """Let a name of one's own mean a version, such as ``challenger``; it can be moved again.
 
+        With ``expect``, neither the pointer nor this alias may have moved since.
+
         Raises:
             ValueError: no name for an alias.
             ConflictError, RegistryError: as :meth:`start_canary`.
@@ -165,7 +168,7 @@ class Registry(EventLog):
             tags: to set, by name; None as the value takes a tag away. Others stay.
             note: free text, in place of the one before; the history has that.
             protected: whether it cannot be deleted.
-            expect: as :meth:`start_canary`.
+            expect: the pointer's ``seq`` that the caller saw; nothing may have happened since.
 
         Raises:
             ValueError: a tag is no text, or nothing changes.
@@ -267,6 +270,12 @@ class Registry(EventLog):
     ) -> ModelState:
         """Make the former champion the champion; raises as :meth:`start_canary`."""
         return self._move(model, expect, "rolled_back", reason=reason, trace_id=trace_id)
+
+    def withdraw(
+        self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
+    ) -> ModelState:
+        """Take a first champion back, as it could not be served; raises as :meth:`start_canary`."""
+        return self._move(model, expect, "withdrawn", reason=reason, trace_id=trace_id)
 
 
 def _following(state: ModelState, **fields: Any) -> ModelVersion:

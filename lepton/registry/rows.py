@@ -3,7 +3,7 @@
 Columns: ``model`` string, ``seq`` int64, ``time`` timestamp, ``kind`` string, ``version`` int64,
 ``share`` double, ``actor`` string, ``trace_id`` string, ``reason`` string, ``checkpoint`` string,
 ``payload`` string (JSON: lineage, metrics, signature, tags, gate results, details of a trial, of a
-description or of a measurement, the event's random id).
+description or of a measurement, the event's random id). docs/registry.md says it all.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lepton import cluster, ingress
 from lepton.errors import ServingError
 from lepton.serving.access import LOOPBACK, grants_in, refuse_strangers
-from lepton.serving.client import App
+from lepton.serving.client import WAIT_S, App
 from lepton.serving.service import POLICY, Service, replicas_of, service_of
 from lepton.serving.shared import JOINT, SharedReplica, models_of
 from lepton.serving.tokens import VARIABLE as TOKENS_FILE
@@ -34,6 +35,9 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 SURGE_PERCENT = 25
 """How many replicas more there may be while all are replaced; one at least."""
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
+
+UP, DOWN = ("ready", "asleep"), ("closed", "draining")
+LOOK_S = 0.25
 
 log = logging.getLogger("lepton")
 
@@ -105,7 +109,7 @@ def start(
     trace: Carrier | None = None,
     upgrade: bool = False,
 ) -> App:
-    """Start a model's application, or return it where it runs already.
+    """Start a model's application, or return it where it runs already, as it is.
 
     The registry must have a champion for it. Replicas autoscale between the bounds.
 
@@ -151,36 +155,87 @@ def serve_all(
     cluster.connect()
     _start_serve(service or Service(), port)
     name = f"{PREFIX}{JOINT.join(together)}"
-    running = serve.status().applications
     for model in together:
         other = _application_of(model)
         if other is not None and other != name:
             if len(together) == 1:
-                return {model: _app(model, other)}
+                return {model: _until_up(_app(model, other))}
             raise ServingError(
                 f"model {model!r} is served by application {other!r} already: close that one first"
             )
-    runs = name in running and running[name].status == "RUNNING"
-    if not runs or upgrade:
+    apps = {model: _app(model, name) for model in together}
+    first = apps[together[0]]
+    if upgrade or is_down(_status(name), first.state()):
         args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
         args |= {"service": service or Service()}
         _refuse_strangers(service or Service(), _client().http_config.host)
-        _run(name, args, runs=runs)
-    return {model: _app(model, name) for model in together}
+        _run(first, args)
+    else:
+        _until_up(first)
+    return apps
 
 
-def _run(name: str, args: Mapping[str, Any], *, runs: bool) -> None:
+def is_down(application: str, state: str) -> bool:
+    """Return whether an application has to be started for anybody to be answered.
+
+    It has not to be where a replica answers, or Ray Serve has one started by itself.
+
+    Args:
+        application: its status in Ray Serve, empty where there is none.
+        state: as :meth:`App.state` tells it.
+    """
+    return state in DOWN or (application == "DEPLOY_FAILED" and state == "failed")
+
+
+def standing(model: str) -> str:
+    """Return how the application that has a model is, as :meth:`App.state` tells it."""
+    cluster.connect()
+    name = _application_of(model)
+    return "closed" if name is None else _app(model, name).state()
+
+
+def _status(name: str) -> str:
+    known = serve.status().applications.get(name)
+    return str(known.status.value) if known else ""
+
+
+def _run(app: App, args: Mapping[str, Any]) -> None:
+    """Deploy it; if that fails, delete it if it was not there before."""
+    name, before = app.application, app.state()
     try:
         serve.run(build(args), name=name, route_prefix=f"/{name.removeprefix(PREFIX)}")
     except RuntimeError as e:
-        details = serve.status().applications.get(name)
-        why = "; ".join(d.message for d in details.deployments.values()) if details else ""
-        if runs:
+        why = _why(name) or e
+        if before in UP:
             raise ServingError(
-                f"application {name!r} was not upgraded, its former replicas serve on: {why or e}"
+                f"application {name!r} was not upgraded, its former replicas serve on: {why}"
             ) from e
-        serve.delete(name)
-        raise ServingError(f"application {name!r} did not start: {why or e}") from e
+        if before in DOWN:
+            serve.delete(name)
+        raise ServingError(f"application {name!r} did not start: {why}") from e
+
+
+def _until_up(app: App) -> App:
+    """Wait for an application that somebody else has started, or that Ray Serve starts again.
+
+    Raises:
+        ServingError: it does not come up.
+    """
+    end = time.monotonic() + WAIT_S
+    while app.state() not in UP:
+        name = app.application
+        if time.monotonic() > end or is_down(_status(name), app.state()):
+            raise ServingError(
+                f"application {name!r} does not come up: {_why(name) or app.state()}; close it and "
+                "start it anew, or start it with upgrade=True and its settings"
+            )
+        time.sleep(LOOK_S)
+    return app
+
+
+def _why(name: str) -> str:
+    details = serve.status().applications.get(name)
+    return "; ".join(d.message for d in details.deployments.values()) if details else ""
 
 
 def attach(model: str) -> App:
@@ -313,4 +368,4 @@ def _is_free(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) != 0
 
 
-__all__ = ["App", "attach", "build", "leave", "serve_all", "start"]
+__all__ = ["DOWN", "UP", "App", "attach", "build", "leave", "serve_all", "standing", "start"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from lepton.errors import ServingError
@@ -26,6 +26,8 @@ from lepton.telemetry import Carrier
 WAIT_S = 120.0
 WAKE_S = 60.0
 SETTLE_S = 2 * FOLLOW_S
+SUCCESSOR_S = 30.0
+"""How long one waits for the successor of a replica that died while it was asked."""
 
 
 class ShortOfMemory(ServingError):  # noqa: N818 - what to do is to replace replicas one by one
@@ -197,21 +199,32 @@ class App:
         return ""
 
     def _broadcast(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of every replica, for this model."""
-        try:
-            handle = serve.get_app_handle(self.application)
-            with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
-                asked = thread.submit(
-                    lambda: handle.broadcast(method, self.model, *args).results(timeout_s=WAIT_S)
-                )
-                return list(asked.result())
-        except DeploymentUnavailableError as e:
-            status = serve.status().applications.get(self.application)
-            if status is not None and status.status in ("DEPLOYING", "RUNNING"):
-                return []  # all have gone for want of requests, or none is there yet
-            raise ServingError(f"{self.model!r} has no replicas any more: {e}") from e
-        except (RayServeException, TimeoutError, RayError) as e:
-            raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
+        """Call a method of every replica, for this model; again where one dies meanwhile."""
+        end = time.monotonic() + SUCCESSOR_S
+        while True:
+            try:
+                return self._asked(method, *args)
+            except DeploymentUnavailableError as e:
+                known = serve.status().applications.get(self.application)
+                status = known.status if known else ""
+                if status in ("DEPLOYING", "RUNNING"):
+                    return []  # all have gone for want of requests, or none is there yet
+                if status != "UNHEALTHY" or time.monotonic() > end:
+                    raise ServingError(f"{self.model!r} has no replicas any more: {e}") from e
+            except RayActorError as e:
+                if time.monotonic() > end:
+                    raise ServingError(f"replicas of {self.model!r} die when asked: {e}") from e
+            except (RayServeException, TimeoutError, RayError) as e:
+                raise ServingError(f"the replicas of {self.model!r} cannot be asked: {e}") from e
+            time.sleep(FOLLOW_S)
+
+    def _asked(self, method: str, *args: Any) -> list[Any]:
+        handle = serve.get_app_handle(self.application)
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread runs an event loop
+            asked = thread.submit(
+                lambda: handle.broadcast(method, self.model, *args).results(timeout_s=WAIT_S)
+            )
+            return list(asked.result())
 
     def wait_for(self, seq: int, timeout_s: float = WAIT_S) -> None:
         """Wait until every replica serves the pointer of event ``seq`` or a later one.

@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from lepton import checkpoints, cluster, telemetry
+from lepton.checkpoints import Manifest
 from lepton.cluster import bounds_of
-from lepton.errors import ServingError
+from lepton.errors import CheckpointError, ServingError
 from lepton.export.restore import Predictor
 from lepton.lake import Snapshot, home_of, write
 from lepton.registry import ModelVersion, Registry
@@ -20,14 +21,18 @@ from lepton.telemetry import Carrier
 
 
 class Scorer:
-    """Adds the answers to batches of rows, in a Ray Data actor. A batch is an Arrow table."""
+    """Adds the answers to batches of rows, in a Ray Data actor. A batch is an Arrow table.
 
-    def __init__(self, checkpoint: str, version: int) -> None:
+    Raises:
+        CheckpointError: the checkpoint is damaged, or not the one that was registered.
+    """
+
+    def __init__(self, chosen: ModelVersion) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self._predictor = Predictor(checkpoints.load(checkpoint))
-        self._version = version
+        self._predictor = Predictor(registered(chosen))
+        self._version = chosen.version
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return the rows with ``answer_<output>`` and ``model_version`` added."""
@@ -70,6 +75,7 @@ def score(
 
     Raises:
         ServingError: a column that the model takes is missing, or one would be written twice.
+        CheckpointError: the checkpoint is damaged, or not the one that was registered.
         LakeError: the answers do not fit the table at ``uri``.
     """
     fewest, most = bounds_of("workers", workers)
@@ -78,6 +84,7 @@ def score(
     named = (model.model, model.version) if isinstance(model, ModelVersion) else (model, version)
     chosen = registry.version(*named)
     _check(chosen, rows)
+    registered(chosen)
     parent = trace or Carrier("", f"{root}/traces")
     about: Mapping[str, Any] = {"lepton.model": chosen.model, "lepton.version": chosen.version}
     links = [str(chosen.lineage.get("traceparent", ""))]
@@ -86,7 +93,7 @@ def score(
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         answered: Any = rows.to_dataset().map_batches(
             Scorer,
-            fn_constructor_args=(chosen.checkpoint, chosen.version),
+            fn_constructor_args=(chosen,),
             batch_format="pyarrow",
             batch_size=batch_size,
             concurrency=(fewest, most),
@@ -94,6 +101,21 @@ def score(
         written = write(answered, uri, txn=txn)
         span.set(lepton_table=str(written))
     return written
+
+
+def registered(chosen: ModelVersion) -> Manifest:
+    """Return a version's manifest.
+
+    Raises:
+        CheckpointError: there is none, or not the one that was registered.
+    """
+    manifest = checkpoints.load(chosen.checkpoint)
+    if manifest.sha256 != chosen.manifest_sha256:
+        raise CheckpointError(
+            f"checkpoint {chosen.checkpoint} is not the one registered as {chosen.model} version "
+            f"{chosen.version}: its manifest has changed; register it again"
+        )
+    return manifest
 
 
 def _check(chosen: ModelVersion, rows: Snapshot) -> None:

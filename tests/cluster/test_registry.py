@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from deltalake import DeltaTable
 
-from lepton.errors import RegistryError
+from lepton.errors import ConflictError, RegistryError
 from lepton.registry import Registry
 
 
@@ -96,31 +99,77 @@ def test_six_processes_race_and_every_event_has_one_winner(registry):
     assert registry.state("m").pointer.champion == history[-1].version
 
 
-def test_of_sixteen_promoters_one_wins_each_step(registry):
-    for _ in range(16):
-        registry.register("m", checkpoint="c", manifest_sha256="s")
-    steps, start = 3, threading.Barrier(16)
-    won = [[0] * 16 for _ in range(steps)]
+def one_wins_each_step(opened, steps, rivals=16):
+    """Have rivals, each with a registry of its own, promote at once, step by step.
+
+    At every step somebody registers, tags and moves an alias, too, which costs nobody a promotion.
+    """
+    for _ in range(rivals):
+        opened().register("m", checkpoint="c", manifest_sha256="s")
+    start = threading.Barrier(rivals + 1, timeout=120)
 
     def promoter(number):
-        own = Registry(registry.uri)  # as every process has one
+        own, won = opened(), []  # as every process has one
         for step in range(steps):
-            start.wait(120)
+            start.wait()
             expect = own.state("m").pointer.seq
-            start.wait(120)
-            try:
-                seq = own.promote("m", (number + step) % 16 + 1, expect=expect).pointer.seq
-                won[step][number] = seq
-            except RegistryError:
-                pass  # another one was first; or this version is champion already
-            start.wait(120)
+            start.wait()
+            with suppress(RegistryError):  # another was first; or this version is champion already
+                moved = own.promote("m", (number + step) % rivals + 1, expect=expect)
+                won.append((step, moved.pointer.champion))
+            start.wait()
+        return won
 
-    threads = [threading.Thread(target=promoter, args=(n,), daemon=True) for n in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [sorted(step)[-2:] for step in won] == [[0, 17], [0, 18], [0, 19]]
-    winners = [step.index(max(step)) for step in won]
-    promoted = [(n + step) % 16 + 1 for step, n in enumerate(winners)]
-    assert [e.version for e in registry.history("m")[16:]] == promoted
+    def bystander():
+        own = opened()
+        for step in range(steps):
+            start.wait()
+            start.wait()
+            own.register("m", checkpoint="c", manifest_sha256="s")
+            own.describe("m", 1, tags={"step": str(step)})
+            own.alias("m", "latest", step + 1)
+            start.wait()
+        return []
+
+    with ThreadPoolExecutor(rivals + 1) as pool:
+        asked = [pool.submit(promoter, number) for number in range(rivals)]
+        asked.append(pool.submit(bystander))
+        winners = sorted(won for one in asked for won in one.result())
+    history = opened().history("m")
+    assert [e.seq for e in history] == list(range(1, rivals + 4 * steps + 1))
+    promoted = [e.version for e in history if e.kind == "promoted"]
+    assert winners == list(enumerate(promoted))
+    assert len(winners) == steps
+
+
+def test_of_sixteen_promoters_one_wins_each_step(registry):
+    one_wins_each_step(lambda: Registry(registry.uri), steps=3)
+
+
+def test_an_alias_that_many_move_at_once_has_one_winner_a_step_and_a_history(registry):
+    rivals = 8
+    for _ in range(rivals):
+        registry.register("m", checkpoint="c", manifest_sha256="s")
+    seen = registry.state("m").pointer.seq
+
+    def move(version, expect, alias="best"):
+        try:
+            return Registry(registry.uri).alias("m", alias, version, expect=expect).aliases[alias]
+        except ConflictError:
+            return None
+
+    with ThreadPoolExecutor(rivals) as pool:
+        won = list(pool.map(move, range(1, rivals + 1), [seen] * rivals))
+        assert len([w for w in won if w is not None]) == 1
+        free = list(pool.map(move, range(1, rivals + 1), [None] * rivals))
+        own = list(pool.map(move, [1] * rivals, [seen] * rivals, "abcdefgh"))
+    assert free == list(range(1, rivals + 1))
+    assert own == [1] * rivals  # another alias is another matter
+    moves = [e for e in Registry(registry.uri).history("m") if e.kind == "aliased"]
+    assert [e.seq for e in moves] == list(range(rivals + 1, 3 * rivals + 2))
+    best = [e for e in moves if e.details["alias"] == "best"]
+    assert registry.version("m", "best").version == best[-1].version
+    for event, following in pairwise(moves):
+        if event.time < following.time:
+            then = registry.at("m", event.time).aliases
+            assert then[event.details["alias"]] == event.version

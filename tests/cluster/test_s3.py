@@ -30,6 +30,7 @@ from lepton.lake.maintenance import vacuum
 from lepton.lake.source import Place, Rows
 from lepton.registry import Registry
 from lepton.stream import Cursor, Digest
+from tests.cluster.test_registry import one_wins_each_step
 from tests.cluster.world import wait_until
 
 PROXY = Path(__file__).parents[2] / "benchmarks" / "lake_proxy.py"
@@ -331,3 +332,7 @@ def test_a_registry_on_s3_has_one_winner_per_step(options: dict[str, str], where
     assert [read.version("m", "champion").version] == won
     assert [e.seq for e in read.history("m")] == [1, 2, 3, 4, 5, 6]
     assert read.version("m", 1).note == "kept"
+
+
+def test_of_sixteen_promoters_on_s3_one_wins_each_step(options: dict[str, str]) -> None:
+    one_wins_each_step(lambda: Registry("s3://lake/crowded-registry", options), steps=3)

@@ -24,23 +24,26 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def test_a_killed_replicas_requests_are_sent_to_another(world: World) -> None:
     run = lepton.train(loop, world.table.stream(batch_size=50), name="two", home=world.home)
-    model = lepton.register(run, "two", metrics={}, home=world.home)
-    app = lepton.promote(model, home=world.home, replicas=2)
+    for _ in range(3):
+        lepton.register(run, "two", metrics={}, home=world.home)
+    app = lepton.promote("two", 1, home=world.home, replicas=2)
     other = copy.copy(world)
     other.app = app
     with contextlib.ExitStack() as stack:
         loads = [stack.enter_context(Load(other)) for _ in range(3)]
         killed: set[str] = set()
-        for _ in range(2):
+        for version in (2, 3):
             # both are known to HAProxy once both have answered
             wait_until(lambda: len(_answering(loads) - killed) == 2)
             victim = min(_answering(loads) - killed)
             os.kill(int(victim), signal.SIGKILL)
             killed.add(victim)
+            lepton.promote("two", version, home=world.home)  # its successor takes that up
             loads[0].more(50)
 
     assert [f for load in loads for f in load.failed] == []
     assert sum(load.cut for load in loads) <= 2 * len(loads)
+    assert loads[0].versions[-1] == "3"
     app.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import lepton
 from lepton.errors import LakeError
-from lepton.monitoring import count_answers, observed
+from lepton.monitoring import count_answers, differences, observed
 from lepton.serving.answers import Answer, AnswerLog
 
 
@@ -119,3 +119,34 @@ def test_labels_join_once_and_a_correction_replaces(tmp_path: Path) -> None:
         lepton.feedback("m", labels=lepton.write(pa.table({"q": [1]}), tmp_path / "l2"), home=home)
     with pytest.raises(LakeError, match="no inference log"):
         lepton.feedback("unknown", labels=labels, home=home)
+
+
+def test_a_log_that_is_not_there_is_no_answer_but_a_damaged_one_is_an_error(tmp_path: Path) -> None:
+    home = str(tmp_path)
+    assert observed("m", 1, 0, home).requests == 0
+    log = AnswerLog(f"{tmp_path}/answers/m", "m")
+    log.add(answer("a"))
+    log.close()
+    assert observed("m", 1, 0, home).requests == 1
+    (entry,) = (tmp_path / "answers/m/_delta_log").glob("*0.json")
+    entry.write_text("{")
+    with pytest.raises(LakeError, match="answers/m"):
+        observed("m", 1, 0, home)
+    with pytest.raises(LakeError, match="answers/m"):
+        differences("m", (1, 2), 0, home)
+
+
+def test_a_client_that_had_no_time_is_nobodys_failure(tmp_path: Path) -> None:
+    log = AnswerLog(f"{tmp_path}/answers/m", "m")
+    log.add(answer("a"))
+    log.add(replace(answer("b", status=504), latency_ms=4.0))
+    log.add(replace(answer("c", status=504), latency_ms=50.0))
+    log.add(answer("d", status=500))
+    log.close()
+    counts = observed("m", 1, 0, str(tmp_path), patient_ms=10)
+    assert (counts.requests, counts.errors, counts.given_up) == (3, 2, 1)
+    assert counts.p99_ms > 40
+    every = observed("m", 1, 0, str(tmp_path))
+    assert (every.requests, every.errors, every.given_up) == (4, 3, 0)
+    none = observed("m", 1, 0, str(tmp_path), patient_ms=1e9)
+    assert (none.requests, none.errors, none.given_up) == (2, 1, 2)

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -9,8 +10,8 @@ from lepton.promotion.canary import CanaryRule, Observed, decide
 RULE = CanaryRule(bake_s=5, min_requests=20, max_error_rate=0.1, patience_s=60)
 
 
-def seen(requests=0, errors=0, p99_ms=0.0):
-    return Observed(requests=requests, errors=errors, p99_ms=p99_ms)
+def seen(requests=0, errors=0, p99_ms=0.0, given_up=0):
+    return Observed(requests=requests, errors=errors, p99_ms=p99_ms, given_up=given_up)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,13 @@ def seen(requests=0, errors=0, p99_ms=0.0):
         (seen(0, 0), 59, "wait", "0 of 20 requests seen"),
         (seen(0, 0), 60, "promote", "only 0 requests came, none failed"),
         (seen(7, 1), 60, "rollback", "1 of only 7 requests failed"),
+        (
+            seen(7, given_up=3),
+            60,
+            "rollback",
+            "only 7 (and 3 given up by their clients) requests were answered",
+        ),
+        (seen(20, given_up=3), 60, "promote", "20 requests, 0 failed"),
     ],
 )
 def test_decides(canary, elapsed, action, reason):
@@ -42,7 +50,7 @@ def test_by_default_one_early_failure_is_one_too_many():
     [
         (seen(20, p99_ms=31), seen(20, p99_ms=10), "rollback"),
         (seen(20, p99_ms=30), seen(20, p99_ms=10), "promote"),
-        (seen(20, p99_ms=31), seen(19, p99_ms=10), "promote"),  # too little to compare with
+        (seen(20, p99_ms=31), seen(19, p99_ms=10), "wait"),  # too little to compare with
         (seen(19, p99_ms=31), seen(20, p99_ms=10), "wait"),
         (seen(20, p99_ms=31), seen(20, p99_ms=0), "promote"),
     ],
@@ -50,6 +58,38 @@ def test_by_default_one_early_failure_is_one_too_many():
 def test_latency_counts_once_both_have_been_seen(canary, champion, action):
     rule = CanaryRule(max_latency_ratio=3)
     assert decide(rule, canary, champion, 10).action == action
+
+
+@pytest.mark.parametrize(
+    ("canary", "champion", "elapsed", "action", "reason"),
+    [
+        (seen(2000, p99_ms=900), seen(19, p99_ms=1), 6, "wait", "the champion's 19 of 20 requests"),
+        (seen(19), seen(2000), 6, "wait", "19 of 20 requests seen"),
+        (seen(2000), seen(19), 60, "rollback", "only 2000 requests came and, to the champion, 19:"),
+        (seen(0), seen(500), 60, "rollback", "only 0 requests came and, to the champion, 500:"),
+        (seen(0), seen(0, given_up=1), 60, "rollback", r"0 \(and 1 given up by their clients\):"),
+        (seen(0), seen(0), 60, "promote", "only 0 requests came, none failed"),
+    ],
+)
+@pytest.mark.parametrize("asked", [{"max_difference": 0.1}, {"max_latency_ratio": 2.0}])
+def test_what_is_to_be_compared_is_waited_for_and_never_taken_for_granted(
+    asked, canary, champion, elapsed, action, reason
+):
+    decision = decide(CanaryRule(**asked), canary, champion, elapsed, 1.0)
+    assert decision.action == action
+    assert re.search(reason, decision.reason)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.floats(0, 100), st.floats(0, 1), st.booleans())
+def test_without_the_evidence_asked_for_nothing_takes_over(mine, its, elapsed, apart, by_latency):
+    asked = {"max_latency_ratio": 2.0} if by_latency else {"max_difference": 0.1}
+    decision = decide(
+        CanaryRule(**asked), seen(mine, p99_ms=1), seen(its, p99_ms=1), elapsed, apart
+    )
+    if decision.action == "promote":
+        assert min(mine, its) >= 20 or mine == its == 0
+    if elapsed >= 60:
+        assert decision.action != "wait"
 
 
 @given(

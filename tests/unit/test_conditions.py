@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,11 @@ import pytest
 import torch
 
 import lepton
-from lepton.errors import GateError, LakeError
-from lepton.promotion import Candidate, GateResult, alias, beats, not_worse, rows_hold
-from lepton.promotion.judging import figures_of, gates_of, judge
+from lepton.errors import CheckpointError, GateError, LakeError
+from lepton.promotion import Candidate, GateResult, alias, any_rows, beats, not_worse, rows_hold
+from lepton.promotion.judging import gates_of, judge
 from lepton.registry import ModelVersion, Registry
+from lepton.serving.score import Scorer, score
 
 
 def loop_of(rate: float) -> Any:
@@ -112,7 +116,7 @@ def test_a_persons_function_decides_and_is_recorded(world: World) -> None:
     gates = [is_second, "accuracy >= champion", lambda c: GateResult("mine", True, ("why",))]
     alias("m", "best", 2, gate=gates, home=world.home)
     recorded = world.registry.history("m")[-1].gate
-    at = f"both measured on {world.table}"
+    at = f"accuracy: both measured on {world.table}"
     assert [g["expression"] for g in recorded] == ["is_second", "accuracy >= champion", "mine"]
     assert recorded[0]["details"] == ["is_second: passed"]
     assert recorded[1]["details"][1] == at
@@ -129,28 +133,62 @@ def test_a_persons_function_decides_and_is_recorded(world: World) -> None:
     assert world.registry.version("m", "best").version == 2
 
 
-def test_figures_are_compared_on_the_same_rows(world: World) -> None:
-    one, two = (world.registry.version("m", n) for n in (1, 2))
-
-    def with_measured(entry: ModelVersion, **tables: float) -> ModelVersion:
-        return ModelVersion(
-            model="m",
-            version=entry.version,
-            checkpoint="",
-            manifest_sha256="",
-            metrics={"f1": 0.5},
-            measured={f"{t}@1": {"f1": v} for t, v in tables.items()},
-            created=entry.created,
-        )
-
-    mine, its, where = figures_of(
-        with_measured(two, a=0.1, b=0.2, c=0.3), with_measured(one, b=0.4, a=0.6)
+def entry(number: int, metrics: Any = None, **tables: Any) -> ModelVersion:
+    """A version with metrics as registered, and as measured on tables."""
+    return ModelVersion(
+        model="m",
+        version=number,
+        checkpoint="",
+        manifest_sha256="",
+        metrics=metrics or {},
+        measured={f"{t}@1": m for t, m in tables.items()},
+        created=datetime.now(UTC),
     )
-    assert (mine["f1"], its and its["f1"], where) == (0.2, 0.4, "both measured on b@1")
-    mine, its, where = figures_of(with_measured(two, a=0.1), with_measured(one, b=0.4))
-    assert (mine["f1"], its and its["f1"]) == (0.1, 0.4)
-    assert where == "measured on different rows: a@1 and, the champion, b@1"
-    assert figures_of(with_measured(two, a=0.1), None) == ({"f1": 0.1}, None, "")
+
+
+def details(gate: Any, chosen: ModelVersion, champion: ModelVersion) -> Sequence[str]:
+    (result,) = judge(gates_of(gate), chosen, champion)
+    return result.details
+
+
+def test_each_metric_is_compared_on_rows_that_both_were_measured_on_by_it() -> None:
+    two = entry(2, {"f1": 0.9, "auc": 0.9}, a={"f1": 0.1}, b={"f1": 0.2, "auc": 0.3}, c={"f1": 0.4})
+    one = entry(1, {"f1": 0.1, "auc": 0.1}, b={"f1": 0.15}, a={"f1": 0.6, "auc": 0.2})
+    told = details("f1 > champion.f1", two, one)
+    assert told == ("f1 = 0.2 > champion.f1 = 0.15: passed", "f1: both measured on b@1")
+    with pytest.raises(GateError, match=r"compares auc on b@1, the champion's on a@1: have both"):
+        details("f1 > champion.f1 and auc > champion.auc", two, one)
+    two = entry(2, t={"f1": 0.5}, u={"auc": 0.7})
+    one = entry(1, u={"f1": 0.1, "auc": 0.6}, t={"f1": 0.4})
+    assert details("f1 > champion.f1 and auc > champion.auc", two, one)[2:] == (
+        "auc: both measured on u@1",
+        "f1: both measured on t@1",
+    )
+
+
+def test_figures_of_different_rows_are_not_compared_unless_asked() -> None:
+    easy, hard = entry(2, easy={"f1": 0.9}), entry(1, {"f1": 0.3}, hard={"f1": 0.5})
+    unknown = entry(3, {"f1": 0.95})
+    with pytest.raises(GateError, match=r"f1 on easy@1, the champion's on hard@1: .*evaluate"):
+        details("f1 > champion", easy, hard)
+    with pytest.raises(GateError, match="f1 on rows that nobody named, the champion's on hard@1"):
+        details("f1 > champion", unknown, hard)
+    assert details(any_rows("f1 > champion"), easy, hard) == (
+        "f1 = 0.9 > champion = 0.5: passed",
+        "f1 on easy@1, the champion's on hard@1: other rows, as any_rows() allows",
+    )
+    with pytest.raises(GateError, match="failed"):
+        details(any_rows("f1 < champion"), easy, hard)
+    with pytest.raises(GateError, match="cannot parse"):
+        any_rows("f1 <")
+    # a snapshot that both have is no proof for a metric that one was not measured by on it
+    two, one = (entry(v, {"f1": f}, t={"acc": 1.0}) for v, f in ((2, 0.9), (1, 0.3)))
+    told = details("f1 > champion and acc >= champion.acc", two, one)
+    assert told[2:] == (
+        "acc: both measured on t@1",
+        "f1: as registered, on rows that nobody named",
+    )
+    assert details("f1 > 0.8", easy, hard) == ("f1 = 0.9 > 0.8: passed",)
 
 
 @pytest.mark.parametrize("p", [0, 1, -1, float("nan")])
@@ -158,3 +196,19 @@ def test_no_probability_is_refused(world: World, p: float) -> None:
     for gate in (beats, not_worse):
         with pytest.raises(ValueError, match="must be a probability"):
             gate(world.table, label="y", p=p)
+
+
+def test_a_table_is_scored_by_the_registered_checkpoint_only(world: World, tmp_path: Path) -> None:
+    entry = world.registry.version("m", 2)
+    (rows,) = list(world.table.select(["x"]).batches())[:1]
+    assert Scorer(entry)(rows)["model_version"].to_pylist()[0] == 2
+    other = replace(entry, manifest_sha256="0" * 64)
+    with pytest.raises(CheckpointError, match="is not the one registered as m version 2"):
+        Scorer(other)
+    about = {"signature": dict(entry.signature), "lineage": dict(entry.lineage)}
+    Registry(f"{tmp_path}/registry").register(
+        "m", checkpoint=entry.checkpoint, manifest_sha256="0" * 64, **about
+    )
+    with pytest.raises(CheckpointError, match="is not the one registered as m version 1"):
+        score("m", world.table.select(["x"]), tmp_path / "out", version=1, home=tmp_path)
+    assert not (tmp_path / "out").exists()

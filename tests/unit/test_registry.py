@@ -349,3 +349,98 @@ def test_wrong_descriptions_are_refused_before_anything_is_written(registry):
     with pytest.raises(ValueError, match="metric 'f1' must be a finite"):
         registry.measure("m", 1, "lake/t@1", {"f1": float("nan")})
     assert DeltaTable(registry.uri).version() == 1
+
+
+UNRELATED = {
+    "register": lambda registry: put(registry),
+    "alias": lambda registry: registry.alias("m", "challenger", 1),
+    "tag": lambda registry: registry.describe("m", 1, tags={"owner": "me"}),
+    "measure": lambda registry: registry.measure("m", 1, "t@1", {"f1": 0.5}),
+    "delete": lambda registry: registry.delete("m", put(registry).version),
+}
+
+
+@pytest.mark.parametrize("unrelated", UNRELATED)
+def test_what_does_not_move_the_pointer_undoes_no_move(registry, unrelated):
+    for _ in range(2):
+        put(registry)
+    meanwhile = UNRELATED[unrelated]
+    seq = registry.promote("m", 1, expect=2).pointer.seq
+    meanwhile(registry)
+    seq = registry.promote("m", 2, expect=seq).pointer.seq
+    meanwhile(registry)
+    back = registry.rollback("m", expect=seq, reason="broken").pointer
+    assert (back.champion, back.previous) == (1, None)
+    with pytest.raises(ConflictError, match=rf"not at event {seq} .* \(rolled_back\) came since"):
+        registry.promote("m", 2, expect=seq)
+    with pytest.raises(ConflictError, match="not at event 99"):
+        registry.promote("m", 2, expect=99)
+
+
+def test_an_unrelated_event_in_the_very_moment_costs_no_promotion(registry, monkeypatch):
+    put(registry)
+    put(registry)
+    rival = Registry(registry.uri)
+    write = registry._write
+
+    def late(opened, chosen):
+        monkeypatch.setattr(registry, "_write", write)
+        put(rival)
+        write(opened, chosen)
+
+    monkeypatch.setattr(registry, "_write", late)
+    assert registry.promote("m", 1, expect=2).pointer == Pointer(champion=1, seq=4)
+
+
+def test_an_alias_is_moved_on_the_state_that_was_read(registry):
+    for _ in range(2):
+        put(registry)
+    seen = registry.state("m").pointer.seq
+    registry.alias("m", "best", 1, expect=seen)
+    registry.alias("m", "other", 2, expect=seen)
+    with pytest.raises(ConflictError, match=r"event 3 \(aliased\) came since"):
+        registry.alias("m", "best", 2, expect=seen)
+    with pytest.raises(ConflictError, match=r"event 3 \(aliased\) came since"):
+        registry.unalias("m", "best", expect=seen)
+    seen = registry.state("m").pointer.seq
+    registry.promote("m", 1, expect=seen)
+    with pytest.raises(ConflictError, match=r"event 5 \(promoted\) came since"):
+        registry.alias("m", "best", 2, expect=seen)
+    with pytest.raises(ConflictError, match="came since"):
+        registry.describe("m", 1, note="x", expect=seen)
+
+
+def test_what_an_alias_meant_at_a_time(registry, monkeypatch):
+    def at_second(number):
+        monkeypatch.setattr(log, "now", lambda: START + timedelta(seconds=number))
+
+    for number in range(3):
+        at_second(number)
+        put(registry)
+    moves = {
+        10: ("best", 1),
+        20: ("best", 2),
+        25: ("other", 3),
+        30: ("best", None),
+        40: ("best", 3),
+    }
+    for second, (alias, version) in moves.items():
+        at_second(second)
+        if version is None:
+            registry.unalias("m", alias)
+        else:
+            registry.alias("m", alias, version)
+    read = Registry(registry.uri)
+    seen = {
+        s: read.at("m", START + timedelta(seconds=s)).aliases for s in (9, 10, 19.9, 29, 30, 41)
+    }
+
+    assert seen == {
+        9: {},
+        10: {"best": 1},
+        19.9: {"best": 1},
+        29: {"best": 2, "other": 3},
+        30: {"other": 3},
+        41: {"best": 3, "other": 3},
+    }
+    assert read.version("m", "best").version == 3
