@@ -94,7 +94,8 @@ class Follower:
         room: where nets compute, and in how much memory.
 
     Attributes:
-        resident: the versions in memory, by their numbers.
+        resident: the versions in memory, by their numbers; replaced as a whole, as others look
+            through it meanwhile.
         now: who answers.
         error: why the newest pointer is not served, or empty.
         short: that is for want of memory, so :meth:`replace` can help.
@@ -243,7 +244,7 @@ class Follower:
     def _version(self, number: int) -> Resident:
         if number not in self.resident:
             began = time.time_ns()
-            self.resident[number] = self._warm(number)
+            self.resident = {**self.resident, number: self._warm(number)}
             telemetry.record(
                 "lepton.model.load", self._trace, began, attributes={"lepton.version": number}
             )
@@ -292,7 +293,7 @@ class Follower:
         answering = (now.champion, now.canary, now.shadow) if now else ()
         needed = self._wanted | {r.version for r in answering if r}
         for spare in self.resident.keys() - needed:
-            del self.resident[spare]
+            self.resident = {v: r for v, r in self.resident.items() if v != spare}
             log.warning(
                 "replica of %s lets go of version %d to make room for version %d: going back to it "
                 "means loading it again",

@@ -78,12 +78,15 @@ class Quick:
         told = [
             (b"content-type", _JSON if length is None else _RAW),
             (b"content-length", str(len(content)).encode()),
-            (b"x-request-id", headers.get(b"x-request-id") or identity.encode()),
             (b"traceparent", span.encode()),
             (b"baggage", version.baggage.encode()),
             (b"x-lepton-version", str(version.version).encode()),
             (b"x-lepton-replica", self._replica),
         ]
+        given = headers.get(b"x-request-id")
+        named = given.decode("latin-1") if given else identity
+        if named.isascii() and named.isprintable():  # else no header can hold it; the body does
+            told.append((b"x-request-id", named.encode()))
         if length is not None:
             told.append((_LENGTH, str(length).encode()))
         return told, content

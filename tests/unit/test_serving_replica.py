@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +12,21 @@ import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
-import lepton
 from lepton import checkpoints
 from lepton.errors import LeptonError
 from lepton.registry import Registry
-from lepton.serving.following import Follower, Resident
+from lepton.serving.following import Follower
 from lepton.serving.protocol import request_of
 from lepton.serving.replica import Replica
 from lepton.serving.room import Room
 from lepton.telemetry import Carrier, spans_of
-
-INPUTS = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
-URL = "/v2/models/m/infer"
-
-
-def loop(worker: Any) -> None:
-    net = torch.nn.Linear(3, 2)
-    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
-    for batch in worker.batches():
-        scores = net(batch["x"])
-        worker.step(torch.nn.functional.cross_entropy(scores, batch["y"], reduction="sum"))
-
-
-class Held(Resident):
-    """Answers only once it may."""
-
-    def __init__(self, like: Resident) -> None:
-        super().__init__(like.version, like.predictor, like.inputs, like.traceparent, like.baggage)
-        object.__setattr__(self, "go", threading.Event())
-        object.__setattr__(self, "running", threading.Event())
-
-    def run(self, rows: pa.Table) -> Any:
-        self.running.set()  # type: ignore[attr-defined]
-        self.go.wait(30)  # type: ignore[attr-defined]
-        return super().run(rows)
+from tests.unit.served import INPUTS, URL, body, register_model, slow
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
-    rows = pa.table({"x": list(x), "y": (x.sum(1) > 0).astype("int64")})
-    table = lepton.write(rows, home / "t")
-    run = lepton.train(loop, table.stream(batch_size=20), name="r", home=str(home))
-    for _ in range(2):
-        lepton.register(run, "m", metrics={}, home=str(home))
-    registry = Registry(f"{home}/registry")
-    registry.promote("m", 1, expect=registry.state("m").pointer.seq, gate=[], trace_id="")
-    return home
+    return register_model(tmp_path_factory.mktemp("home"), "m")
 
 
 @pytest.fixture
@@ -76,22 +39,6 @@ def replica(home: Path) -> Any:
 def client(replica: Replica) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(replica.__serve_build_asgi_app__())
     return httpx.AsyncClient(transport=transport, base_url="http://here")
-
-
-def body(rows: int = 1, **members: Any) -> bytes:
-    import orjson
-
-    x = pa.table({"x": [[0.0, 1.0, 2.0]] * rows})
-    return orjson.dumps(orjson.loads(request_of(x, INPUTS)) | members)
-
-
-def slow(replica: Replica, seconds_a_row: float) -> Held:
-    """Put in a version that is held, known to take so long."""
-    follower = replica._follower
-    held = Held(follower.now.champion)
-    follower.now = replace(follower.now, champion=held)
-    replica._batcher._known(held.run).took(1, seconds_a_row)
-    return held
 
 
 def test_too_much_work_is_refused_with_the_time_to_come_again(replica: Replica) -> None:
