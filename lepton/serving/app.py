@@ -155,8 +155,14 @@ def serve_all(
     for model in together:
         other = _application_of(model)
         if other is not None and other != name:
-            if len(together) == 1:
+            if len(together) == 1 and not upgrade:
                 return {model: _app(model, other)}
+            if len(together) == 1:
+                sharing = other.removeprefix(PREFIX).split(JOINT)
+                raise ServingError(
+                    f"model {model!r} shares its replicas, which are upgraded for all models: "
+                    f"serve_all({sharing}, home, upgrade=True)"
+                )
             raise ServingError(
                 f"model {model!r} is served by application {other!r} already: close that one first"
             )

@@ -91,12 +91,14 @@ def openapi_of(
     tensors = {"type": "array", "items": {"type": "object"}}
     ask = _content({"rows": {"type": "array", "items": row, "minItems": 1, "maxItems": MAX_ROWS}})
     say = _content({"rows": {"type": "array", "items": {"type": "object", "properties": answer}}})
+    rows = _post("Answer rows.", ask, say)
     oip = _content({"inputs": tensors}), _content({"outputs": tensors})
     return {
         "openapi": "3.1.0",
         "info": {"title": f"{model}, served by lepton", "version": str(version)},
         "paths": {
-            "/predict": _post("Answer rows.", ask, say),
+            "/predict": rows,
+            f"/v2/models/{model}/predict": rows,
             f"/v2/models/{model}/infer": _post("Open Inference Protocol, version 2.", *oip),
         },
     }

@@ -171,6 +171,8 @@ def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: Wo
         }
         with pytest.raises(ServingError, match=r"is served by application 'lepton-left\+right'"):
             serve_all(["left", "m"], world.home)
+        with pytest.raises(ServingError, match=r"serve_all\(\['left', 'right'\], home, upgrade"):
+            start("right", world.home, upgrade=True)
         for app in apps.values():
             app.flush()
         counts = [count_answers(name, world.home) for name in apps]
