@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import serve
@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton import cluster, ingress
 from lepton.errors import ServingError
+from lepton.serving import running
 from lepton.serving.access import LOOPBACK, grants_in, refuse_strangers
 from lepton.serving.client import App
 from lepton.serving.service import POLICY, Service, replicas_of, service_of
@@ -151,7 +152,7 @@ def serve_all(
     cluster.connect()
     _start_serve(service or Service(), port)
     name = f"{PREFIX}{JOINT.join(together)}"
-    running = serve.status().applications
+    applications = running.status().applications
     for model in together:
         other = _application_of(model)
         if other is not None and other != name:
@@ -166,7 +167,7 @@ def serve_all(
             raise ServingError(
                 f"model {model!r} is served by application {other!r} already: close that one first"
             )
-    runs = name in running and running[name].status == "RUNNING"
+    runs = name in applications and applications[name].status == "RUNNING"
     if not runs or upgrade:
         args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
         args |= {"service": service or Service()}
@@ -177,9 +178,10 @@ def serve_all(
 
 def _run(name: str, args: Mapping[str, Any], *, runs: bool) -> None:
     try:
-        serve.run(build(args), name=name, route_prefix=f"/{name.removeprefix(PREFIX)}")
+        how: Any = {"name": name, "route_prefix": f"/{name.removeprefix(PREFIX)}"}
+        running.undisturbed(lambda: cast(Any, serve.run(build(args), **how)))
     except RuntimeError as e:
-        details = serve.status().applications.get(name)
+        details = running.status().applications.get(name)
         why = "; ".join(d.message for d in details.deployments.values()) if details else ""
         if runs:
             raise ServingError(
@@ -207,7 +209,7 @@ def _application_of(model: str) -> str | None:
     return next(
         (
             name
-            for name in serve.status().applications
+            for name in running.status().applications
             if name.startswith(PREFIX) and model in name.removeprefix(PREFIX).split(JOINT)
         ),
         None,
@@ -236,11 +238,11 @@ def _start_serve(service: Service, port: int | None) -> None:
     atexit.unregister(leave)
     atexit.register(leave)  # Serve's threads would call a Ray that is gone, and so start a new one
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    running = _client()
-    if running is not None:
-        if service.host not in (None, running.http_config.host):
+    client = _client()
+    if client is not None:
+        if service.host not in (None, client.http_config.host):
             raise ServingError(
-                f"Serve listens on {running.http_config.host} already, not on {service.host}: it "
+                f"Serve listens on {client.http_config.host} already, not on {service.host}: it "
                 "cannot change while it runs; end it with `serve shutdown` or leave host out"
             )
         return
@@ -308,7 +310,7 @@ def _base_url() -> str:
     if host in ("0.0.0.0", "::"):  # noqa: S104 - as asked
         here = ray.get_runtime_context().get_node_id()
         addresses = {str(node["NodeID"]): str(node["NodeManagerAddress"]) for node in _nodes()}
-        known = serve.status().proxies
+        known = running.status().proxies
         proxies = [n for n, state in known.items() if n in addresses and state == "HEALTHY"]
         host = "127.0.0.1" if here in proxies or not proxies else addresses[proxies[0]]
     return f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}"

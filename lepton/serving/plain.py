@@ -13,8 +13,14 @@ import orjson
 import pyarrow as pa
 
 from lepton.serving.inputs import MAX_ROWS, BadRequest, Input, checked, typed
-from lepton.serving.protocol import Inquiry, flat
+from lepton.serving.protocol import PATIENCE, Inquiry, flat
 
+_PATIENCE = {
+    "name": PATIENCE,
+    "in": "header",
+    "description": "Milliseconds after which no answer is wanted any more: 504 comes then.",
+    "schema": {"type": "integer", "minimum": 1},
+}
 Row = dict[str, Any]
 
 
@@ -135,6 +141,7 @@ def _post(summary: str, ask: Mapping[str, Any], say: Mapping[str, Any]) -> dict[
     return {
         "post": {
             "summary": summary,
+            "parameters": [_PATIENCE],
             "requestBody": {"required": True, **ask},
             "responses": responses,
         }

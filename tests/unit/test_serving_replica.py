@@ -16,12 +16,16 @@ import pytest
 from lepton import checkpoints
 from lepton.errors import LeptonError
 from lepton.registry import Registry
+from lepton.serving import tables
 from lepton.serving.following import Follower
-from lepton.serving.protocol import request_of
+from lepton.serving.protocol import raw_request_of, request_of
 from lepton.serving.replica import Replica
 from lepton.serving.room import Room
 from lepton.telemetry import Carrier, spans_of
 from tests.unit.served import INPUTS, URL, body, register_model, slow
+
+ROWS = pa.table({"x": [[0.0, 1.0, 2.0]]}, schema=pa.schema({"x": pa.list_(pa.float32())}))
+RAW, JSON_LENGTH = raw_request_of({"x": np.array([[0, 1, 2]], "float32")})
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,70 @@ def test_a_request_whose_time_is_over_is_told_so(replica: Replica) -> None:
             held.go.set()
         assert late.status_code == 504
         assert "time was over" in late.json()["detail"]
+
+    asyncio.run(scene())
+
+
+FORMS: dict[str, tuple[str, bytes, dict[str, str]]] = {
+    "JSON": (URL, body(), {}),
+    "raw": (URL, RAW, {"inference-header-content-length": str(JSON_LENGTH)}),
+    "Arrow": (URL, tables.stream_of_rows(ROWS), {"content-type": tables.MEDIA_TYPE}),
+    "plain": ("/predict", b'{"rows": [{"x": [0, 1, 2]}]}', {}),
+    "of a version": ("/v2/models/m/versions/1/predict", b'{"rows": [{"x": [0, 1, 2]}]}', {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_request_of_any_form_may_tell_how_long_its_client_waits(
+    replica: Replica, form: str
+) -> None:
+    path, content, headers = FORMS[form]
+
+    async def scene() -> None:
+        held: Any = slow(replica, 0.1)
+        replica._follower.resident = {1: held}
+        async with client(replica) as http:
+
+            async def ask(told: str) -> httpx.Response:
+                return await http.post(
+                    path, content=content, headers=headers | {"x-request-timeout-ms": told}
+                )
+
+            late = await ask("20")
+            wrong = [await ask(told) for told in ("soon", "-1", "1.5", "9" * 13)]
+            held.go.set()
+            assert [(await ask(told)).status_code for told in ("60000", "0")] == [200, 200]
+        assert late.status_code == 504
+        assert "time was over" in late.json()["detail"]
+        assert {w.status_code for w in wrong} == {400}
+        assert "x-request-timeout-ms must be a whole number of mill" in wrong[0].json()["detail"]
+
+    asyncio.run(scene())
+
+
+def test_the_shorter_of_two_deadlines_counts(replica: Replica) -> None:
+    async def scene() -> None:
+        held: Any = slow(replica, 0.1)
+        async with client(replica) as http:
+            for header, timeout in (("20", 60_000_000), ("60000", 20_000)):
+                content = body(parameters={"timeout": timeout})
+                late = await http.post(
+                    URL, content=content, headers={"x-request-timeout-ms": header}
+                )
+                assert late.status_code == 504
+        held.go.set()
+
+    asyncio.run(scene())
+
+
+def test_a_request_answered_at_once_may_have_a_deadline(replica: Replica) -> None:
+    async def scene() -> None:
+        async with client(replica) as http:
+            await http.post(URL, content=body())
+        replica._batcher._known(replica._follower.now.champion.run).took(1, 1e-4)
+        assert replica.at_once({}, body()) is not None
+        assert replica.at_once({b"x-request-timeout-ms": b"100"}, body()) is not None
+        assert replica.at_once({b"x-request-timeout-ms": b"soon"}, body()) is None
 
     asyncio.run(scene())
 
@@ -151,6 +219,9 @@ def test_plain_rows_are_answered_like_tensors(replica: Replica) -> None:
         assert (told["model"], told["version"], told["id"]) == ("m", 1, "me")
         answers = np.array([r["output"] for r in told["rows"]]).reshape(-1)
         assert np.allclose(answers, tensor["outputs"][0]["data"])
+        for way in document["paths"].values():
+            (header,) = way["post"]["parameters"]
+            assert (header["in"], header["name"]) == ("header", "x-request-timeout-ms")
         asked = document["paths"]["/predict"]["post"]["requestBody"]["content"]
         schema = asked["application/json"]["schema"]
         jsonschema.validate({"rows": rows}, schema)
