@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+import lepton
 from lepton import checkpoints
-from lepton.errors import LeptonError
+from lepton.errors import LeptonError, RegistryError, ServingError
 from lepton.registry import Registry
 from lepton.serving import tables
-from lepton.serving.following import Follower
-from lepton.serving.protocol import raw_request_of, request_of
+from lepton.serving.following import Follower, manifest_of, resident_of
+from lepton.serving.inputs import MAX_ROWS
+from lepton.serving.protocol import outputs_of_reply, raw_request_of, request_of
 from lepton.serving.replica import Replica
 from lepton.serving.room import Room
 from lepton.telemetry import Carrier, spans_of
@@ -274,6 +278,54 @@ def test_a_replica_answers_the_same_wherever_it_computes(replica: Replica, home:
         elsewhere.__del__()
     assert (here[0], there[0]) == ("cpu", "cpu:0")
     assert here[1] == there[1]
+
+
+def test_a_version_answers_in_this_process_as_in_a_replica(replica: Replica, home: Path) -> None:
+    x = np.random.default_rng(1).normal(size=(MAX_ROWS + 5, 3)).astype("float32")
+    table = pa.table({"x": list(x), "other": list(range(len(x)))})
+    loaded = lepton.load("m", home=home)
+    expected = loaded.predict({"x": x})["output"]
+
+    async def scene() -> Any:
+        async with client(replica) as http:
+            content, length = raw_request_of({"x": x[:50]})
+            headers = {"inference-header-content-length": str(length)}
+            reply = await http.post(URL, content=content, headers=headers)
+            told = reply.headers["inference-header-content-length"]
+            return outputs_of_reply(reply.content, told)["output"]
+
+    assert (loaded.model, loaded.version) == ("m", 1)
+    assert expected.shape == (len(x), 2)
+    assert np.allclose(asyncio.run(scene()), expected[:50])
+    for given in (table, table.to_pandas(), {"x": torch.from_numpy(x)}):
+        assert np.array_equal(loaded.predict(given)["output"], expected)
+    registered = Registry(f"{home}/registry").version("m", 2)
+    assert lepton.load(registered, home=home).version == 2
+    for wrong, words in (
+        ({"y": x}, "takes columns"),
+        ({"x": x[:, :2]}, "wanted"),
+        ({"x": x * np.nan}, "m version 1: input 'x': values must be finite"),
+        ({"x": x[:0]}, "m version 1: there are 0 rows"),
+    ):
+        with pytest.raises(ServingError, match=words):
+            loaded.predict(wrong)
+    with pytest.raises(RegistryError, match="no model 'nobody'"):
+        lepton.load("nobody", home=home)
+
+
+def test_a_checkpoint_that_was_changed_is_not_loaded(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    entry = Registry(f"{home}/registry").version("m", 1)
+    moved = replace(entry, checkpoint=entry.checkpoint.replace(str(home), f"{tmp_path}/home"))
+    assert resident_of(moved, manifest_of(moved), "cpu").version == 1
+    with pytest.raises(LeptonError, match="its manifest has changed"):
+        manifest_of(replace(moved, manifest_sha256="0" * 64))
+    for file in Path(manifest_of(moved).path("state.safetensors")).parent.glob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(LeptonError):
+        resident_of(moved, manifest_of(moved), "cpu")
 
 
 def test_a_registry_that_cannot_be_read_stops_no_replica(
