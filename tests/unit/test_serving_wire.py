@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from lepton.serving.replica import Replica
 from lepton.serving.shortcut import Shortcut
-from tests.unit.served import URL, body, listening, register_model
+from tests.unit.served import URL, body, listening, register_model, slow
 
 ENOUGH = 100
 """Requests after which a model is known to be quick, however busy the machine."""
@@ -93,3 +95,27 @@ def test_versions_come_and_go_while_others_are_asked_for(replica: Replica) -> No
         stop.set()
         thread.join(60)
         follower._warm = warm  # type: ignore[method-assign]
+
+
+def test_clients_who_come_while_too_much_waits_are_told_when_to_come_again(
+    replica: Replica, url: str
+) -> None:
+    """By many clients at once; those who were let in are answered."""
+    follower = replica._follower
+    before = follower.now
+    held: Any = slow(replica, 1.0)
+    try:
+        with ThreadPoolExecutor(20) as threads, httpx.Client(timeout=60) as http:
+            asking = [threads.submit(http.post, url, content=body()) for _ in range(20)]
+            end = time.monotonic() + 60
+            while sum(a.done() for a in asking) < 17 and time.monotonic() < end:
+                time.sleep(0.01)
+            held.go.set()
+            replies = [a.result(60) for a in asking]
+    finally:
+        held.go.set()
+        follower.now = before
+    refused = [r for r in replies if r.status_code == 503]
+    assert [r.status_code for r in replies if r not in refused] == [200, 200, 200]
+    assert {r.headers["retry-after"] for r in refused} == {"3"}
+    assert {r.headers["content-type"] for r in refused} == {"application/problem+json"}
