@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lepton.registry import ModelVersion as ModelVersion
     from lepton.serving import App as App
     from lepton.serving import attach
+    from lepton.serving import load as load
     from lepton.stream import Shard as Shard
     from lepton.stream import Stream as Stream
     from lepton.training import EarlyStopping as EarlyStopping
@@ -53,6 +54,7 @@ _HOMES = {
     "cross_validate": "lepton.training",
     "evaluate": "lepton.training",
     "feedback": "lepton.monitoring",
+    "load": "lepton.serving",
     "plan": "lepton.training.planner",
     "promote": "lepton.promotion",
     "register": "lepton.training",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import serve
@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton import cluster, ingress
 from lepton.errors import ServingError
+from lepton.serving import running
 from lepton.serving.access import LOOPBACK, grants_in, refuse_strangers
 from lepton.serving.client import WAIT_S, App
 from lepton.serving.service import POLICY, Service, replicas_of, service_of
@@ -158,8 +159,14 @@ def serve_all(
     for model in together:
         other = _application_of(model)
         if other is not None and other != name:
-            if len(together) == 1:
+            if len(together) == 1 and not upgrade:
                 return {model: _until_up(_app(model, other))}
+            if len(together) == 1:
+                sharing = other.removeprefix(PREFIX).split(JOINT)
+                raise ServingError(
+                    f"model {model!r} shares its replicas, which are upgraded for all models: "
+                    f"serve_all({sharing}, home, upgrade=True)"
+                )
             raise ServingError(
                 f"model {model!r} is served by application {other!r} already: close that one first"
             )
@@ -195,7 +202,7 @@ def standing(model: str) -> str:
 
 
 def _status(name: str) -> str:
-    known = serve.status().applications.get(name)
+    known = running.status().applications.get(name)
     return str(known.status.value) if known else ""
 
 
@@ -203,7 +210,8 @@ def _run(app: App, args: Mapping[str, Any]) -> None:
     """Deploy it; if that fails, delete it if it was not there before."""
     name, before = app.application, app.state()
     try:
-        serve.run(build(args), name=name, route_prefix=f"/{name.removeprefix(PREFIX)}")
+        how: Any = {"name": name, "route_prefix": f"/{name.removeprefix(PREFIX)}"}
+        running.undisturbed(lambda: cast(Any, serve.run(build(args), **how)))
     except RuntimeError as e:
         why = _why(name) or e
         if before in UP:
@@ -234,7 +242,7 @@ def _until_up(app: App) -> App:
 
 
 def _why(name: str) -> str:
-    details = serve.status().applications.get(name)
+    details = running.status().applications.get(name)
     return "; ".join(d.message for d in details.deployments.values()) if details else ""
 
 
@@ -256,7 +264,7 @@ def _application_of(model: str) -> str | None:
     return next(
         (
             name
-            for name in serve.status().applications
+            for name in running.status().applications
             if name.startswith(PREFIX) and model in name.removeprefix(PREFIX).split(JOINT)
         ),
         None,
@@ -285,11 +293,11 @@ def _start_serve(service: Service, port: int | None) -> None:
     atexit.unregister(leave)
     atexit.register(leave)  # Serve's threads would call a Ray that is gone, and so start a new one
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    running = _client()
-    if running is not None:
-        if service.host not in (None, running.http_config.host):
+    client = _client()
+    if client is not None:
+        if service.host not in (None, client.http_config.host):
             raise ServingError(
-                f"Serve listens on {running.http_config.host} already, not on {service.host}: it "
+                f"Serve listens on {client.http_config.host} already, not on {service.host}: it "
                 "cannot change while it runs; end it with `serve shutdown` or leave host out"
             )
         return
@@ -357,7 +365,7 @@ def _base_url() -> str:
     if host in ("0.0.0.0", "::"):  # noqa: S104 - as asked
         here = ray.get_runtime_context().get_node_id()
         addresses = {str(node["NodeID"]): str(node["NodeManagerAddress"]) for node in _nodes()}
-        known = serve.status().proxies
+        known = running.status().proxies
         proxies = [n for n, state in known.items() if n in addresses and state == "HEALTHY"]
         host = "127.0.0.1" if here in proxies or not proxies else addresses[proxies[0]]
     return f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}"

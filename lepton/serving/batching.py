@@ -133,13 +133,18 @@ class Batcher:
         if retry_after is not None:
             raise Overloaded(retry_after)
         answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        one = _Waiting(run, rows, answer, batch or Batch())
         with self._came:
-            self._waiting.append(_Waiting(run, rows, answer, batch or Batch()))
+            self._waiting.append(one)
             self._rows += len(rows)
             self._started()
             self._came.notify()
-        async with asyncio.timeout(patience_s):
-            return await answer
+        try:
+            async with asyncio.timeout(patience_s):
+                return await answer
+        except (asyncio.CancelledError, TimeoutError):
+            self._leave(one)
+            raise
 
     def close(self) -> None:
         """Answer what waits, then stop."""
@@ -148,6 +153,12 @@ class Batcher:
             self._came.notify()
         if self._thread is not None:
             self._thread.join()
+
+    def _leave(self, one: _Waiting) -> None:
+        """Give the place of a request that nobody waits for to others, unless it is being run."""
+        with self._came, suppress(ValueError):
+            self._waiting.remove(one)
+            self._rows -= len(one.rows)
 
     def _known(self, run: Run) -> Pace:
         """Each version has a pace of its own, which keeps no version in memory."""

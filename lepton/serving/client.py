@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from lepton.errors import ServingError
-from lepton.serving import tables
+from lepton.serving import running, tables
 from lepton.serving.asking import table_of
 from lepton.serving.following import FOLLOW_S
 from lepton.serving.sequences import LINES
@@ -28,6 +28,8 @@ WAKE_S = 60.0
 SETTLE_S = 2 * FOLLOW_S
 SUCCESSOR_S = 30.0
 """How long one waits for the successor of a replica that died while it was asked."""
+MOST_REPEATED = 2
+"""How often a request is sent again whose replica is gone; predictions can be repeated."""
 
 
 class ShortOfMemory(ServingError):  # noqa: N818 - what to do is to replace replicas one by one
@@ -87,11 +89,9 @@ class App:
         headers |= {"content-type": tables.MEDIA_TYPE, "accept": tables.MEDIA_TYPE}
         headers |= {"x-request-id": uuid.uuid4().hex}
         try:
-            described = httpx.get(
-                f"{self.url}/v2/models/{self.model}", headers=self._allowed, timeout=30
-            ).json()
+            described = _sent("GET", f"{self.url}/v2/models/{self.model}", self._allowed).json()
             body = tables.stream_of_rows(table_of(rows, _inputs(described)))
-            reply = httpx.post(self.infer_url, content=body, headers=headers, timeout=60)
+            reply = _sent("POST", self.infer_url, headers, body)
         except (httpx.HTTPError, ValueError, KeyError) as e:
             raise ServingError(f"{self.url} gives no answer: {e}; is it still running?") from e
         if reply.status_code != 200:
@@ -184,7 +184,7 @@ class App:
         because nobody asks; a request starts one. ``failed``: none could be started. ``draining``:
         it is being closed. ``closed``: there is none.
         """
-        known = serve.status().applications.get(self.application)
+        known = running.status().applications.get(self.application)
         if known is None:
             return "closed"
         counts = [d.replica_states.items() for d in known.deployments.values()]
@@ -205,7 +205,7 @@ class App:
             try:
                 return self._asked(method, *args)
             except DeploymentUnavailableError as e:
-                known = serve.status().applications.get(self.application)
+                known = running.status().applications.get(self.application)
                 status = known.status if known else ""
                 if status in ("DEPLOYING", "RUNNING"):
                     return []  # all have gone for want of requests, or none is there yet
@@ -275,6 +275,22 @@ def state_of(application: str, replicas: Set[str]) -> str:
     if application in ("DEPLOY_FAILED", "UNHEALTHY"):
         return "failed"
     return "asleep" if application == "RUNNING" else "starting"
+
+
+def _sent(
+    method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+) -> httpx.Response:
+    """Send a request; where a replica was killed under it, send it again.
+
+    The ingress does so itself where the request fits into its buffer.
+    """
+    how: Any = {"content": body, "headers": headers, "timeout": 60}
+    for _ in range(MOST_REPEATED):
+        with suppress(httpx.RemoteProtocolError, httpx.ReadError):
+            reply = httpx.request(method, url, **how)
+            if reply.status_code != 502:
+                return reply
+    return httpx.request(method, url, **how)
 
 
 def _inputs(described: Mapping[str, Any]) -> Any:

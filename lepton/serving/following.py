@@ -28,7 +28,7 @@ from lepton.checkpoints.reading import Unreachable
 from lepton.errors import LeptonError
 from lepton.export.recorded import compare
 from lepton.export.restore import Predictor
-from lepton.registry import Pointer, Registry
+from lepton.registry import ModelVersion, Pointer, Registry
 from lepton.serving.arrays import Arrays, can_read
 from lepton.serving.inputs import Input, input_of
 from lepton.serving.room import NoRoom, Room, weights_of
@@ -94,7 +94,8 @@ class Follower:
         room: where nets compute, and in how much memory.
 
     Attributes:
-        resident: the versions in memory, by their numbers.
+        resident: the versions in memory, by their numbers; replaced as a whole, as others look
+            through it meanwhile.
         now: who answers.
         error: why the newest pointer is not served, or empty.
         short: that is for want of memory, so :meth:`replace` can help.
@@ -243,7 +244,7 @@ class Follower:
     def _version(self, number: int) -> Resident:
         if number not in self.resident:
             began = time.time_ns()
-            self.resident[number] = self._warm(number)
+            self.resident = {**self.resident, number: self._warm(number)}
             telemetry.record(
                 "lepton.model.load", self._trace, began, attributes={"lepton.version": number}
             )
@@ -253,32 +254,9 @@ class Follower:
 
     def _warm(self, number: int) -> Resident:
         entry = self._registry.version(self._model, number)
-        manifest = checkpoints.load(entry.checkpoint)
-        if manifest.sha256 != entry.manifest_sha256:
-            raise LeptonError(
-                f"checkpoint {entry.checkpoint} is not the one that was registered as "
-                f"{self._model} version {number}: its manifest has changed"
-            )
+        manifest = manifest_of(entry)
         self._make_room(number, manifest)
-        predictor = Predictor(manifest, device=self._room.device)
-        compare(predictor.program, manifest)
-        types = manifest.lineage.get("types", {})
-        filled = predictor.filled
-        inputs = tuple(
-            input_of(s.name, types.get(s.name, s.dtype), s.shape, nullable=s.name in filled)
-            for s in predictor.signature.inputs
-        )
-        lineage = manifest.lineage
-        table = str(lineage.get("table")).rsplit("/", 1)[-1]  # clients need not know where it lies
-        words = {
-            "lepton.model": self._model,
-            "lepton.version": number,
-            "lepton.run": lineage.get("run", ""),
-            "lepton.table": f"{table}@{lineage.get('table_version')}",
-        }
-        baggage = Carrier().with_baggage(words).baggage
-        weights = weights_of(manifest)
-        return Resident(number, predictor, inputs, manifest.traceparent, baggage, weights)
+        return resident_of(entry, manifest, self._room.device)
 
     def _make_room(self, number: int, manifest: Manifest) -> None:
         """See that a version fits in; former ones that nobody is given any more go for it.
@@ -292,7 +270,7 @@ class Follower:
         answering = (now.champion, now.canary, now.shadow) if now else ()
         needed = self._wanted | {r.version for r in answering if r}
         for spare in self.resident.keys() - needed:
-            del self.resident[spare]
+            self.resident = {v: r for v, r in self.resident.items() if v != spare}
             log.warning(
                 "replica of %s lets go of version %d to make room for version %d: going back to it "
                 "means loading it again",
@@ -310,3 +288,45 @@ class Follower:
     def _lacking(self, manifest: Manifest) -> int:
         held = sum(r.weights for r in self.resident.values())
         return self._room.lacking(held, manifest)
+
+
+def manifest_of(entry: ModelVersion) -> Manifest:
+    """Return the manifest of a version's checkpoint.
+
+    Raises:
+        LeptonError: it is not the one that was registered.
+    """
+    manifest = checkpoints.load(entry.checkpoint)
+    if manifest.sha256 != entry.manifest_sha256:
+        raise LeptonError(
+            f"checkpoint {entry.checkpoint} is not the one that was registered as "
+            f"{entry.model} version {entry.version}: its manifest has changed"
+        )
+    return manifest
+
+
+def resident_of(entry: ModelVersion, manifest: Manifest, device: str) -> Resident:
+    """Load a version into memory, and ask it what the checkpoint recorded in training.
+
+    Raises:
+        LeptonError: a file does not match its hash, or an answer is another one.
+    """
+    predictor = Predictor(manifest, device=device)
+    compare(predictor.program, manifest)
+    lineage = manifest.lineage
+    types = lineage.get("types", {})
+    filled = predictor.filled
+    inputs = tuple(
+        input_of(s.name, types.get(s.name, s.dtype), s.shape, nullable=s.name in filled)
+        for s in predictor.signature.inputs
+    )
+    table = str(lineage.get("table")).rsplit("/", 1)[-1]  # clients need not know where it lies
+    words = {
+        "lepton.model": entry.model,
+        "lepton.version": entry.version,
+        "lepton.run": lineage.get("run", ""),
+        "lepton.table": f"{table}@{lineage.get('table_version')}",
+    }
+    baggage = Carrier().with_baggage(words).baggage
+    weights = weights_of(manifest)
+    return Resident(entry.version, predictor, inputs, manifest.traceparent, baggage, weights)

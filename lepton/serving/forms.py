@@ -7,6 +7,7 @@ refused as soon as it is known to be too large, before it is read or unpacked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from lepton.serving.arrays import Arrays
 from lepton.serving.binary import unpacked
 from lepton.serving.inputs import MAX_BYTES, BadRequest, Input
 from lepton.serving.plain import inquiry_of_rows, reply_of_rows
-from lepton.serving.protocol import Inquiry, inquiry_of, reply_of
+from lepton.serving.protocol import Inquiry, inquiry_of, patience_of, reply_of
 
 LENGTH = "inference-header-content-length"
 
@@ -39,12 +40,15 @@ async def inquiry_in(
     """
     body = unpacked(await _body(request), request.headers.get("content-encoding", ""))
     if plain:
-        return inquiry_of_rows(body, inputs)
-    if not _is_stream(request.headers.get("content-type", "")):
-        return inquiry_of(body, inputs, outputs, request.headers.get(LENGTH))
-    identity = request.headers.get("x-request-id", "")[:256]
-    rows = tables.rows_of_stream(body, inputs)
-    return Inquiry(rows=rows, identity=identity, wanted={}, size=len(body))
+        found = inquiry_of_rows(body, inputs)
+    elif _is_stream(request.headers.get("content-type", "")):
+        identity = request.headers.get("x-request-id", "")[:256]
+        rows = tables.rows_of_stream(body, inputs)
+        found = Inquiry(rows=rows, identity=identity, wanted={}, size=len(body))
+    else:
+        found = inquiry_of(body, inputs, outputs, request.headers.get(LENGTH))
+    patience_s = patience_of(request.headers, found.patience_s)
+    return found if patience_s == found.patience_s else replace(found, patience_s=patience_s)
 
 
 def reply_to(

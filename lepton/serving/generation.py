@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from lepton.serving.batching import Batcher, Overloaded
 from lepton.serving.following import Resident
 from lepton.serving.forms import problem
 from lepton.serving.inputs import BadRequest
+from lepton.serving.protocol import patience_of
 from lepton.serving.sequences import EVENTS, LINES, Wish, event_of, sequence_of, shown, wish_of
 from lepton.serving.streaming import body_of, next_of, tokens_of, until_left
 from lepton.telemetry import Carrier, Spool, carrier_of
@@ -105,7 +106,9 @@ class Generation:
         stream = _Stream(version, variant, identity, time.time_ns())
         try:
             spec = sequence_of(version.inputs, version.predictor.signature.outputs)
-            stream.wish = wish_of(await body_of(receive), spec)
+            wish = wish_of(await body_of(receive), spec)
+            patience_s = patience_of(request.headers, wish.patience_s)
+            stream.wish = replace(wish, patience_s=patience_s)
             stream.identity = stream.wish.identity or identity
             await self._send_all(stream, stream.wish, form, receive, send)
         except BadRequest as e:

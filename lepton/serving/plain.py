@@ -13,8 +13,14 @@ import orjson
 import pyarrow as pa
 
 from lepton.serving.inputs import MAX_ROWS, BadRequest, Input, checked, typed
-from lepton.serving.protocol import Inquiry, flat
+from lepton.serving.protocol import PATIENCE, Inquiry, flat
 
+_PATIENCE = {
+    "name": PATIENCE,
+    "in": "header",
+    "description": "Milliseconds after which no answer is wanted any more: 504 comes then.",
+    "schema": {"type": "integer", "minimum": 1},
+}
 Row = dict[str, Any]
 
 
@@ -91,12 +97,14 @@ def openapi_of(
     tensors = {"type": "array", "items": {"type": "object"}}
     ask = _content({"rows": {"type": "array", "items": row, "minItems": 1, "maxItems": MAX_ROWS}})
     say = _content({"rows": {"type": "array", "items": {"type": "object", "properties": answer}}})
+    rows = _post("Answer rows.", ask, say)
     oip = _content({"inputs": tensors}), _content({"outputs": tensors})
     return {
         "openapi": "3.1.0",
         "info": {"title": f"{model}, served by lepton", "version": str(version)},
         "paths": {
-            "/predict": _post("Answer rows.", ask, say),
+            "/predict": rows,
+            f"/v2/models/{model}/predict": rows,
             f"/v2/models/{model}/infer": _post("Open Inference Protocol, version 2.", *oip),
         },
     }
@@ -133,6 +141,7 @@ def _post(summary: str, ask: Mapping[str, Any], say: Mapping[str, Any]) -> dict[
     return {
         "post": {
             "summary": summary,
+            "parameters": [_PATIENCE],
             "requestBody": {"required": True, **ask},
             "responses": responses,
         }

@@ -31,6 +31,10 @@ from lepton.serving.inputs import (
     typed,
 )
 
+PATIENCE = "x-request-timeout-ms"
+"""The header by which a request of any form tells when its client wants no answer any more."""
+_LONGEST = 12  # characters of it
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inquiry:
@@ -153,6 +157,30 @@ def _patience(parameters: Mapping[str, Any]) -> float | None:
     if isinstance(found, bool) or not isinstance(found, int) or found < 0:
         raise BadRequest("parameter 'timeout' must be a whole number of microseconds")
     return found / 1e6
+
+
+def patience_of(headers: Mapping[str, str], patience_s: float | None) -> float | None:
+    """Return the seconds that a client waits at most, or None: the fewer that it told.
+
+    Args:
+        headers: of the request, which may have :data:`PATIENCE`, whole milliseconds; 0 is none.
+        patience_s: by its body.
+
+    Raises:
+        BadRequest: the header is no such number.
+    """
+    told = headers.get(PATIENCE)
+    if told is None:
+        return patience_s
+    if not is_patience(told):
+        raise BadRequest(f"header {PATIENCE} must be a whole number of milliseconds")
+    found = int(told) / 1000
+    return min(found, patience_s or found) if found else patience_s
+
+
+def is_patience(told: str | bytes) -> bool:
+    """Whether the header :data:`PATIENCE` may be this."""
+    return told.isdigit() and told.isascii() and len(told) <= _LONGEST
 
 
 def _wanted(
@@ -341,6 +369,7 @@ def outputs_of_reply(body: bytes, header: str | None = None) -> dict[str, np.nda
 
 
 __all__ = [
+    "PATIENCE",
     "BadRequest",
     "Input",
     "Inquiry",
@@ -348,7 +377,9 @@ __all__ = [
     "dtype_of",
     "input_of",
     "inquiry_of",
+    "is_patience",
     "outputs_of_reply",
+    "patience_of",
     "raw_request_of",
     "reply_of",
     "request_of",

@@ -16,10 +16,10 @@ from lepton.serving.batching import Batcher
 from lepton.serving.following import Follower
 from lepton.serving.forms import LENGTH
 from lepton.serving.outcome import Keeper, Outcome
-from lepton.serving.protocol import reply_of
+from lepton.serving.protocol import PATIENCE, is_patience, reply_of
 from lepton.serving.shortcut import Reply
 
-_LENGTH = LENGTH.encode()
+_LENGTH, _PATIENCE = LENGTH.encode(), PATIENCE.encode()
 _JSON, _RAW = b"application/json", b"application/octet-stream"
 
 
@@ -58,7 +58,7 @@ class Quick:
         alone = now.canary is None and now.shadow is None and not self._absence.away
         if not alone or not version.as_arrays or not self._batcher.is_quick(version.run):
             return None
-        if b"content-encoding" in headers or b"arrow" in headers.get(b"accept", b""):
+        if not _is_plain(headers):
             return None
         inquiry = arrays_in(body, headers.get(_LENGTH), version.inputs)
         if inquiry is None:
@@ -78,12 +78,23 @@ class Quick:
         told = [
             (b"content-type", _JSON if length is None else _RAW),
             (b"content-length", str(len(content)).encode()),
-            (b"x-request-id", headers.get(b"x-request-id") or identity.encode()),
             (b"traceparent", span.encode()),
             (b"baggage", version.baggage.encode()),
             (b"x-lepton-version", str(version.version).encode()),
             (b"x-lepton-replica", self._replica),
         ]
+        given = headers.get(b"x-request-id")
+        named = given.decode("latin-1") if given else identity
+        if named.isascii() and named.isprintable():  # else no header can hold it; the body does
+            told.append((b"x-request-id", named.encode()))
         if length is not None:
             told.append((_LENGTH, str(length).encode()))
         return told, content
+
+
+def _is_plain(headers: dict[bytes, bytes]) -> bool:
+    """Whether headers ask for nothing in particular, but to be quick."""
+    if b"content-encoding" in headers or b"arrow" in headers.get(b"accept", b""):
+        return False
+    told = headers.get(_PATIENCE)
+    return told is None or is_patience(told)

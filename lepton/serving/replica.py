@@ -111,7 +111,7 @@ class Replica:
         others = Starlette(
             routes=[  # they are tried in this order
                 *(Route(f"{at}/infer", self.infer, methods=["POST"]) for at in (base, one)),
-                Route("/predict", self.predict, methods=["POST"]),
+                *(Route(f"{at}/predict", self.predict, methods=["POST"]) for at in ("", base, one)),
                 Route("/openapi.json", self.openapi),
                 Route("/v2", self.server),
                 Route("/v2/health/live", self.live),

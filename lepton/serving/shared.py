@@ -14,6 +14,7 @@ import ray
 from lepton.registry.events import check_name
 from lepton.serving.deployed import DeployedReplica
 from lepton.serving.grpc_server import Listener
+from lepton.serving.joint import joined
 from lepton.serving.scaling import ANSWERED, BUSY, WISHED
 from lepton.serving.service import Service
 from lepton.serving.shortcut import open_lane
@@ -74,20 +75,12 @@ class SharedReplica:
     def __serve_build_asgi_app__(self) -> Any:
         """Each model's own application, told by the path."""
         apps = {m: part.__serve_build_asgi_app__() for m, part in self._parts.items()}
-        first = next(iter(apps.values()))
         if len(apps) == 1:
-            return first
+            return next(iter(apps.values()))
         prefix = f"/{JOINT.join(apps)}"
         for model, part in self._parts.items():
             self._ends.append(open_lane(f"{prefix}/v2/models/{model}/infer", part.at_once))
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-            parts = path.split("/", 4)
-            named = parts[3] if parts[:3] == ["", "v2", "models"] and len(parts) > 3 else ""
-            await apps.get(named, first)(scope, receive, send)
-
-        return app
+        return joined(apps)
 
     async def follow(self, model: str) -> dict[str, Any]:
         """Take up a model's newest pointer; return what is served and what went wrong."""

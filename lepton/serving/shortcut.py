@@ -45,14 +45,15 @@ class Shortcut:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer at once, or pass the request on as it came."""
-        lane = _lanes.get(scope.get("path", "")) if scope.get("method") == "POST" else None
-        if lane is None:
+        if scope.get("method") != "POST" or not _lanes:
             await self._app(scope, receive, send)
             return
+        lane = _lanes.get(scope["path"])
         came: list[Any] = []
         body = await _body(receive, came)
+        _in_one_piece(send)  # uvicorn has asked for the body by now, where it is to
         reply: Reply | None = None
-        if body is not None:
+        if lane is not None and body is not None:
             try:
                 reply = lane(dict(scope["headers"]), body)
             except Exception:
@@ -61,7 +62,6 @@ class Shortcut:
             await self._app(scope, _again(came, receive), send)
             return
         headers, content = reply
-        _in_one_piece(send)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
@@ -100,19 +100,21 @@ class _Whole:
     def __init__(self, transport: Any) -> None:
         self._transport = transport
         self._head: bytes | None = None
+        self.write = self._keep
 
-    def write(self, data: bytes) -> None:
+    def _keep(self, data: bytes) -> None:
         if self._head is None:
             self._head = data
         else:
             self._transport.write(self._head + data)
+            self.write = self._transport.write
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
 
 def _in_one_piece(send: Any) -> None:
-    """Have uvicorn write headers and body at once.
+    """Have uvicorn write headers and body at once, or the first part of the body.
 
     It saves a system call, and a replica that is killed has then answered wholly or not at all,
     so that the ingress may send the request to another one. With any other server, or another

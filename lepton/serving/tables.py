@@ -22,8 +22,7 @@ def rows_of_stream(body: bytes, inputs: Sequence[Input]) -> pa.Table:
     """Parse an Arrow IPC stream into raw rows.
 
     Raises:
-        BadRequest: not such a stream, or columns, types, sizes or values that the model does
-            not take.
+        BadRequest: not such a stream, or what :func:`rows_of` refuses.
     """
     try:
         with pa.ipc.open_stream(body) as stream:
@@ -31,11 +30,20 @@ def rows_of_stream(body: bytes, inputs: Sequence[Input]) -> pa.Table:
         table.validate(full=True)
     except (pa.ArrowException, OSError, MemoryError, ValueError) as e:
         raise BadRequest(f"the body is no whole Arrow IPC stream: {e}; {expected(inputs)}") from e
+    return rows_of(table, inputs)
+
+
+def rows_of(table: pa.Table, inputs: Sequence[Input]) -> pa.Table:
+    """Return a table's rows as the model takes them, checked.
+
+    Raises:
+        BadRequest: columns, types, sizes or values that the model does not take.
+    """
     names = table.column_names
     if len(names) != len(set(names)) or set(names) != {i.name for i in inputs}:
         raise BadRequest(f"columns are {names}; {expected(inputs)}")
     if not 1 <= len(table) <= MAX_ROWS:
-        raise BadRequest(f"the stream has {len(table)} rows, wanted 1 to {MAX_ROWS}")
+        raise BadRequest(f"there are {len(table)} rows, wanted 1 to {MAX_ROWS}")
     whole: dict[str, Any] = {i.name: table.column(i.name).combine_chunks() for i in inputs}
     return pa.table({i.name: _column(whole[i.name], i) for i in inputs})
 

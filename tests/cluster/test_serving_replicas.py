@@ -6,13 +6,18 @@ import contextlib
 import copy
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 import lepton
 from lepton.errors import ServingError
+from lepton.ingress import BUFFER_BYTES
 from lepton.monitoring import count_answers
 from lepton.promotion.replacing import Turns
 from lepton.serving import App, Service, serve_all, start
@@ -22,29 +27,89 @@ from tests.cluster.world import Load, World, loop, post, request, wait_until
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
+class Pinned(App):
+    """Asks for a version by its number, which is never answered at once."""
+
+    @property
+    def infer_url(self) -> str:
+        return f"{self.url}/v2/models/{self.model}/versions/1/infer"
+
+
 def test_a_killed_replicas_requests_are_sent_to_another(world: World) -> None:
     run = lepton.train(loop, world.table.stream(batch_size=50), name="two", home=world.home)
-    for _ in range(3):
+    for _ in range(2):
         lepton.register(run, "two", metrics={}, home=world.home)
     app = lepton.promote("two", 1, home=world.home, replicas=2)
-    other = copy.copy(world)
-    other.app = app
+    plain, pinned = copy.copy(world), copy.copy(world)
+    plain.app, pinned.app = app, Pinned("two", app.url)
+    killed: set[str] = set()
+
+    def kill_one(loads: list[Load]) -> None:
+        # both are known to HAProxy once both have answered
+        wait_until(lambda: len(_answering(loads) - killed) == 2)
+        victim = min(_answering(loads) - killed)
+        os.kill(int(victim), signal.SIGKILL)
+        killed.add(victim)
+
     with contextlib.ExitStack() as stack:
-        loads = [stack.enter_context(Load(other)) for _ in range(3)]
-        killed: set[str] = set()
-        for version in (2, 3):
-            # both are known to HAProxy once both have answered
-            wait_until(lambda: len(_answering(loads) - killed) == 2)
-            victim = min(_answering(loads) - killed)
-            os.kill(int(victim), signal.SIGKILL)
-            killed.add(victim)
-            lepton.promote("two", version, home=world.home)  # its successor takes that up
-            loads[0].more(50)
+        loads = [stack.enter_context(Load(one)) for one in (plain, plain, pinned)]
+        kill_one(loads)
+        loads[0].more(50)
+    with contextlib.ExitStack() as stack:
+        loads += [stack.enter_context(Load(plain)) for _ in range(2)]
+        kill_one(loads[3:])
+        lepton.promote("two", 2, home=world.home)  # its successor takes that up
+        loads[3].more(50)
 
     assert [f for load in loads for f in load.failed] == []
-    assert sum(load.cut for load in loads) <= 2 * len(loads)
-    assert loads[0].versions[-1] == "3"
+    assert [load.cut for load in loads] == [0] * len(loads)
+    assert loads[3].versions[-1] == "2"
     app.close()
+
+
+def wide_loop(worker: Any) -> None:
+    net = torch.nn.Linear(64, 2)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        worker.step(net(batch["x"]).square().sum())
+
+
+def test_a_request_too_large_for_the_ingress_to_send_again_is_by_the_caller(world: World) -> None:
+    x = np.random.default_rng(0).normal(size=(500, 64)).astype("float32")
+    table = lepton.write(pa.table({"x": list(x)}), f"{world.home}/lake/wide")
+    run = lepton.train(wide_loop, table.stream(batch_size=50), name="wide", home=world.home)
+    model = lepton.register(run, "wide", metrics={}, home=world.home)
+    app = lepton.promote(model, home=world.home, replicas=2)
+    assert x.nbytes > BUFFER_BYTES
+    answers = [app.predict({"x": x})["output"]]
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            answers.append(app.predict({"x": x})["output"])
+
+    def more() -> None:
+        until = len(answers) + 30
+        wait_until(lambda: len(answers) > until or any(a.done() for a in asking))
+
+    killed: set[str] = set()
+    with ThreadPoolExecutor(2) as threads:
+        asking = [threads.submit(ask) for _ in range(2)]
+        try:
+            for _ in range(2):
+                wait_until(lambda: len({app.reached() for _ in range(20)} - killed - {""}) == 2)
+                more()
+                victim = next(p for p in iter(app.reached, None) if p not in killed | {""})
+                os.kill(int(victim), signal.SIGKILL)
+                killed.add(victim)
+            more()
+        finally:
+            done.set()
+        for one in asking:
+            one.result(120)
+    app.close()
+
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
 
 
 def test_the_last_replica_sleeps_and_the_next_request_wakes_one(world: World) -> None:
@@ -174,6 +239,8 @@ def test_several_models_share_replicas_and_are_promoted_each_by_itself(world: Wo
         }
         with pytest.raises(ServingError, match=r"is served by application 'lepton-left\+right'"):
             serve_all(["left", "m"], world.home)
+        with pytest.raises(ServingError, match=r"serve_all\(\['left', 'right'\], home, upgrade"):
+            start("right", world.home, upgrade=True)
         for app in apps.values():
             app.flush()
         counts = [count_answers(name, world.home) for name in apps]

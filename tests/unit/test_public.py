@@ -26,6 +26,7 @@ NAMES = [
     "cross_validate",
     "evaluate",
     "feedback",
+    "load",
     "plan",
     "promote",
     "register",

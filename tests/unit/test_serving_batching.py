@@ -104,6 +104,34 @@ def test_a_request_nobody_waits_for_is_not_run(batcher: Batcher) -> None:
     assert batcher.waiting_rows == 0
 
 
+@pytest.mark.parametrize("patience_s", [None, 0.01])
+def test_who_leaves_gives_his_place_to_others(batcher: Batcher, patience_s: float | None) -> None:
+    """Who is told that a queue is too long must not be told so of those who left it."""
+
+    async def scene() -> None:
+        net = Net()
+        batcher._known(net.run).took(1, 1.0)  # a second a row
+        tasks = await under_way(batcher, net, rows(1))
+        ask = batcher.answer(net.run, rows(2, 3, 4), patience_s)
+        leaving = asyncio.create_task(ask)
+        await asyncio.sleep(0)
+        assert batcher.waiting_rows == 4
+        with pytest.raises(Overloaded):
+            await batcher.answer(net.run, rows(5))
+        if patience_s is None:
+            leaving.cancel()
+        await asyncio.wait([leaving])
+        assert batcher.waiting_rows == 1
+        tasks.append(asyncio.create_task(batcher.answer(net.run, rows(5))))
+        await asyncio.sleep(0)
+        net.go.set()
+        assert [a["y"].tolist() for a in await asyncio.gather(*tasks)] == [[2], [10]]
+        assert net.seen == [[1], [5]]
+
+    asyncio.run(scene())
+    assert batcher.waiting_rows == 0
+
+
 def test_too_long_a_queue_is_refused_with_the_time_it_needs(batcher: Batcher) -> None:
     async def scene() -> None:
         net = Net()

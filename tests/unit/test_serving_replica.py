@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,52 +17,24 @@ import torch
 
 import lepton
 from lepton import checkpoints
-from lepton.errors import LeptonError
+from lepton.errors import LeptonError, RegistryError, ServingError
 from lepton.registry import Registry
-from lepton.serving.following import Follower, Resident
-from lepton.serving.protocol import request_of
+from lepton.serving import tables
+from lepton.serving.following import Follower, manifest_of, resident_of
+from lepton.serving.inputs import MAX_ROWS
+from lepton.serving.protocol import outputs_of_reply, raw_request_of, request_of
 from lepton.serving.replica import Replica
 from lepton.serving.room import Room
 from lepton.telemetry import Carrier, spans_of
+from tests.unit.served import INPUTS, URL, body, register_model, slow
 
-INPUTS = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
-URL = "/v2/models/m/infer"
-
-
-def loop(worker: Any) -> None:
-    net = torch.nn.Linear(3, 2)
-    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
-    for batch in worker.batches():
-        scores = net(batch["x"])
-        worker.step(torch.nn.functional.cross_entropy(scores, batch["y"], reduction="sum"))
-
-
-class Held(Resident):
-    """Answers only once it may."""
-
-    def __init__(self, like: Resident) -> None:
-        super().__init__(like.version, like.predictor, like.inputs, like.traceparent, like.baggage)
-        object.__setattr__(self, "go", threading.Event())
-        object.__setattr__(self, "running", threading.Event())
-
-    def run(self, rows: pa.Table) -> Any:
-        self.running.set()  # type: ignore[attr-defined]
-        self.go.wait(30)  # type: ignore[attr-defined]
-        return super().run(rows)
+ROWS = pa.table({"x": [[0.0, 1.0, 2.0]]}, schema=pa.schema({"x": pa.list_(pa.float32())}))
+RAW, JSON_LENGTH = raw_request_of({"x": np.array([[0, 1, 2]], "float32")})
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
-    rows = pa.table({"x": list(x), "y": (x.sum(1) > 0).astype("int64")})
-    table = lepton.write(rows, home / "t")
-    run = lepton.train(loop, table.stream(batch_size=20), name="r", home=str(home))
-    for _ in range(2):
-        lepton.register(run, "m", metrics={}, home=str(home))
-    registry = Registry(f"{home}/registry")
-    registry.promote("m", 1, expect=registry.state("m").pointer.seq, gate=[], trace_id="")
-    return home
+    return register_model(tmp_path_factory.mktemp("home"), "m")
 
 
 @pytest.fixture
@@ -76,22 +47,6 @@ def replica(home: Path) -> Any:
 def client(replica: Replica) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(replica.__serve_build_asgi_app__())
     return httpx.AsyncClient(transport=transport, base_url="http://here")
-
-
-def body(rows: int = 1, **members: Any) -> bytes:
-    import orjson
-
-    x = pa.table({"x": [[0.0, 1.0, 2.0]] * rows})
-    return orjson.dumps(orjson.loads(request_of(x, INPUTS)) | members)
-
-
-def slow(replica: Replica, seconds_a_row: float) -> Held:
-    """Put in a version that is held, known to take so long."""
-    follower = replica._follower
-    held = Held(follower.now.champion)
-    follower.now = replace(follower.now, champion=held)
-    replica._batcher._known(held.run).took(1, seconds_a_row)
-    return held
 
 
 def test_too_much_work_is_refused_with_the_time_to_come_again(replica: Replica) -> None:
@@ -121,6 +76,70 @@ def test_a_request_whose_time_is_over_is_told_so(replica: Replica) -> None:
             held.go.set()
         assert late.status_code == 504
         assert "time was over" in late.json()["detail"]
+
+    asyncio.run(scene())
+
+
+FORMS: dict[str, tuple[str, bytes, dict[str, str]]] = {
+    "JSON": (URL, body(), {}),
+    "raw": (URL, RAW, {"inference-header-content-length": str(JSON_LENGTH)}),
+    "Arrow": (URL, tables.stream_of_rows(ROWS), {"content-type": tables.MEDIA_TYPE}),
+    "plain": ("/predict", b'{"rows": [{"x": [0, 1, 2]}]}', {}),
+    "of a version": ("/v2/models/m/versions/1/predict", b'{"rows": [{"x": [0, 1, 2]}]}', {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_request_of_any_form_may_tell_how_long_its_client_waits(
+    replica: Replica, form: str
+) -> None:
+    path, content, headers = FORMS[form]
+
+    async def scene() -> None:
+        held: Any = slow(replica, 0.1)
+        replica._follower.resident = {1: held}
+        async with client(replica) as http:
+
+            async def ask(told: str) -> httpx.Response:
+                return await http.post(
+                    path, content=content, headers=headers | {"x-request-timeout-ms": told}
+                )
+
+            late = await ask("20")
+            wrong = [await ask(told) for told in ("soon", "-1", "1.5", "9" * 13)]
+            held.go.set()
+            assert [(await ask(told)).status_code for told in ("60000", "0")] == [200, 200]
+        assert late.status_code == 504
+        assert "time was over" in late.json()["detail"]
+        assert {w.status_code for w in wrong} == {400}
+        assert "x-request-timeout-ms must be a whole number of mill" in wrong[0].json()["detail"]
+
+    asyncio.run(scene())
+
+
+def test_the_shorter_of_two_deadlines_counts(replica: Replica) -> None:
+    async def scene() -> None:
+        held: Any = slow(replica, 0.1)
+        async with client(replica) as http:
+            for header, timeout in (("20", 60_000_000), ("60000", 20_000)):
+                content = body(parameters={"timeout": timeout})
+                late = await http.post(
+                    URL, content=content, headers={"x-request-timeout-ms": header}
+                )
+                assert late.status_code == 504
+        held.go.set()
+
+    asyncio.run(scene())
+
+
+def test_a_request_answered_at_once_may_have_a_deadline(replica: Replica) -> None:
+    async def scene() -> None:
+        async with client(replica) as http:
+            await http.post(URL, content=body())
+        replica._batcher._known(replica._follower.now.champion.run).took(1, 1e-4)
+        assert replica.at_once({}, body()) is not None
+        assert replica.at_once({b"x-request-timeout-ms": b"100"}, body()) is not None
+        assert replica.at_once({b"x-request-timeout-ms": b"soon"}, body()) is None
 
     asyncio.run(scene())
 
@@ -204,6 +223,9 @@ def test_plain_rows_are_answered_like_tensors(replica: Replica) -> None:
         assert (told["model"], told["version"], told["id"]) == ("m", 1, "me")
         answers = np.array([r["output"] for r in told["rows"]]).reshape(-1)
         assert np.allclose(answers, tensor["outputs"][0]["data"])
+        for way in document["paths"].values():
+            (header,) = way["post"]["parameters"]
+            assert (header["in"], header["name"]) == ("header", "x-request-timeout-ms")
         asked = document["paths"]["/predict"]["post"]["requestBody"]["content"]
         schema = asked["application/json"]["schema"]
         jsonschema.validate({"rows": rows}, schema)
@@ -256,6 +278,54 @@ def test_a_replica_answers_the_same_wherever_it_computes(replica: Replica, home:
         elsewhere.__del__()
     assert (here[0], there[0]) == ("cpu", "cpu:0")
     assert here[1] == there[1]
+
+
+def test_a_version_answers_in_this_process_as_in_a_replica(replica: Replica, home: Path) -> None:
+    x = np.random.default_rng(1).normal(size=(MAX_ROWS + 5, 3)).astype("float32")
+    table = pa.table({"x": list(x), "other": list(range(len(x)))})
+    loaded = lepton.load("m", home=home)
+    expected = loaded.predict({"x": x})["output"]
+
+    async def scene() -> Any:
+        async with client(replica) as http:
+            content, length = raw_request_of({"x": x[:50]})
+            headers = {"inference-header-content-length": str(length)}
+            reply = await http.post(URL, content=content, headers=headers)
+            told = reply.headers["inference-header-content-length"]
+            return outputs_of_reply(reply.content, told)["output"]
+
+    assert (loaded.model, loaded.version) == ("m", 1)
+    assert expected.shape == (len(x), 2)
+    assert np.allclose(asyncio.run(scene()), expected[:50])
+    for given in (table, table.to_pandas(), {"x": torch.from_numpy(x)}):
+        assert np.array_equal(loaded.predict(given)["output"], expected)
+    registered = Registry(f"{home}/registry").version("m", 2)
+    assert lepton.load(registered, home=home).version == 2
+    for wrong, words in (
+        ({"y": x}, "takes columns"),
+        ({"x": x[:, :2]}, "wanted"),
+        ({"x": x * np.nan}, "m version 1: input 'x': values must be finite"),
+        ({"x": x[:0]}, "m version 1: there are 0 rows"),
+    ):
+        with pytest.raises(ServingError, match=words):
+            loaded.predict(wrong)
+    with pytest.raises(RegistryError, match="no model 'nobody'"):
+        lepton.load("nobody", home=home)
+
+
+def test_a_checkpoint_that_was_changed_is_not_loaded(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    entry = Registry(f"{home}/registry").version("m", 1)
+    moved = replace(entry, checkpoint=entry.checkpoint.replace(str(home), f"{tmp_path}/home"))
+    assert resident_of(moved, manifest_of(moved), "cpu").version == 1
+    with pytest.raises(LeptonError, match="its manifest has changed"):
+        manifest_of(replace(moved, manifest_sha256="0" * 64))
+    for file in Path(manifest_of(moved).path("state.safetensors")).parent.glob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(LeptonError):
+        resident_of(moved, manifest_of(moved), "cpu")
 
 
 def test_a_registry_that_cannot_be_read_stops_no_replica(

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
 from lepton.serving import shortcut
 from lepton.serving.scaling import Busy, wanted, wanted_s
 from lepton.serving.shortcut import Shortcut, open_lane
+from tests.unit.served import listening
 
 
 async def behind(scope: Any, receive: Any, send: Any) -> None:
@@ -33,17 +33,8 @@ async def behind(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        config = uvicorn.Config(Shortcut(behind), log_level="error", lifespan="off")
-        server = uvicorn.Server(config)
-        run = asyncio.run
-        thread = threading.Thread(target=lambda: run(server.serve([listening])), daemon=True)
-        thread.start()
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        thread.join(20)
+    with listening(Shortcut(behind)) as url:
+        yield int(url.rsplit(":", 1)[1])
 
 
 def ask(port: int, pieces: list[bytes], path: str = "/quick") -> tuple[bytes, bytes]:
@@ -101,25 +92,73 @@ def test_a_closed_lane_is_not_asked(port: int) -> None:
     assert json.loads(ask(port, [b"abc"])[1]) == {"path": "/quick", "bytes": 3}
 
 
-def test_an_answer_is_written_in_one_piece() -> None:
-    class Transport:
-        written: list[bytes] = []  # noqa: RUF012
+class Transport:
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
 
-        def write(self, data: bytes) -> None:
-            self.written.append(data)
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
 
-    class RequestResponseCycle:
-        transport: Any = Transport()
 
-        async def send(self, message: Any) -> None:
-            self.transport.write(message.get("body", b"head"))
+class RequestResponseCycle:
+    def __init__(self) -> None:
+        self.transport: Any = Transport()
 
+    async def send(self, message: Any) -> None:
+        self.transport.write(message.get("body", b"head"))
+
+
+async def in_parts(scope: Any, receive: Any, send: Any) -> None:
+    """Answers piece by piece."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for body in (b"1", b"2", b"3"):
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.mark.parametrize(
+    ("path", "written"), [("/quick", [b"headabc"]), ("/slow", [b"head1", b"2", b"3"])]
+)
+def test_an_answer_is_written_in_one_piece(path: str, written: list[bytes]) -> None:
     async def receive() -> Any:
         return {"type": "http.request", "body": b"abc"}
 
-    scope = {"path": "/quick", "method": "POST", "headers": [(b"host", b"x")]}
-    asyncio.run(Shortcut(behind)(scope, receive, RequestResponseCycle().send))
-    assert Transport.written == [b"headabc"]
+    cycle = RequestResponseCycle()
+    whole = cycle.transport
+    scope = {"path": path, "method": "POST", "headers": [(b"host", b"x")]}
+    asyncio.run(Shortcut(in_parts)(scope, receive, cycle.send))
+    assert whole.written == written
+
+
+def test_nothing_goes_out_before_there_is_a_body_to_it() -> None:
+    """So that a replica that is killed meanwhile has answered nothing, and another one may."""
+    begun, go = threading.Event(), threading.Event()
+
+    async def held(scope: Any, receive: Any, send: Any) -> None:
+        content = (await receive())["body"]
+        headers = [(b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        begun.set()
+        while not go.is_set():
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.body", "body": content})
+
+    head = b"POST /v2 HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n"
+    with (
+        listening(Shortcut(held)) as url,
+        socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=60) as client,
+    ):
+        client.sendall(head)
+        assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"abc")
+        assert begun.wait(60)
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(1000)
+        go.set()
+        client.settimeout(60)
+        answer = client.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert answer.endswith(b"\r\n\r\nabc")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from lepton.serving.grpc_streams import FINAL
 from lepton.serving.sequences import LINES
 from lepton.serving.shared import SharedReplica
 from lepton.telemetry import spans_of
+from tests.unit.served import slow
 
 CLASSES, LENGTH = 7, 4
 URL = "/v2/models/m/generate_stream"
@@ -102,6 +103,23 @@ def play(home: Path, scene: Callable[[httpx.AsyncClient], Any], **settings: Any)
 
 def asked(*prompt: int, **parameters: Any) -> dict[str, Any]:
     return {"x": list(prompt), "id": "me", "parameters": parameters}
+
+
+@pytest.mark.parametrize("url", [URL, URL.removesuffix("_stream")])
+def test_a_client_may_tell_by_a_header_how_long_it_waits(home: Path, url: str) -> None:
+    async def scene() -> None:
+        async with replica_of(home) as replica:
+            held: Any = slow(replica._parts["m"], 0.1)
+            transport = httpx.ASGITransport(replica.__serve_build_asgi_app__())
+            async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+                late, wrong = [
+                    await http.post(url, json=asked(1), headers={"x-request-timeout-ms": told})
+                    for told in ("20", "soon")
+                ]
+            held.go.set()
+            assert (late.status_code, wrong.status_code) == (504, 400)
+
+    asyncio.run(scene())
 
 
 def test_tokens_come_as_events_as_lines_and_at_once(home: Path) -> None:
