@@ -47,7 +47,7 @@ _VARIABLES: Sequence[tuple[str, str]] = (
     *((variable, ", ".join(names)) for variable, names in OFFERED.items()),
     ("OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG", "which traces; failures are always recorded"),
     ("OTEL_BSP_MAX_QUEUE_SIZE, _MAX_EXPORT_BATCH_SIZE, _SCHEDULE_DELAY", "spans; BLRP for logs"),
-    ("OTEL_METRIC_EXPORT_INTERVAL", "milliseconds between two collections, 60000 by default"),
+    ("OTEL_METRIC_EXPORT_INTERVAL", "milliseconds between two collections, 10000 by default"),
     ("OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES", "what is said of every process"),
     ("OTEL_SDK_DISABLED", "true: no telemetry at all, span files included"),
     ("TRACEPARENT, BAGGAGE", "the trace that what is begun here belongs to, as in a submitted job"),
