@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from ray.util import metrics as ray_metrics
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -74,7 +73,6 @@ class Replica:
         begin = partial(_compute_in, threads)
         begin()
         telemetry.name_process(f"replica {model}")
-        telemetry.scrape_by(ray_metrics)
         self._model = model
         self._name = str(os.getpid())
         carrier = trace or Carrier("", f"{home}/traces")

@@ -20,7 +20,7 @@ from typing import Any
 
 from lepton.telemetry import exporters, ledger, settings
 from lepton.telemetry.exporters import Exporter
-from lepton.telemetry.rounds import rounds
+from lepton.telemetry.rounds import Call, rounds
 from lepton.telemetry.settings import Signal
 
 DELAY_S = 0.2
@@ -206,6 +206,8 @@ def delivery_of(what: Signal) -> Delivery:
     with _making:
         if what not in _deliveries:
             look_after_ends()
+            for call in _each_second if not _deliveries else ():
+                rounds.join(call)
             prefix = "OTEL_BLRP_" if what == "logs" else "OTEL_BSP_"
             batch = int(settings.number(prefix + "MAX_EXPORT_BATCH_SIZE", 512))
             _deliveries[what] = Delivery(
@@ -218,6 +220,14 @@ def delivery_of(what: Signal) -> Delivery:
                 delay_s=settings.number(prefix + "SCHEDULE_DELAY", DELAY_S * 1000) / 1000,
             )
         return _deliveries[what]
+
+
+def each_second(call: Call) -> None:
+    """Have something done every second in each process that sends anything."""
+    _each_second.append(call)
+
+
+_each_second: list[Call] = []
 
 
 def say_what_is_not_offered() -> None:

@@ -224,7 +224,7 @@ INSTRUMENTS: dict[str, Instrument] = {
             "lepton.telemetry.dropped",
             "counter",
             "{item}",
-            "Spans or log records given up because the collector took none.",
+            "Spans, log records or collections given up: no collector took them, or too many came.",
             ("lepton.signal",),
         ),
     )

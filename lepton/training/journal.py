@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -66,7 +65,6 @@ class Journal:
         self._group = group
         self._logs = Path(plan.folder) / "steps"
         self._log: StepLog | None = None
-        _scraped_by_ray()
         run = {"lepton.run": Path(plan.folder).name}
         self._forget_logs = telemetry.keep_logs(
             plan.carrier, lambda: {**run, "lepton.rank": group.rank}, Path(plan.folder) / "logs"
@@ -261,11 +259,3 @@ class Journal:
                 },
             )
         self.epoch.began_ns = 0
-
-
-def _scraped_by_ray() -> None:
-    """On Ray, metrics are scraped with Ray's own, where that is asked for."""
-    if getattr(sys.modules.get("ray"), "is_initialized", bool)():
-        from ray.util import metrics
-
-        telemetry.scrape_by(metrics)
