@@ -81,14 +81,16 @@ class Replica:
         self._follower = Follower(model, home, carrier, room)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
         self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
-        self._batcher = Batcher(begin)
+        labels = {"lepton.model": model}
+        self._batcher = Batcher(
+            begin, lambda rows: telemetry.measure("lepton.serving.batch_size", rows, labels)
+        )
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
         self._keeper = Keeper(model, self._directory, self._spans, self._answers)
         self._quick = Quick(model, self._follower, self._batcher, self._keeper, self._absence)
         self._mirrors: set[asyncio.Task[None]] = set()
-        labels = {"lepton.model": model}
-        depth = lambda: self._batcher.waiting_rows  # noqa: E731
+        depth = lambda: self._batcher.waiting_requests  # noqa: E731
         self._ends = [
             telemetry.watch("lepton.serving.queue_depth", depth, labels),
             telemetry.watch("lepton.serving.alive", time.time, labels),

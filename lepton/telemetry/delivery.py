@@ -293,14 +293,18 @@ def before_flush(collect: Callable[[], None]) -> Callable[[], None]:
 
 
 def look_after_ends() -> None:
-    """Flush when this process ends; SIGTERM too, where nothing else answers to it."""
-    if _looking:
-        return
-    _looking.append(True)
-    atexit.register(flush)  # ray.kill and os._exit leave it out
+    """Flush when this process ends; SIGTERM too, where nothing else answers to it.
+
+    Only the main thread can see to SIGTERM: until it calls this, others' calls do the rest.
+    """
+    if "exit" not in _looking:
+        _looking.add("exit")
+        atexit.register(flush)  # ray.kill and os._exit leave it out
     main = threading.current_thread() is threading.main_thread()
-    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _on_sigterm)
+    if main and "sigterm" not in _looking:
+        _looking.add("sigterm")
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _on_sigterm)
 
 
 def _on_sigterm(*_: Any) -> None:
@@ -319,7 +323,7 @@ _MAKERS: dict[Signal, Callable[[], Exporter]] = {
 }
 
 
-_looking: list[bool] = []
+_looking: set[str] = set()
 
 
 def _forget() -> None:

@@ -99,6 +99,7 @@ class Metered:
         }
         self._interval_s = settings.number("OTEL_METRIC_EXPORT_INTERVAL", EXPORT_S * 1000) / 1000
         self._next = time.monotonic() + self._interval_s
+        self._taken = self._left = 0
         rounds.join(self._look)
         before_flush(self.collect)
 
@@ -109,6 +110,7 @@ class Metered:
 
     def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
         """Take one value; a sampled trace becomes a histogram's exemplar."""
+        self._taken += 1
         if what.kind == "histogram":
             self._histograms.take(what, value, labels, trace)
         else:
@@ -122,14 +124,20 @@ class Metered:
         trace_of: TraceOf | None,
     ) -> None:
         """Take values of a histogram."""
+        self._taken += 1
         self._histograms.take_all(what, values, labels, trace_of)
 
     def _look(self, last: bool) -> None:
-        if not last and time.monotonic() >= self._next:
+        """Collect when it is time, or no more comes: Ray may end an idle worker at once."""
+        taken, self._taken = self._taken, 0
+        quiet = self._left and not taken
+        self._left += taken
+        if not last and (quiet or time.monotonic() >= self._next):
             self.collect()
 
     def collect(self) -> None:
         """Let everything wait to be sent."""
+        self._left = 0
         self._next = time.monotonic() + self._interval_s
         self._reader.collect()
         found = self._histograms.collect(resource_of(os.getpid()))

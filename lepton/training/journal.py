@@ -71,6 +71,7 @@ class Journal:
         )
         self._broken = _Broken()
         self._pace: telemetry.Pace | None = None
+        self._over = False
         self._began_ns, self._paused_ns = time.time_ns(), 0
         self._unwatch = telemetry.watch("lepton.train.goodput", self._goodput)
         self._asked_ns = self._got_ns = self._rows = self._all_rows = 0
@@ -113,6 +114,9 @@ class Journal:
         self._unwatch()
         self._board.close()
         self._forget_logs()
+        if not self._over:
+            self._over = True
+            telemetry.flush()  # Ray may end this process at once
 
     def judged(self, judged: Judged) -> None:
         """Tell of an evaluation."""

@@ -41,6 +41,15 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
+BEGUN_ELSEWHERE = """
+import threading
+from lepton import telemetry
+begun = threading.Thread(target=telemetry.delivery.look_after_ends)
+begun.start()
+begun.join()
+"""
+
+
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     found = Collector()
@@ -129,6 +138,7 @@ def test_an_exporter_that_raises_is_one_that_fails(caplog: pytest.LogCaptureFixt
         ("", "exit", 0),
         ("", "sigterm", -signal.SIGTERM),
         ("import signal; signal.signal(signal.SIGTERM, lambda *_: exit(7))", "sigterm", 7),
+        (BEGUN_ELSEWHERE, "sigterm", -signal.SIGTERM),
     ],
 )
 def test_an_end_sends_what_waits(before: str, how: str, status: int, collector: Collector) -> None:

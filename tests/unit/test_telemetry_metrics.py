@@ -35,6 +35,7 @@ lepton.read.size counter By
 lepton.serving.alive gauge s
 lepton.serving.batch_size histogram {row}
 lepton.serving.queue_depth gauge {request}
+lepton.serving.request.rows histogram {row}
 lepton.serving.rollbacks gauge {rollback}
 lepton.serving.share gauge 1
 lepton.telemetry.dropped counter {item}
@@ -266,3 +267,24 @@ def test_a_quantile_is_the_least_value_that_enough_values_do_not_exceed(
     enough = [v for v in values if sum(w <= v for w in values) >= share * len(values)]
 
     assert found == min(enough)
+
+
+IDLE = """
+import sys
+from lepton import telemetry
+telemetry.measure("lepton.read.rows", 7)
+sys.stdin.read()
+"""
+
+
+def test_a_process_that_has_no_more_to_tell_does_not_wait_for_the_interval(
+    collector: Collector,
+) -> None:
+    environment = collector.environment(OTEL_METRIC_EXPORT_INTERVAL="3600000")
+    with subprocess.Popen(
+        [sys.executable, "-c", IDLE], env=environment, stdin=subprocess.PIPE
+    ) as idle:
+        assert collector.wait_for(lambda c: "lepton.read.rows" in c.metrics())
+        idle.kill()
+
+    assert _sum(collector.metrics()["lepton.read.rows"]) == 7
