@@ -13,8 +13,8 @@ import os
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -206,8 +206,7 @@ def delivery_of(what: Signal) -> Delivery:
     with _making:
         if what not in _deliveries:
             look_after_ends()
-            for call in _each_second if not _deliveries else ():
-                rounds.join(call)
+            _begin_rounds()
             prefix = "OTEL_BLRP_" if what == "logs" else "OTEL_BSP_"
             batch = int(settings.number(prefix + "MAX_EXPORT_BATCH_SIZE", 512))
             _deliveries[what] = Delivery(
@@ -223,8 +222,16 @@ def delivery_of(what: Signal) -> Delivery:
 
 
 def each_second(call: Call) -> None:
-    """Have something done every second in each process that sends anything."""
+    """Have something done every second in each process that sends or gives up anything."""
     _each_second.append(call)
+
+
+def _begin_rounds() -> None:
+    with _making:
+        if "rounds" not in _looking:
+            _looking.add("rounds")
+            for call in _each_second:
+                rounds.join(call)
 
 
 _each_second: list[Call] = []
@@ -256,9 +263,22 @@ def prepare() -> None:
             delivery_of(what).prepare()
 
 
-def dropped() -> dict[Signal, int]:
+def dropped() -> Mapping[Signal, int]:
     """Return how many items of each signal this process gave up."""
-    return {what: d.dropped for what, d in list(_deliveries.items())}
+    found = _given_up.copy()
+    for what, delivery in list(_deliveries.items()):
+        found[what] += delivery.dropped
+    return found
+
+
+def give_up(what: Signal, count: int) -> None:
+    """Count items that never came so far as to wait."""
+    with _making:
+        _given_up[what] += count
+    _begin_rounds()
+
+
+_given_up: Counter[Signal] = Counter()
 
 
 def flush(timeout_ms: int = int(END_S * 1000)) -> bool:
@@ -332,6 +352,7 @@ def _forget() -> None:
     _deliveries.clear()
     _collecting.clear()
     _looking.clear()
+    _given_up.clear()
     with suppress(ValueError):
         atexit.unregister(flush)
 

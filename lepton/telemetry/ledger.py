@@ -80,6 +80,11 @@ class Ledger:
         with self._adding:
             self._counters[SENT] += spans
 
+    def missed(self, spans: int) -> None:
+        """Count spans that were to be recorded, and were not."""
+        with self._adding:
+            self._counters[SPANS] += spans
+
     def let_go(self, spans: int) -> None:
         """Count spans that were deleted to make room."""
         with self._adding:

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepton import telemetry
-from lepton.telemetry import Carrier, Pace, Paced, metrics, pace
+from lepton.telemetry import Carrier, Common, Pace, Paced, delivery, metrics, pace, spool
 from lepton.telemetry.conventions import strays
 from lepton.telemetry.instruments import INSTRUMENTS
+from lepton.telemetry.rounds import rounds
 from tests.unit.collector import Collector, attributes_of
 
 TABLE = """
@@ -288,3 +289,25 @@ def test_a_process_that_has_no_more_to_tell_does_not_wait_for_the_interval(
         idle.kill()
 
     assert _sum(collector.metrics()["lepton.read.rows"]) == 7
+
+
+def test_spans_that_never_waited_to_be_sent_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    monkeypatch.setattr(spool, "MOST", 12)
+    monkeypatch.setattr(spool, "EVERY_S", 3600)
+    board, before = Board(), delivery.dropped()["traces"]
+    metrics._state.dropped["traces"] = before
+    telemetry.scrape_by(board)
+    kept = telemetry.Spool(str(tmp_path))
+    half = Common("lepton.request", attributes={"lepton.model": "\ud800"})
+    for n in range(16):  # of which the last four are too many
+        kept.leave(half if n in (3, 4) else Common("lepton.request"), "", 1, 2)
+    kept.close()
+    rounds.make()
+
+    assert len(telemetry.spans_of(str(tmp_path))) == 10
+    assert delivery.dropped()["traces"] - before == 6
+    assert sum(loss.lost for loss in telemetry.losses_of(str(tmp_path), ended=False)) == 6
+    assert board.put == [("lepton_telemetry_dropped", 6, {"lepton_signal": "traces"})]
