@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import time
+import traceback
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,7 @@ from lepton.telemetry import Carrier, Spool
 
 PATIENCE_S = 60.0
 MOST_MIRRORED = 64
+_FAILED = "replica of %s failed a request by %s:\n%s"
 
 log = logging.getLogger("lepton")
 
@@ -281,11 +283,9 @@ class Replica:
         identity = given or f"{random.getrandbits(128):032x}"
         span = self._keeper.span(dict(request.scope["headers"]), came)
         if came.failure is not None:
-            told: dict[str, Any] = {
-                "exc_info": came.failure,
-                "extra": {"carrier": self._keeper.carrier(span)},
-            }
-            log.error("replica of %s failed a request", self._model, **told)
+            told = {"carrier": self._keeper.carrier(span)}  # but not its message: it may have rows
+            where = "".join(traceback.format_tb(came.failure.__traceback__))
+            log.error(_FAILED, self._model, came.kind, where, extra=told)
         if came.status in (200, 500, 504):  # a 503 says nothing about the version: it was not run
             self._keeper.row(came, identity, span)
         if came.variant == "champion" and came.status == 200:

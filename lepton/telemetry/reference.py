@@ -36,8 +36,11 @@ _SOURCES = """\
 Every span, metric and log record names its process: `service.name` (lepton), `service.instance.id`
 (host and process id), `process.pid`, `lepton.process` (what it is: a script, a worker, a replica).
 A log record has the trace and span it belongs to, and `lepton.run` with `lepton.rank`, or
-`lepton.model`. Baggage has `lepton.run`, `lepton.model`, `lepton.version` and `lepton.table`. Spans
-lie in the home's folder `traces`, two files of 512 MB for a process at the most; older ones go."""
+`lepton.model`. A run's records are those of `lepton`, of the root logger and of the loggers of the
+package that its loop is of, at the levels that these have; they hold the errors' stacks. A failed
+request's has no message of the error, which may quote a row. Baggage has `lepton.run`,
+`lepton.model`, `lepton.version` and `lepton.table`. Spans lie in the home's folder `traces`, two
+files of 512 MB for a process at the most; older ones go."""
 
 _VARIABLES: Sequence[tuple[str, str]] = (
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "send traces, metrics and logs there"),

@@ -67,7 +67,10 @@ class Journal:
         self._log: StepLog | None = None
         run = {"lepton.run": Path(plan.folder).name}
         self._forget_logs = telemetry.keep_logs(
-            plan.carrier, lambda: {**run, "lepton.rank": group.rank}, Path(plan.folder) / "logs"
+            plan.carrier,
+            lambda: {**run, "lepton.rank": group.rank},
+            Path(plan.folder) / "logs",
+            code=plan.code,
         )
         self._broken = _Broken()
         self._pace: telemetry.Pace | None = None
