@@ -30,7 +30,10 @@ to the process that outlives it, so a killed worker leaves none open."""
 _METRICS = """\
 Labels never hold the ids of runs, requests or traces. In Prometheus' names dots are underscores,
 with `ray_` before them where Ray's endpoint is scraped and the unit behind them where they come by
-the collector. Histograms have the trace of a recent value as exemplar by OTLP."""
+the collector. Histograms have the trace of a recent value as exemplar by OTLP. They are collected
+once an interval, when a process has no more to tell, and at its end. A process that is killed, or
+that Ray ends at once because its job is over, takes up to one interval of them with it; how many
+values that were is not known, unlike its lost spans, which are counted."""
 
 _SOURCES = """\
 Every span, metric and log record names its process: `service.name` (lepton), `service.instance.id`
