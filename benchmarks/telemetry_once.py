@@ -264,7 +264,7 @@ def block(folder: str, seconds: int) -> dict[str, Any]:
         queued = _queued_s()
         began = time.perf_counter()
         telemetry.record("lepton.request", run, time.time_ns(), attributes=labels)
-        telemetry.measure("lepton.serving.batch_size", 2, labels, trace=SAMPLED)
+        telemetry.measure("lepton.serving.request.rows", 2, labels, trace=SAMPLED)
         log.warning("one of many")
         longest.append(time.perf_counter() - began)
         without.append(longest[-1] - pauses[0])

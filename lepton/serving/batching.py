@@ -75,14 +75,18 @@ class Batcher:
 
     Args:
         begin: called once in the thread of batches; torch's number of threads is the thread's own.
+        told: is told of each batch how many rows it has, in that thread.
     """
 
-    def __init__(self, begin: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, begin: Callable[[], None] = lambda: None, told: Callable[[int], None] | None = None
+    ) -> None:
         self._begin = begin
+        self._told = told
         self._paces: WeakKeyDictionary[Any, Pace] = WeakKeyDictionary()
         self._waiting: deque[_Waiting] = deque()
         self._at_once = 0
-        self._rows = 0  # of all that waits or is being run
+        self._rows = self._requests = 0  # of all that waits or is being run
         self._came = threading.Condition()
         self._stopped = False
         self._thread: threading.Thread | None = None
@@ -91,6 +95,11 @@ class Batcher:
     def waiting_rows(self) -> int:
         """Rows that wait or are being run."""
         return self._rows
+
+    @property
+    def waiting_requests(self) -> int:
+        """Requests that wait or are being run."""
+        return self._requests
 
     def at_once(self, run: Run, rows: Any) -> Outputs | None:
         """Return ``run``'s outputs if nothing waits and it is quick, else None."""
@@ -137,6 +146,7 @@ class Batcher:
         with self._came:
             self._waiting.append(one)
             self._rows += len(rows)
+            self._requests += 1
             self._started()
             self._came.notify()
         try:
@@ -189,8 +199,11 @@ class Batcher:
         together = began_ns, time.time_ns(), len(wanted), sum(len(one.rows) for one in wanted)
         for one in wanted:
             _tell(one.batch, *together)
+        if wanted and self._told is not None:
+            self._told(together[3])
         with self._came:
             self._rows -= sum(len(one.rows) for one in batch)
+            self._requests -= len(batch)
         if done:
             with suppress(RuntimeError):  # the loop has ended, and all who waited with it
                 wanted[0].answer.get_loop().call_soon_threadsafe(_deliver, wanted, done)

@@ -41,7 +41,7 @@ class Figures:
         telemetry.measure_all("http.server.request.duration", took, labels, trace_of)
         rows = [about["lepton.rows"]] * len(spans)
         model = {"lepton.model": about["lepton.model"]}
-        telemetry.measure_all("lepton.serving.batch_size", rows, model, trace_of)
+        telemetry.measure_all("lepton.serving.request.rows", rows, model, trace_of)
         self._answered[about["lepton.version"], about["lepton.variant"]] += len(spans)
         self._share(model)
 

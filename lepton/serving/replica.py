@@ -14,11 +14,11 @@ import logging
 import os
 import random
 import time
+import traceback
 from functools import partial
 from typing import Any
 
 import numpy as np
-from ray.util import metrics as ray_metrics
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -45,6 +45,7 @@ from lepton.telemetry import Carrier, Spool
 
 PATIENCE_S = 60.0
 MOST_MIRRORED = 64
+_FAILED = "replica of %s failed a request by %s:\n%s"
 
 log = logging.getLogger("lepton")
 
@@ -74,7 +75,6 @@ class Replica:
         begin = partial(_compute_in, threads)
         begin()
         telemetry.name_process(f"replica {model}")
-        telemetry.scrape_by(ray_metrics)
         self._model = model
         self._name = str(os.getpid())
         carrier = trace or Carrier("", f"{home}/traces")
@@ -83,14 +83,16 @@ class Replica:
         self._follower = Follower(model, home, carrier, room)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
         self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
-        self._batcher = Batcher(begin)
+        labels = {"lepton.model": model}
+        self._batcher = Batcher(
+            begin, lambda rows: telemetry.measure("lepton.serving.batch_size", rows, labels)
+        )
         self._draining = False
         self._busy: Busy | None = None  # of the event loop's thread
         self._keeper = Keeper(model, self._directory, self._spans, self._answers)
         self._quick = Quick(model, self._follower, self._batcher, self._keeper, self._absence)
         self._mirrors: set[asyncio.Task[None]] = set()
-        labels = {"lepton.model": model}
-        depth = lambda: self._batcher.waiting_rows  # noqa: E731
+        depth = lambda: self._batcher.waiting_requests  # noqa: E731
         self._ends = [
             telemetry.watch("lepton.serving.queue_depth", depth, labels),
             telemetry.watch("lepton.serving.alive", time.time, labels),
@@ -281,11 +283,9 @@ class Replica:
         identity = given or f"{random.getrandbits(128):032x}"
         span = self._keeper.span(dict(request.scope["headers"]), came)
         if came.failure is not None:
-            told: dict[str, Any] = {
-                "exc_info": came.failure,
-                "extra": {"carrier": self._keeper.carrier(span)},
-            }
-            log.error("replica of %s failed a request", self._model, **told)
+            told = {"carrier": self._keeper.carrier(span)}  # but not its message: it may have rows
+            where = "".join(traceback.format_tb(came.failure.__traceback__))
+            log.error(_FAILED, self._model, came.kind, where, extra=told)
         if came.status in (200, 500, 504):  # a 503 says nothing about the version: it was not run
             self._keeper.row(came, identity, span)
         if came.variant == "champion" and came.status == 200:

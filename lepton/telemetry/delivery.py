@@ -13,14 +13,14 @@ import os
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from lepton.telemetry import exporters, ledger, settings
 from lepton.telemetry.exporters import Exporter
-from lepton.telemetry.rounds import rounds
+from lepton.telemetry.rounds import Call, rounds
 from lepton.telemetry.settings import Signal
 
 DELAY_S = 0.2
@@ -206,6 +206,7 @@ def delivery_of(what: Signal) -> Delivery:
     with _making:
         if what not in _deliveries:
             look_after_ends()
+            _begin_rounds()
             prefix = "OTEL_BLRP_" if what == "logs" else "OTEL_BSP_"
             batch = int(settings.number(prefix + "MAX_EXPORT_BATCH_SIZE", 512))
             _deliveries[what] = Delivery(
@@ -218,6 +219,22 @@ def delivery_of(what: Signal) -> Delivery:
                 delay_s=settings.number(prefix + "SCHEDULE_DELAY", DELAY_S * 1000) / 1000,
             )
         return _deliveries[what]
+
+
+def each_second(call: Call) -> None:
+    """Have something done every second in each process that sends or gives up anything."""
+    _each_second.append(call)
+
+
+def _begin_rounds() -> None:
+    with _making:
+        if "rounds" not in _looking:
+            _looking.add("rounds")
+            for call in _each_second:
+                rounds.join(call)
+
+
+_each_second: list[Call] = []
 
 
 def say_what_is_not_offered() -> None:
@@ -246,9 +263,22 @@ def prepare() -> None:
             delivery_of(what).prepare()
 
 
-def dropped() -> dict[Signal, int]:
+def dropped() -> Mapping[Signal, int]:
     """Return how many items of each signal this process gave up."""
-    return {what: d.dropped for what, d in list(_deliveries.items())}
+    found = _given_up.copy()
+    for what, delivery in list(_deliveries.items()):
+        found[what] += delivery.dropped
+    return found
+
+
+def give_up(what: Signal, count: int) -> None:
+    """Count items that never came so far as to wait."""
+    with _making:
+        _given_up[what] += count
+    _begin_rounds()
+
+
+_given_up: Counter[Signal] = Counter()
 
 
 def flush(timeout_ms: int = int(END_S * 1000)) -> bool:
@@ -283,14 +313,18 @@ def before_flush(collect: Callable[[], None]) -> Callable[[], None]:
 
 
 def look_after_ends() -> None:
-    """Flush when this process ends; SIGTERM too, where nothing else answers to it."""
-    if _looking:
-        return
-    _looking.append(True)
-    atexit.register(flush)  # ray.kill and os._exit leave it out
+    """Flush when this process ends; SIGTERM too, where nothing else answers to it.
+
+    Only the main thread can see to SIGTERM: until it calls this, others' calls do the rest.
+    """
+    if "exit" not in _looking:
+        _looking.add("exit")
+        atexit.register(flush)  # ray.kill and os._exit leave it out
     main = threading.current_thread() is threading.main_thread()
-    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _on_sigterm)
+    if main and "sigterm" not in _looking:
+        _looking.add("sigterm")
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _on_sigterm)
 
 
 def _on_sigterm(*_: Any) -> None:
@@ -309,7 +343,7 @@ _MAKERS: dict[Signal, Callable[[], Exporter]] = {
 }
 
 
-_looking: list[bool] = []
+_looking: set[str] = set()
 
 
 def _forget() -> None:
@@ -318,6 +352,7 @@ def _forget() -> None:
     _deliveries.clear()
     _collecting.clear()
     _looking.clear()
+    _given_up.clear()
     with suppress(ValueError):
         atexit.unregister(flush)
 

@@ -145,7 +145,7 @@ INSTRUMENTS: dict[str, Instrument] = {
             SECONDS,
         ),
         Instrument(
-            "lepton.serving.batch_size",
+            "lepton.serving.request.rows",
             "histogram",
             "{row}",
             "Rows a request asks about.",
@@ -153,10 +153,18 @@ INSTRUMENTS: dict[str, Instrument] = {
             ROWS,
         ),
         Instrument(
+            "lepton.serving.batch_size",
+            "histogram",
+            "{row}",
+            "Rows of requests that were run together; one that is answered at once is in no batch.",
+            _MODEL,
+            ROWS,
+        ),
+        Instrument(
             "lepton.serving.queue_depth",
             "gauge",
             "{request}",
-            "Requests a replica has begun and not answered.",
+            "Requests of a replica that wait for the model, or are being run by it.",
             _MODEL,
         ),
         Instrument(
@@ -224,7 +232,7 @@ INSTRUMENTS: dict[str, Instrument] = {
             "lepton.telemetry.dropped",
             "counter",
             "{item}",
-            "Spans or log records given up because the collector took none.",
+            "Spans, log records or collections given up: no collector took them, or too many came.",
             ("lepton.signal",),
         ),
     )

@@ -12,6 +12,7 @@ import mmap
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -20,10 +21,14 @@ from pathlib import Path
 
 import orjson
 
+from lepton.telemetry.rounds import rounds
+
 SENT, SPANS, FIRST, GONE, SLOTS = 0, 1, 2, 63, 64
 SIZE = 4096
 """Bytes of the file: 64 counters of 8 bytes, then JSON up to a zero byte."""
 _ABOUT = 8 * SLOTS
+BEAT_S, SILENT_S = 10.0, 60.0
+"""So often a process touches its ledger; so long without that, it is gone. Clocks may differ."""
 
 
 class Ledger:
@@ -51,6 +56,16 @@ class Ledger:
             self._memory = bytearray(SIZE)
         self._counters = memoryview(self._memory)[:_ABOUT].cast("Q")
         self._describe()
+        self._path, self._beaten = file_of(directory, "count"), time.monotonic()
+        with suppress(RuntimeError):  # no thread begins any more where a process ends
+            rounds.join(self._beat)
+
+    def _beat(self, last: bool) -> None:
+        """Tell other machines that this process runs: what is mapped may reach them late."""
+        if not last and time.monotonic() - self._beaten >= BEAT_S:
+            self._beaten = time.monotonic()
+            with suppress(OSError):
+                os.utime(self._path)
 
     def begin(self, trace_id: str) -> None:
         """Count a span that begins; the first one's trace is this process's."""
@@ -64,6 +79,11 @@ class Ledger:
         """Count spans that a collector took."""
         with self._adding:
             self._counters[SENT] += spans
+
+    def missed(self, spans: int) -> None:
+        """Count spans that were to be recorded, and were not."""
+        with self._adding:
+            self._counters[SPANS] += spans
 
     def let_go(self, spans: int) -> None:
         """Count spans that were deleted to make room."""
@@ -133,6 +153,13 @@ def took(spans: int) -> None:
 def file_of(directory: str, kind: str) -> Path:
     """Return the path of this process's file: ``jsonl`` or ``count``."""
     return Path(directory) / f"{socket.gethostname()}-{os.getpid()}.{kind}"
+
+
+def has_beaten(path: Path) -> bool:
+    """Whether a ledger of another machine was touched lately."""
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime < SILENT_S
+    return False
 
 
 def read(path: Path) -> tuple[dict[str, str | int], int, int] | None:

@@ -2,8 +2,10 @@
 
 The standard logging module stays what people use. While :func:`keep_logs` is in force, every record
 of a ``lepton`` logger knows its trace and span; handlers further up (the root's) may print them as
-``%(trace_id)s`` and ``%(span_id)s``. Of two runs at the same time in one process, each has what is
-said in its own thread.
+``%(trace_id)s`` and ``%(span_id)s``. A run keeps what the person's own code logs, too: by the root
+logger, and by loggers of the package that its loop is of. Levels are as they were set, and nothing
+is attached to the root that would keep ``logging.basicConfig`` from its work. Of two runs at the
+same time in one process, each has what is said in its own thread.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
@@ -57,8 +60,18 @@ class RunLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep and send one record."""
-        if self._is_anothers():
-            return
+        if not self._is_anothers():
+            self._take(record)
+            self._say(record)
+
+    def filter_of_root(self, record: logging.LogRecord) -> bool:
+        """Keep and send what is logged by the root logger itself, and let it pass."""
+        if not self._is_anothers():
+            with self.lock or nullcontext():
+                self._take(record)
+        return True
+
+    def _take(self, record: logging.LogRecord) -> None:
         try:
             carrier: Carrier = getattr(record, "carrier", None) or self._carrier
             record.trace_id, record.span_id = carrier.trace_id, carrier.span_id
@@ -67,7 +80,6 @@ class RunLog(logging.Handler):
                 self._keep(self._folder, record, told)
             if settings.otlp("logs") and record.__dict__.get("about") != "logs":
                 _send(record, carrier, told)
-            self._say(record)
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
 
@@ -124,24 +136,33 @@ _here: ContextVar[tuple[logging.Handler, ...]] = ContextVar("lepton-logs", defau
 """Of the runs that this thread is at work for; a thread that is at work for none tells all."""
 
 
-def keep_logs(carrier: Carrier, told: Told, folder: Path | None = None) -> Callable[[], None]:
+def keep_logs(
+    carrier: Carrier, told: Told, folder: Path | None = None, *, code: str = ""
+) -> Callable[[], None]:
     """Keep and send the records of all ``lepton`` loggers; return what ends that.
 
     Args:
         carrier: the span they belong to.
         told: attributes of this process, such as its rank, asked for with each record.
         folder: where files are kept, one a rank; None: nowhere.
+        code: module of the person's code, to whose package's loggers and to the root logger it is
+            listened to as well; empty for nobody's.
     """
     prepare()
     handler = RunLog(carrier, told, folder)
-    logger = logging.getLogger("lepton")
-    logger.addHandler(handler)
+    names = {"lepton"} | ({code.partition(".")[0]} if code else set[str]())
+    for name in names:
+        logging.getLogger(name).addHandler(handler)
+    if code:
+        logging.getLogger().addFilter(handler.filter_of_root)
     if folder is not None:
         _here.set((*_here.get(), handler))
 
     def end() -> None:
         _here.set(tuple(h for h in _here.get() if h is not handler))
-        logger.removeHandler(handler)
+        for name in names:
+            logging.getLogger(name).removeHandler(handler)
+        logging.getLogger().removeFilter(handler.filter_of_root)
         handler.close()
 
     return end

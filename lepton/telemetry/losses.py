@@ -39,17 +39,22 @@ class Loss:
         return ", ".join(parts)
 
 
-def losses_of(directory: str, *, ended: bool = True) -> list[Loss]:
+def losses_of(directory: str, *, ended: bool = True, trace_id: str | None = None) -> list[Loss]:
     """Return what processes lost, by process; only those that did.
 
     Args:
         directory: of span files.
-        ended: whether to leave out processes of this machine that still run: they may yet write.
+        ended: whether to leave out processes that still run: they may yet write. Those of other
+            machines count as running until they were silent for a minute.
+        trace_id: of the first span of the processes that are wanted; None for all. The span files
+            of others are not read.
     """
     found: list[Loss] = []
     for path in sorted(Path(directory).glob("*.count")):
         told = ledger.read(path)
-        if told is None or (ended and _runs(told[0])):
+        if told is None or trace_id not in (None, told[0]["trace_id"]):
+            continue
+        if ended and _runs(told[0], path):
             continue
         about, recorded, sent = told
         written = _written(path.with_suffix(".jsonl"))
@@ -67,12 +72,12 @@ def losses_of(directory: str, *, ended: bool = True) -> list[Loss]:
 
 def lost_spans(directory: str, trace: Carrier) -> int:
     """Return how many spans of a trace's own processes are lost; of those that run, none."""
-    return sum(loss.lost for loss in losses_of(directory) if loss.trace_id == trace.trace_id)
+    return sum(loss.lost for loss in losses_of(directory, trace_id=trace.trace_id))
 
 
-def _runs(about: dict[str, str | int]) -> bool:
+def _runs(about: dict[str, str | int], path: Path) -> bool:
     if about["host"] != socket.gethostname():
-        return False
+        return ledger.has_beaten(path)
     with suppress(OSError):
         os.kill(int(about["pid"]), 0)
         if about.get("began", 0) not in (0, ledger.began_at(int(about["pid"]))):

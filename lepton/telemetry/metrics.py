@@ -2,18 +2,20 @@
 
 Whoever measures many things a second gathers them in plain memory and tells of them once a second
 (:mod:`lepton.telemetry.pace`). Where metrics are to be scraped, they are given to a *board*: Ray's
-endpoint, which Prometheus reads together with Ray's own metrics. This package knows no Ray, so the
-board is brought by those who do.
+endpoint, which Prometheus reads together with Ray's own metrics. Every process that is part of a
+Ray finds it by itself, so none that measures is left out; this package never loads Ray.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Protocol
 
 from opentelemetry.context import Context
@@ -27,11 +29,15 @@ from lepton.telemetry.delivery import (
     before_flush,
     delivery_of,
     dropped,
+    each_second,
     say_what_is_not_offered,
 )
 from lepton.telemetry.distributions import Distributions
 from lepton.telemetry.instruments import INSTRUMENTS, Instrument
 from lepton.telemetry.rounds import rounds
+
+EXPORT_S = 10.0
+"""Between two collections, unless the environment says otherwise: so much a SIGKILL can take."""
 
 log = logging.getLogger("lepton")
 
@@ -91,9 +97,9 @@ class Metered:
         self._made: dict[str, Callable[..., None]] = {
             name: self._make(i) for name, i in INSTRUMENTS.items() if i.kind != "histogram"
         }
-        self._interval_s = settings.number("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
+        self._interval_s = settings.number("OTEL_METRIC_EXPORT_INTERVAL", EXPORT_S * 1000) / 1000
         self._next = time.monotonic() + self._interval_s
-        self._dropped: Counter[str] = Counter()
+        self._taken = self._left = 0
         rounds.join(self._look)
         before_flush(self.collect)
 
@@ -104,6 +110,7 @@ class Metered:
 
     def take(self, what: Instrument, value: float, labels: Mapping[str, Any], trace: str) -> None:
         """Take one value; a sampled trace becomes a histogram's exemplar."""
+        self._taken += 1
         if what.kind == "histogram":
             self._histograms.take(what, value, labels, trace)
         else:
@@ -117,20 +124,21 @@ class Metered:
         trace_of: TraceOf | None,
     ) -> None:
         """Take values of a histogram."""
+        self._taken += 1
         self._histograms.take_all(what, values, labels, trace_of)
 
     def _look(self, last: bool) -> None:
-        if not last and time.monotonic() >= self._next:
+        """Collect when it is time, or no more comes: Ray may end an idle worker at once."""
+        taken, self._taken = self._taken, 0
+        quiet = self._left and not taken
+        self._left += taken
+        if not last and (quiet or time.monotonic() >= self._next):
             self.collect()
 
     def collect(self) -> None:
         """Let everything wait to be sent."""
+        self._left = 0
         self._next = time.monotonic() + self._interval_s
-        for signal, count in dropped().items():
-            if count > self._dropped[signal]:
-                more, labels = count - self._dropped[signal], {"lepton.signal": signal}
-                measure("lepton.telemetry.dropped", more, labels)
-                self._dropped[signal] = count
         self._reader.collect()
         found = self._histograms.collect(resource_of(os.getpid()))
         if found is not None:
@@ -206,6 +214,8 @@ class _State:
 
     def __init__(self) -> None:
         self.sinks: list[Sink] | None = None
+        self.awaited = False  # a board is: this process may yet become part of a Ray
+        self.dropped: Counter[str] = Counter()
         self.lock = threading.Lock()
 
 
@@ -214,8 +224,7 @@ _state = _State()
 
 def measuring() -> bool:
     """Whether anybody wants metrics of this process."""
-    sinks = _state.sinks
-    return bool(_begin() if sinks is None else sinks)
+    return bool(_sinks())
 
 
 def measure(
@@ -253,7 +262,7 @@ def measure_all(
 
 
 def _tell(name: str, take: Callable[[Sink], None]) -> None:
-    for sink in _begin() if _state.sinks is None else _state.sinks:
+    for sink in _sinks():
         try:
             take(sink)
         except Exception:
@@ -282,15 +291,39 @@ def scrape_by(board: Board) -> None:
         return
     sinks = _begin()
     with _state.lock:
+        _state.awaited = False
         if not any(isinstance(s, Scraped) for s in sinks):
             _state.sinks = [*sinks, Scraped(board)]
+
+
+def _sinks() -> Sequence[Sink]:
+    if _state.sinks is None:
+        _begin()
+    if _state.awaited and getattr(sys.modules.get("ray"), "is_initialized", bool)():
+        found: Any = import_module("ray.util.metrics")
+        scrape_by(found)
+    return _state.sinks or ()
 
 
 def _begin() -> list[Sink]:
     with _state.lock:
         if _state.sinks is None:
             _state.sinks = _metered()
+            _state.awaited = settings.prometheus()
         return _state.sinks
+
+
+def _tell_what_was_dropped(_: bool) -> None:
+    """Measure what was given up, in a process that measures or is to be scraped."""
+    wanted = (_state.sinks is not None or settings.prometheus()) and measuring()
+    for signal, count in dropped().items() if wanted else ():
+        more = count - _state.dropped[signal]
+        if more > 0:
+            _state.dropped[signal] = count
+            measure("lepton.telemetry.dropped", more, {"lepton.signal": signal})
+
+
+each_second(_tell_what_was_dropped)
 
 
 def _metered() -> list[Sink]:

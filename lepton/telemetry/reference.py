@@ -30,14 +30,20 @@ to the process that outlives it, so a killed worker leaves none open."""
 _METRICS = """\
 Labels never hold the ids of runs, requests or traces. In Prometheus' names dots are underscores,
 with `ray_` before them where Ray's endpoint is scraped and the unit behind them where they come by
-the collector. Histograms have the trace of a recent value as exemplar by OTLP."""
+the collector. Histograms have the trace of a recent value as exemplar by OTLP. They are collected
+once an interval, when a process has no more to tell, and at its end. A process that is killed, or
+that Ray ends at once because its job is over, takes up to one interval of them with it; how many
+values that were is not known, unlike its lost spans, which are counted."""
 
 _SOURCES = """\
 Every span, metric and log record names its process: `service.name` (lepton), `service.instance.id`
 (host and process id), `process.pid`, `lepton.process` (what it is: a script, a worker, a replica).
 A log record has the trace and span it belongs to, and `lepton.run` with `lepton.rank`, or
-`lepton.model`. Baggage has `lepton.run`, `lepton.model`, `lepton.version` and `lepton.table`. Spans
-lie in the home's folder `traces`, two files of 512 MB for a process at the most; older ones go."""
+`lepton.model`. A run's records are those of `lepton`, of the root logger and of the loggers of the
+package that its loop is of, at the levels that these have; they hold the errors' stacks. A failed
+request's has no message of the error, which may quote a row. Baggage has `lepton.run`,
+`lepton.model`, `lepton.version` and `lepton.table`. Spans lie in the home's folder `traces`, two
+files of 512 MB for a process at the most; older ones go."""
 
 _VARIABLES: Sequence[tuple[str, str]] = (
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "send traces, metrics and logs there"),
@@ -47,7 +53,7 @@ _VARIABLES: Sequence[tuple[str, str]] = (
     *((variable, ", ".join(names)) for variable, names in OFFERED.items()),
     ("OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG", "which traces; failures are always recorded"),
     ("OTEL_BSP_MAX_QUEUE_SIZE, _MAX_EXPORT_BATCH_SIZE, _SCHEDULE_DELAY", "spans; BLRP for logs"),
-    ("OTEL_METRIC_EXPORT_INTERVAL", "milliseconds between two collections, 60000 by default"),
+    ("OTEL_METRIC_EXPORT_INTERVAL", "milliseconds between two collections, 10000 by default"),
     ("OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES", "what is said of every process"),
     ("OTEL_SDK_DISABLED", "true: no telemetry at all, span files included"),
     ("TRACEPARENT, BAGGAGE", "the trace that what is begun here belongs to, as in a submitted job"),

@@ -52,7 +52,7 @@ def asked_from() -> tuple[str, str]:
 
 def prometheus() -> bool:
     """Whether metrics are to be scraped (``OTEL_METRICS_EXPORTER=prometheus``, or in its list)."""
-    return "prometheus" in _exporters("metrics")
+    return not disabled() and "prometheus" in _exporters("metrics")
 
 
 def endpoint(signal: Signal) -> str:

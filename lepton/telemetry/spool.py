@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased
 from lepton.telemetry import settings
 from lepton.telemetry.bulk import Left, encode_alike
 from lepton.telemetry.context import Carrier, encoder_of, process_of
-from lepton.telemetry.delivery import before_flush, delivery_of, prepare
+from lepton.telemetry.delivery import before_flush, delivery_of, give_up, prepare
 from lepton.telemetry.ledger import Ledger, ledger_of
 from lepton.telemetry.store import SpanFile
 from lepton.telemetry.wire import Common
@@ -147,18 +147,15 @@ class Spool:
         """Write what waits; never from a request."""
         with self._writing:
             sent = settings.otlp("traces")
-            encoder = encoder_of(os.getpid())
-            chunk = min(CHUNK, delivery_of("traces").batch) if sent else CHUNK
             lines: list[bytes] = []
             for common, spans in _alike(self._waiting):
                 if self._told is not None:
                     self._told(common, spans, True)
-                for at in range(0, len(spans), chunk):
-                    some = spans[at : at + chunk]
-                    encoded = encode_alike(encoder, some, sent=sent)
-                    lines.append(encoded.line)
-                    if sent:
-                        delivery_of("traces").put_all(encoded.message, len(some))
+                try:
+                    lines += _encoded(spans, sent=sent)
+                except Exception:  # such as half a character: the other spans are well
+                    log.exception("telemetry: spans %r cannot be encoded and are lost", common.name)
+                    give_up("traces", len(spans))
             if lines and self._file is not None:
                 self._file.append(lines)
                 gone = self._file.put_aside()
@@ -168,8 +165,14 @@ class Spool:
                 for common, spans in _alike(self._unsampled):
                     self._told(common, spans, False)
             if self._dropped:
-                log.warning("%d request spans dropped: more than could be written", self._dropped)
-                self._dropped = 0
+                self._count_dropped()
+
+    def _count_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, 0
+        log.warning("%d request spans dropped: more than could be written", dropped)
+        give_up("traces", dropped)
+        if self._ledger is not None:
+            self._ledger.missed(dropped)
 
     def close(self) -> None:
         """Write what waits and stop."""
@@ -200,12 +203,24 @@ class Spool:
             try:
                 self.flush()
             except Exception:  # the next ones may be well
-                log.exception("telemetry: some request spans cannot be encoded and are lost")
+                log.exception("telemetry: some request spans are lost")
             self._think_of_ids()
 
 
 _SAMPLED = "13579bdf"
 """The last digit of flags with the lowest bit set."""
+
+
+def _encoded(spans: Sequence[Left], *, sent: bool) -> Iterator[bytes]:
+    """Return spans for the file; let them wait to be sent, if they are to be."""
+    encoder = encoder_of(os.getpid())
+    chunk = min(CHUNK, delivery_of("traces").batch) if sent else CHUNK
+    for at in range(0, len(spans), chunk):
+        some = spans[at : at + chunk]
+        encoded = encode_alike(encoder, some, sent=sent)
+        if sent:
+            delivery_of("traces").put_all(encoded.message, len(some))
+        yield encoded.line
 
 
 def _alike(waiting: deque[Any]) -> Iterable[tuple[Common, list[Left]]]:

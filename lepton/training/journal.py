@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -66,13 +65,16 @@ class Journal:
         self._group = group
         self._logs = Path(plan.folder) / "steps"
         self._log: StepLog | None = None
-        _scraped_by_ray()
         run = {"lepton.run": Path(plan.folder).name}
         self._forget_logs = telemetry.keep_logs(
-            plan.carrier, lambda: {**run, "lepton.rank": group.rank}, Path(plan.folder) / "logs"
+            plan.carrier,
+            lambda: {**run, "lepton.rank": group.rank},
+            Path(plan.folder) / "logs",
+            code=plan.code,
         )
         self._broken = _Broken()
         self._pace: telemetry.Pace | None = None
+        self._over = False
         self._began_ns, self._paused_ns = time.time_ns(), 0
         self._unwatch = telemetry.watch("lepton.train.goodput", self._goodput)
         self._asked_ns = self._got_ns = self._rows = self._all_rows = 0
@@ -115,6 +117,9 @@ class Journal:
         self._unwatch()
         self._board.close()
         self._forget_logs()
+        if not self._over:
+            self._over = True
+            telemetry.flush()  # Ray may end this process at once
 
     def judged(self, judged: Judged) -> None:
         """Tell of an evaluation."""
@@ -261,11 +266,3 @@ class Journal:
                 },
             )
         self.epoch.began_ns = 0
-
-
-def _scraped_by_ray() -> None:
-    """On Ray, metrics are scraped with Ray's own, where that is asked for."""
-    if getattr(sys.modules.get("ray"), "is_initialized", bool)():
-        from ray.util import metrics
-
-        telemetry.scrape_by(metrics)

@@ -40,6 +40,7 @@ class Plan:
         stop: when it ends before its last step, or None.
         tensorboard: folder of TensorBoard files, or None.
         trainable_only: checkpoints hold what is trained, and refer to the rest.
+        code: module that the loop is of; its logs are the run's.
     """
 
     folder: str
@@ -61,6 +62,7 @@ class Plan:
     stop: EarlyStopping | None = None
     tensorboard: str | None = None
     trainable_only: bool = False
+    code: str = "__main__"
 
     @property
     def kept_in(self) -> str:

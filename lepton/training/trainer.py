@@ -150,7 +150,8 @@ def train(  # noqa: PLR0913 - the one place for what a run can be told
         plan = replace(plan, lanes=stream.lane_count, keep=keep, keep_best=keep_best, exact=exact)
         plan = replace(plan, checkpoints=kept_in, options=dict(storage_options or {}))
         plan = replace(plan, steps=stream.steps, validation=judged, stop=stop, tensorboard=board)
-        plan = replace(plan, trainable_only=trainable_only)
+        code = getattr(loop, "__module__", None) or "__main__"
+        plan = replace(plan, trainable_only=trainable_only, code=code)
         _write_run(folder, name, stream, span.carrier, stop, kept_in)
         stream = stream.read_by(stream.engine, span.carrier)
         if workers == 1:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from lepton import telemetry
 from lepton.errors import CheckpointError, TrainingError
 from lepton.stream import Part
 from lepton.stream.mixture import MixedPart
@@ -238,7 +237,6 @@ class Worker:
         while not self._ends_together():
             self._join(self._step)
         self._journal.end()
-        telemetry.flush()
 
     def give_up(self) -> None:
         """End without finishing: what was begun to be saved is saved. The trainer calls it."""

@@ -1,6 +1,7 @@
 """Serves a model on a Ray of its own until its standard input ends; run by test_alerts.py.
 
-Prints a JSON line: Ray's metrics endpoint, and the process id of the replica.
+Before, it reads by Ray Data and measures a drift. Prints a JSON line: Ray's metrics endpoint,
+and the process id of the replica.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch.nn import functional
 
 import lepton
-from lepton import cluster
+from lepton import cluster, telemetry
 from lepton.serving.protocol import request_of
 
 
@@ -36,6 +37,9 @@ def main(home: str) -> None:
     stream = table.stream(batch_size=20, lanes=1)
     run = lepton.train(loop, stream, name="r", home=home, progress=False)
     cluster.connect(_system_config={"metrics_report_interval_ms": 500})
+    by_tasks = table.stream(batch_size=20, engine="ray_data").shard(0, 1)
+    assert sum(len(b["x"]) for b in by_tasks) == len(x)
+    telemetry.measure("lepton.drift", 0.5, {"lepton.model": "m", "lepton.version": 2})
     version = lepton.register(run, "m", metrics={"accuracy": 1.0}, home=home)
     app = lepton.promote(version, gate="accuracy >= 0", home=home)
     inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]

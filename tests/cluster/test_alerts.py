@@ -1,4 +1,7 @@
-"""A real Prometheus with our rules scrapes Ray's endpoint; a replica is killed; the alert fires."""
+"""A real Prometheus with our rules scrapes Ray's endpoint: it finds what every process measures.
+
+A replica is killed, a collector refuses, a driver sees drift: the alerts fire.
+"""
 
 import json
 import os
@@ -7,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,16 @@ import httpx
 import pytest
 
 from lepton import cluster
+from tests.unit.collector import Collector
 
 CLUSTERS = Path(__file__).parents[2] / "clusters"
 LONG_S = 180
+ROWS = 60
+"""Of alerts_driver's table, which Ray Data's tasks read once."""
 
 
 @contextmanager
-def _running(command: list[str], **given: Any) -> Iterator[subprocess.Popen[str]]:
+def _running(command: list[str], **given: Any) -> Generator[subprocess.Popen[str]]:
     process = subprocess.Popen(command, text=True, start_new_session=True, **given)
     try:
         yield process
@@ -35,8 +41,8 @@ def _running(command: list[str], **given: Any) -> Iterator[subprocess.Popen[str]
 def _configure(folder: Path, target: str) -> Path:
     """The rules as they are, but quicker; and a second between scrapes."""
     rules = (CLUSTERS / "alerts.yaml").read_text()
-    assert rules.count("> 15)") == rules.count("for: 10s") == 1
-    rules = rules.replace("> 15)", "> 5)").replace("for: 10s", "for: 1s")
+    assert rules.count("> 30)") == rules.count("for: 10s") == 1
+    rules = rules.replace("> 30)", "> 5)").replace("for: 10s", "for: 1s")
     (folder / "alerts.yaml").write_text(rules)
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -77,7 +83,12 @@ def _wait(for_: Any) -> Any:
 def test_the_alert_fires_when_a_replica_is_killed(tmp_path: Path) -> None:
     if shutil.which("prometheus") is None:
         pytest.skip("no prometheus: `make test` installs it (apt-get install prometheus)")
-    environment = {**os.environ, "OTEL_METRICS_EXPORTER": "prometheus"}
+    refusing = Collector(status=400)
+    environment = {
+        **os.environ,
+        "OTEL_METRICS_EXPORTER": "prometheus",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{refusing.url}/v1/traces",
+    }
     environment.pop("RAY_ADDRESS", None)
     (port,) = cluster.free_ports(1)
     driver = [
@@ -101,6 +112,10 @@ def test_the_alert_fires_when_a_replica_is_killed(tmp_path: Path) -> None:
             alive = 'ray_lepton_serving_alive{lepton_model="m"} > 0'
             _wait(lambda: asked.query(alive))
             assert _wait(lambda: asked.query("ray_http_server_request_duration_count"))
+            tasks = 'ray_lepton_read_rows_total{Component="core_worker"}'
+            assert sum(float(r["value"][1]) for r in _wait(lambda: asked.query(tasks))) == ROWS
+            _wait(lambda: {"LeptonDrift", "LeptonTelemetryDropping"} <= {*asked.firing()})
+            assert asked.firing()["LeptonTelemetryDropping"]["lepton_signal"] == "traces"
             assert "LeptonReplicaDown" not in asked.firing()
 
             os.kill(told["replica"], signal.SIGKILL)
@@ -110,3 +125,4 @@ def test_the_alert_fires_when_a_replica_is_killed(tmp_path: Path) -> None:
         assert served.stdin is not None
         served.stdin.close()
         served.wait(LONG_S)
+    refusing.close()

@@ -43,7 +43,10 @@ class Told:
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     home = tmp_path_factory.mktemp("telemetry")
     collector = Collector()
-    environment = collector.environment(OTEL_METRICS_EXPORTER="otlp,prometheus")
+    environment = collector.environment(
+        OTEL_METRICS_EXPORTER="otlp,prometheus",
+        OTEL_METRIC_EXPORT_INTERVAL="3600000",  # what is there was sent when a process ended
+    )
     environment.pop("RAY_ADDRESS", None)
     driver = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("telemetry_driver.py")), str(home)],

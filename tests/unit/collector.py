@@ -30,6 +30,7 @@ class Collector:
         headers: of every answer.
         answer: body of every answer.
         asked: headers of the newest request.
+        go: no request is answered while it is not set.
     """
 
     def __init__(self, status: int = 200) -> None:
@@ -37,6 +38,8 @@ class Collector:
         self.headers: dict[str, str] = {}
         self.answer = b""
         self.asked: dict[str, str] = {}
+        self.go = threading.Event()
+        self.go.set()
         self.requests = 0
         self._kept: list[Any] = []
         self._came = threading.Condition()
@@ -49,6 +52,7 @@ class Collector:
                     body = gzip.decompress(body)
                 kept.asked = dict(self.headers)
                 status = kept._take(_KINDS[self.path].FromString(body))
+                kept.go.wait(60)
                 self.send_response(status)
                 for name, value in kept.headers.items():
                     self.send_header(name, value)

@@ -11,14 +11,20 @@ import pytest
 import yaml
 
 from lepton.telemetry.instruments import INSTRUMENTS
+from lepton.telemetry.metrics import EXPORT_S
+from lepton.telemetry.rounds import PERIOD_S
 
 CLUSTERS = Path(__file__).parents[2] / "clusters"
 RULES = yaml.safe_load((CLUSTERS / "alerts.yaml").read_text())["groups"][0]["rules"]
 MODEL = 'lepton_model="m"'
 REQUESTS = "http_server_request_duration"
+SCRAPED_S = 10
+"""Prometheus' interval, and Ray's between two reports of a process; a test compares."""
+OLDEST_S = max(EXPORT_S, SCRAPED_S + PERIOD_S) + SCRAPED_S
+"""Of a healthy replica's word: told, sent or reported, and scraped, each as late as may be."""
 
 WELL = {
-    f"ray_lepton_serving_alive{{{MODEL}}}": "0+10x180",
+    f"ray_lepton_serving_alive{{{MODEL}}}": f"-{OLDEST_S:.0f}+10x180",
     f'ray_lepton_serving_alive{{{MODEL},WorkerId="stopped"}}': "10 20 0+0x180",
     f"ray_lepton_serving_rollbacks{{{MODEL}}}": "3+0x180",
     f'ray_{REQUESTS}_count{{{MODEL},http_response_status_code="200"}}': "0+100x180",
@@ -31,7 +37,7 @@ WELL = {
     f'ray_lepton_drift{{{MODEL},lepton_version="2"}}': "0.01+0x180",
 }
 ILL = {
-    "LeptonReplicaDown": {f"ray_lepton_serving_alive{{{MODEL}}}": "0+10x140 1400+0x40"},
+    "LeptonReplicaDown": {f"ray_lepton_serving_alive{{{MODEL}}}": "0+10x170 1700+0x10"},
     "LeptonCanaryRolledBack": {f"ray_lepton_serving_rollbacks{{{MODEL}}}": "3+0x160 4+0x20"},
     "LeptonErrors": {
         f'ray_{REQUESTS}_count{{{MODEL},http_response_status_code="500"}}': "0+2x180",
@@ -81,6 +87,14 @@ def _plain(series: dict[str, str]) -> dict[str, str]:
 def test_prometheus_takes_the_configuration_and_the_rules() -> None:
     assert f"{len(RULES)} rules found" in _promtool("check", "rules", CLUSTERS / "alerts.yaml")
     _promtool("check", "config", CLUSTERS / "prometheus.yaml")
+
+
+def test_figures_are_as_old_as_the_rules_take_them_to_be() -> None:
+    import ray
+
+    scraped = yaml.safe_load((CLUSTERS / "prometheus.yaml").read_text())["global"]
+    assert scraped["scrape_interval"] == f"{SCRAPED_S}s"
+    assert ray._config.metrics_report_interval_ms() == SCRAPED_S * 1000
 
 
 @needs_promtool

@@ -292,6 +292,18 @@ def test_serve_config_with_a_typo_is_noticed():
 # --- otel-collector.yaml and prometheus.yaml ------------------------------------------------------
 
 
+KEYS = {
+    "receivers/otlp": {"protocols"},
+    "processors/memory_limiter": {"check_interval", "limit_mib", "spike_limit_mib"},
+    "processors/batch": {"timeout", "send_batch_size", "send_batch_max_size"},
+    "exporters/debug": {"verbosity", "sampling_initial", "sampling_thereafter"},
+    "exporters/file": {"path", "rotation", "format", "append", "compression", "flush_interval"},
+    "exporters/otlphttp": {"endpoint", "headers", "tls", "compression", "timeout"},
+    "exporters/prometheus": {"endpoint", "enable_open_metrics", "metric_expiration", "namespace"},
+}
+"""Of what the collector's components may be told, by their documentation."""
+
+
 def collector_problems(config: dict[str, Any]) -> list[str]:
     kinds = ("receivers", "processors", "exporters")
     problems = [f"unknown: {key}" for key in set(config) - {*kinds, "service"}]
@@ -302,6 +314,9 @@ def collector_problems(config: dict[str, Any]) -> list[str]:
         problems += [f"{name}: {key}" for key in set(pipeline) ^ set(kinds)]
         used |= {(kind, part) for kind in kinds for part in pipeline.get(kind, [])}
     defined = {(kind, part) for kind in kinds for part in config[kind]}
+    for kind, part in sorted(defined):
+        known = KEYS.get(f"{kind}/{part.partition('/')[0]}", set[str]())
+        problems += [f"{part}: {key}" for key in set(config[kind][part]) - known]
     return problems + [f"not both defined and used: {part}" for part in sorted(defined ^ used)]
 
 
@@ -317,7 +332,13 @@ def test_collector_with_a_typo_is_noticed():
     config = load("otel-collector.yaml")
     config["service"]["pipelines"]["traces"]["exporters"].append("otlphtp/backend")
     config["service"]["pipelines"]["metrics"]["exporter"] = []
-    assert len(collector_problems(config)) == 2
+    config["exporters"]["prometheus"]["enable_openmetrics"] = True
+    assert len(collector_problems(config)) == 3
+
+
+def test_exemplars_and_instances_come_through_the_collector():
+    assert load("otel-collector.yaml")["exporters"]["prometheus"]["enable_open_metrics"] is True
+    assert load("prometheus.yaml")["scrape_configs"][1]["honor_labels"] is True
 
 
 def scrape_problems(config: dict[str, Any]) -> list[str]:
@@ -331,10 +352,13 @@ def scrape_problems(config: dict[str, Any]) -> list[str]:
         problems.append(f"job names: {names}")
     for job in config["scrape_configs"]:
         discovery = {"file_sd_configs": "files", "static_configs": "targets"}
-        problems += [f"unknown: {key}" for key in set(job) - set(discovery) - {"job_name"}]
+        problems += [f"unknown: {key}" for key in set(job) - {*discovery, *_OF_A_JOB}]
         for kind, wanted in discovery.items():
             problems += [f"{kind}: no {wanted}" for part in job.get(kind, []) if wanted not in part]
     return problems
+
+
+_OF_A_JOB = {"job_name", "honor_labels"}
 
 
 def test_prometheus_scrapes_rays_discovery_file():

@@ -74,6 +74,24 @@ def test_what_came_meanwhile_is_one_batch(batcher: Batcher) -> None:
     assert batcher.waiting_rows == 0
 
 
+def test_a_batch_is_told_by_its_rows_and_the_queue_by_its_requests() -> None:
+    told: list[int] = []
+    batcher = Batcher(told=told.append)
+
+    async def scene() -> None:
+        net = Net()
+        batcher._known(net.run).took(10, 0.02)
+        tasks = await under_way(batcher, net, *(rows(i, i + 0.5) for i in range(5)))
+        assert (batcher.waiting_requests, batcher.waiting_rows) == (5, 10)
+        net.go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scene())
+    batcher.close()
+    assert told == [2, 8]
+    assert batcher.waiting_requests == 0
+
+
 def test_only_the_request_that_is_to_blame_fails(batcher: Batcher) -> None:
     async def scene() -> None:
         net = Net()

@@ -170,6 +170,38 @@ def test_a_slow_requests_span_tells_of_its_batch(
     assert told[1] == told[2] == {"lepton.requests": 2, "lepton.rows": 3}
 
 
+def test_the_log_of_a_failed_request_has_no_row_of_it(
+    replica: Replica, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Telling:
+        """Fails as code that speaks of what it was given does."""
+
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+            self.as_arrays = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def run(self, rows: Any) -> Any:
+            raise ValueError("cannot read " + "secret" * len(rows))
+
+    follower = replica._follower
+    telling: Any = Telling(follower.now.champion)
+    follower.now = replace(follower.now, champion=telling)
+
+    async def scene() -> None:
+        async with client(replica) as http:
+            assert (await http.post(URL, content=body(2))).status_code == 500
+
+    asyncio.run(scene())
+    (said,) = [r for r in caplog.records if "failed a request" in r.getMessage()]
+    assert "by ValueError" in said.getMessage()
+    assert "in run" in said.getMessage()  # where it was
+    assert "secretsecret" not in caplog.text
+    assert said.exc_info is None
+
+
 def test_a_wrong_timeout_is_refused(replica: Replica) -> None:
     async def scene() -> None:
         async with client(replica) as http:

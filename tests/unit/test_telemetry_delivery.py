@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lepton import telemetry
-from lepton.telemetry import Carrier, delivery
+from lepton.telemetry import Carrier, delivery, exporters
 from lepton.telemetry.delivery import Delivery
 from tests.unit.collector import Collector, attributes_of
 
@@ -38,6 +38,15 @@ spool = Spool(sys.argv[1])
 for n in range(100):
     spool.add("some", Carrier("", None), 1, attributes={"n": n})
 os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+BEGUN_ELSEWHERE = """
+import threading
+from lepton import telemetry
+begun = threading.Thread(target=telemetry.delivery.look_after_ends)
+begun.start()
+begun.join()
 """
 
 
@@ -129,6 +138,7 @@ def test_an_exporter_that_raises_is_one_that_fails(caplog: pytest.LogCaptureFixt
         ("", "exit", 0),
         ("", "sigterm", -signal.SIGTERM),
         ("import signal; signal.signal(signal.SIGTERM, lambda *_: exit(7))", "sigterm", 7),
+        (BEGUN_ELSEWHERE, "sigterm", -signal.SIGTERM),
     ],
 )
 def test_an_end_sends_what_waits(before: str, how: str, status: int, collector: Collector) -> None:
@@ -237,3 +247,43 @@ def test_an_end_writes_what_is_spooled_unless_all_is_disabled(
     assert done.returncode == -signal.SIGTERM
     written = [s.attributes["n"] for s in telemetry.spans_of(str(tmp_path))]
     assert sorted(written) == ([] if disabled == "true" else list(range(100)))
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "taken"),
+    [
+        (200, b"", True),
+        (200, b"\xff\xfe, which is no answer of OTLP's", True),
+        (400, b"", False),
+        (429, b"", False),
+        (500, b"", False),
+        (500, b"<html>" + b"x" * 10_000, False),
+    ],
+    ids=["slow", "garbage", "refusing", "busy", "broken", "broken at length"],
+)
+def test_nobody_waits_for_a_collector_that_is_slow_or_wrong(
+    status: int,
+    answer: bytes,
+    taken: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    slow = Collector(status)
+    slow.answer = answer
+    slow.go.clear()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", slow.url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1" if status == 429 else "60")
+    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+    waiting = Delivery("traces", exporters.spans, most=50, batch=10, delay_s=0.01)
+    waiting.put(b"")
+    assert slow.wait_for(lambda c: c.requests == 1)
+    for _ in range(1000):
+        waiting.put(b"")  # while the collector has answered nobody
+    assert slow.requests == 1 or status == 429  # it is asked again for as long as it may take
+    assert waiting.dropped == 950  # no more than 50 wait
+    slow.go.set()
+    waiting.flush(60)
+    slow.close()
+
+    assert waiting.dropped == (950 if taken else 1001)
+    assert sum("said once" in r.getMessage() for r in caplog.records) == (not taken)

@@ -68,7 +68,7 @@ def test_requests_are_measured_by_answer_version_and_variant(kept: Kept) -> None
     assert {value for value, _ in took} == {1.0}
     counts = Counter((k["lepton.version"], k.get("error.type")) for _, k in took)
     assert counts == {(1, None): 6, (2, None): 1, (1, "OSError"): 1}
-    assert Counter(v for v, _ in kept.of("lepton.serving.batch_size")) == {1: 7, 2: 1}
+    assert Counter(v for v, _ in kept.of("lepton.serving.request.rows")) == {1: 7, 2: 1}
     shares = [(k["lepton.version"], v) for v, k in kept.of("lepton.serving.share")]
     assert shares == [(1, 1.0), (1, 0.0), (2, 1.0), (1, 1.0), (2, 0.0)]
     assert kept.traces == {f"00-{'ab' * 16}-{n:016x}-01" for n in range(6)}

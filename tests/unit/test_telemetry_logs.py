@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import torch
 
+import lepton
 from lepton import telemetry
 from lepton.telemetry import Carrier
 from lepton.telemetry.wire import MOST_TEXT
@@ -177,3 +180,51 @@ logging.getLogger("lepton.some").info("and that is no news")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr == ("configured: " if configured else "") + "seven rows are odd\n"
     assert len(list(tmp_path.glob("*/rank-0000.jsonl"))) == 2
+
+
+def test_what_the_loops_own_code_logs_is_the_runs_by_its_own_levels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def loop(worker: Any) -> None:
+        caplog.set_level(logging.INFO, __name__)
+        net = torch.nn.Linear(1, 1)
+        worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+        for batch in worker.batches():
+            logging.getLogger(__name__).info("a batch of %d", len(batch["x"]))
+            logging.getLogger(__name__).debug("of no interest")
+            logging.getLogger().warning("the root says so")
+            logging.getLogger("urllib3.connectionpool").warning("chatter")
+            worker.step(net(batch["x"][:, None].float()).sum())
+
+    home = tmp_path / "home"
+    stream = lepton.write(pa.table({"x": [1.0, 2.0]}), home / "t").stream(batch_size=1, lanes=1)
+    lepton.train(loop, stream, name="r", home=str(home), progress=False)
+    logging.getLogger(__name__).error("the run is over")
+    logging.getLogger().error("for the root, too")
+
+    said = lines(home / "runs" / "r" / "logs" / "rank-0000.jsonl")
+    (run,) = [s for s in telemetry.spans_of(str(home / "traces")) if s.name == "lepton.train"]
+    ours = [(s["logger"], s["message"]) for s in said if not s["logger"].startswith("lepton")]
+    assert ours == 2 * [(__name__, "a batch of 1"), ("root", "the root says so")]
+    assert {(s["trace_id"], s["span_id"], s["lepton.rank"]) for s in said} == {
+        (run.trace_id, run.span_id, 0)
+    }
+
+
+def test_basic_config_works_while_a_run_keeps_logs(tmp_path: Path) -> None:
+    script = f"""
+import logging, pathlib
+from lepton import telemetry
+logs = pathlib.Path({str(tmp_path)!r})
+end = telemetry.keep_logs(telemetry.Carrier({RUN.traceparent!r}), dict, logs, code="__main__")
+logging.getLogger(__name__).warning("before")
+logging.basicConfig(level=logging.INFO, format="%(span_id)s %(message)s")
+logging.getLogger(__name__).info("after")
+logging.info("by the root")
+end()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert done.stderr == f"before\n{RUN.span_id} after\n{RUN.span_id} by the root\n"
+    said = [line["message"] for line in lines(tmp_path / "rank-0000.jsonl")]
+    assert said == ["before", "after", "by the root"]

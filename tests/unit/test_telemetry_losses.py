@@ -3,8 +3,10 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from lepton import telemetry
 from lepton.cli import main
 from lepton.pipeline.tracing import find_trace
 from lepton.telemetry import Carrier, Loss, ledger, losses_of, lost_spans, spans_of
+from lepton.telemetry.rounds import rounds
 from tests.unit.collector import Collector
 
 KILLED = """
@@ -90,6 +93,10 @@ for _ in range(3):
     print("killed")
 """
 END = "\nos.kill(os.getpid(), signal.SIGKILL)"
+
+
+def _ours(folder: Path, kind: str = "jsonl") -> Path:
+    return ledger.file_of(str(folder), kind)
 
 
 def _kill(script: str, folder: Path, end: str = END, **more: str) -> str:
@@ -197,6 +204,41 @@ def test_only_a_traces_own_processes_count_for_it(tmp_path: Path) -> None:
 
     assert lost_spans(str(tmp_path), Carrier(f"00-{trace_id}-{'ab' * 8}-01")) == 1
     assert lost_spans(str(tmp_path), Carrier(f"00-{'ab' * 16}-{'ab' * 8}-01")) == 0
+
+
+def test_files_of_other_traces_are_not_read(tmp_path: Path) -> None:
+    _kill(UNDER_WAY, tmp_path)
+    (other,) = [path for path in tmp_path.glob("*.jsonl") if path != _ours(tmp_path)]
+    other.unlink()
+    other.mkdir()  # which cannot be read
+
+    assert lost_spans(str(tmp_path), Carrier(f"00-{'ab' * 16}-{'ab' * 8}-01")) == 0
+    with pytest.raises(IsADirectoryError):
+        losses_of(str(tmp_path))
+
+
+def test_a_process_of_another_machine_runs_until_it_was_silent_for_a_while(tmp_path: Path) -> None:
+    _kill(UNDER_WAY, tmp_path)
+    (count,) = [path for path in tmp_path.glob("*.count") if path != _ours(tmp_path, "count")]
+    host = b'"host":"' + socket.gethostname().encode()
+    count.write_bytes(count.read_bytes().replace(host, b'"host":"elsewhere')[: ledger.SIZE])
+
+    assert losses_of(str(tmp_path)) == []
+    long_ago = time.time() - 2 * ledger.SILENT_S
+    os.utime(count, (long_ago, long_ago))
+    assert [loss.lost for loss in losses_of(str(tmp_path))] == [1]
+
+
+def test_a_process_that_runs_touches_its_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "BEAT_S", 0)
+    telemetry.record("lepton.read", Carrier("", str(tmp_path)), 1, 2)
+    path = ledger.file_of(str(tmp_path), "count")
+    os.utime(path, (0, 0))
+    rounds.make()
+
+    assert ledger.has_beaten(path)
 
 
 def test_a_damaged_ledger_is_left_out(tmp_path: Path) -> None:

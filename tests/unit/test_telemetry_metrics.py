@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepton import telemetry
-from lepton.telemetry import Carrier, Pace, Paced, metrics, pace
+from lepton.telemetry import Carrier, Common, Pace, Paced, delivery, metrics, pace, spool
 from lepton.telemetry.conventions import strays
 from lepton.telemetry.instruments import INSTRUMENTS
+from lepton.telemetry.rounds import rounds
 from tests.unit.collector import Collector, attributes_of
 
 TABLE = """
@@ -35,6 +36,7 @@ lepton.read.size counter By
 lepton.serving.alive gauge s
 lepton.serving.batch_size histogram {row}
 lepton.serving.queue_depth gauge {request}
+lepton.serving.request.rows histogram {row}
 lepton.serving.rollbacks gauge {rollback}
 lepton.serving.share gauge 1
 lepton.telemetry.dropped counter {item}
@@ -266,3 +268,46 @@ def test_a_quantile_is_the_least_value_that_enough_values_do_not_exceed(
     enough = [v for v in values if sum(w <= v for w in values) >= share * len(values)]
 
     assert found == min(enough)
+
+
+IDLE = """
+import sys
+from lepton import telemetry
+telemetry.measure("lepton.read.rows", 7)
+sys.stdin.read()
+"""
+
+
+def test_a_process_that_has_no_more_to_tell_does_not_wait_for_the_interval(
+    collector: Collector,
+) -> None:
+    environment = collector.environment(OTEL_METRIC_EXPORT_INTERVAL="3600000")
+    with subprocess.Popen(
+        [sys.executable, "-c", IDLE], env=environment, stdin=subprocess.PIPE
+    ) as idle:
+        assert collector.wait_for(lambda c: "lepton.read.rows" in c.metrics())
+        idle.kill()
+
+    assert _sum(collector.metrics()["lepton.read.rows"]) == 7
+
+
+def test_spans_that_never_waited_to_be_sent_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    monkeypatch.setattr(spool, "MOST", 12)
+    monkeypatch.setattr(spool, "EVERY_S", 3600)
+    board, before = Board(), delivery.dropped()["traces"]
+    metrics._state.dropped["traces"] = before
+    telemetry.scrape_by(board)
+    kept = telemetry.Spool(str(tmp_path))
+    half = Common("lepton.request", attributes={"lepton.model": "\ud800"})
+    for n in range(16):  # of which the last four are too many
+        kept.leave(half if n in (3, 4) else Common("lepton.request"), "", 1, 2)
+    kept.close()
+    rounds.make()
+
+    assert len(telemetry.spans_of(str(tmp_path))) == 10
+    assert delivery.dropped()["traces"] - before == 6
+    assert sum(loss.lost for loss in telemetry.losses_of(str(tmp_path), ended=False)) == 6
+    assert board.put == [("lepton_telemetry_dropped", 6, {"lepton_signal": "traces"})]
