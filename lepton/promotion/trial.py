@@ -8,8 +8,8 @@ that version again (and so carries on), or rolls back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -59,15 +59,14 @@ class Move:
             self.chosen.version,
             expect=state.pointer.seq,
             gate=self.results,
-            trace_id=self.carrier.trace_id,
+            **told_of(self.carrier),
         )
         self.tell(f"version {self.chosen.version} at 100 %")
         return moved
 
     def turns(self, app: App) -> Turns:
         """Return how an application's replicas take it up."""
-        trace_id = self.carrier.trace_id
-        return Turns(app=app, registry=self.registry, tell=self.tell, trace_id=trace_id)
+        return Turns(app=app, registry=self.registry, tell=self.tell, carrier=self.carrier)
 
     def steps_left(self, state: ModelState, asked: Sequence[float]) -> Sequence[float]:
         """Return the shares that a canary has yet to be given, the one that it has first.
@@ -90,8 +89,9 @@ class Move:
             self.tell(f"version {self.chosen.version}: its {trial.kind} goes on")
         else:
             state = self._begin(state, trial)
-        attributes = {"lepton.share": trial.share}
-        with telemetry.span("lepton.canary", self.carrier, attributes=attributes):
+        about = {**_about(self.chosen), "lepton.share": trial.share}
+        links = [_trained(self.chosen)]
+        with telemetry.span("lepton.canary", self.carrier, attributes=about, links=links):
             take_up(self.turns(app), state)
             return self._watch(app)
 
@@ -108,7 +108,7 @@ class Move:
             expect=state.pointer.seq,
             gate=self.results,
             rule=asdict(trial.rule or self._known_rule(state)),
-            trace_id=self.carrier.trace_id,
+            **told_of(self.carrier),
             **more,
         )
         word = "shadow of" if trial.kind == "shadow" else ""
@@ -141,10 +141,11 @@ class Move:
                 if decision.action == "promote":
                     return state
                 if decision.action == "rollback":
-                    back = self.registry.abort_canary(
-                        model, expect=pointer.seq, reason=decision.reason
-                    )
-                    app.wait_for(back.pointer.seq)
+                    with taking_back(self.chosen, self.carrier) as under:
+                        back = self.registry.abort_canary(
+                            model, expect=pointer.seq, reason=decision.reason, **under
+                        )
+                        app.wait_for(back.pointer.seq)
                     raise ServingError(
                         f"{model} version {version} was rolled back: {decision.reason}; version "
                         f"{pointer.champion} serves on"
@@ -191,10 +192,41 @@ def take_up(turns: Turns, state: ModelState) -> None:
     try:
         turns.settle(state)
     except ServingError as e:
-        if state.pointer.trial is not None:
-            registry.abort_canary(model, expect=state.pointer.seq, reason=str(e))
-        elif state.pointer.previous is not None:
-            back = registry.rollback(model, expect=state.pointer.seq, reason=str(e))
-            with suppress(ServingError):  # why it could not be taken up is what matters
-                turns.settle(back)
+        pointer, trial = state.pointer, state.pointer.trial
+        tried = pointer.champion if trial is None else trial
+        if trial is None and pointer.previous is None:
+            raise
+        with taking_back(registry.version(model, tried or 0), turns.carrier) as under:
+            move = registry.rollback if trial is None else registry.abort_canary
+            back = move(model, expect=pointer.seq, reason=str(e), **under)
+            if trial is None:
+                with suppress(ServingError):  # why it could not be taken up is what matters
+                    turns.settle(back)
         raise
+
+
+@contextmanager
+def taking_back(version: ModelVersion, carrier: Carrier) -> Generator[dict[str, str]]:
+    """Take a version back without anybody's asking, under a span; yield what the registry is told.
+
+    Args:
+        version: what is taken back.
+        carrier: of its promotion.
+    """
+    how: dict[str, Any] = {"attributes": _about(version), "links": [_trained(version)]}
+    with telemetry.span("lepton.rollback", carrier, **how) as span:
+        yield told_of(span.carrier)
+
+
+def told_of(carrier: Carrier) -> dict[str, str]:
+    """Return what the registry is told of the span that moves it."""
+    return {"trace_id": carrier.trace_id, "traceparent": carrier.traceparent}
+
+
+def _about(version: ModelVersion) -> dict[str, Any]:
+    return {"lepton.model": version.model, "lepton.version": version.version}
+
+
+def _trained(version: ModelVersion) -> str:
+    """The span that wrote its checkpoint."""
+    return str(version.lineage.get("traceparent", ""))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -115,7 +115,8 @@ class Event:
         details: ``by``, ``rule`` and ``steps`` for a trial; ``alias`` for ``aliased`` (which takes
             it away without a version); ``tags`` (null takes one away), ``note`` and ``protected``,
             each only if it changes, for ``described``; ``table`` and ``metrics`` for ``measured``;
-            ``replicas`` (how many), ``surge`` and ``seconds`` for ``replaced``.
+            ``replicas`` (how many), ``surge`` and ``seconds`` for ``replaced``; ``traceparent`` of
+            the span under which a trial, a promotion or a rollback happened.
         reason: why, for ``aborted``, ``rolled_back``, ``replaced`` and ``deleted``.
         gate: results of the gates that were checked.
         registered: the version, for ``registered``.
@@ -175,6 +176,21 @@ def apply(state: ModelState, event: Event) -> ModelState:
     if event.kind in _FOLDS:
         return replace(_FOLDS[event.kind](state, event), pointer=replace(pointer, seq=event.seq))
     return replace(state, pointer=replace(_moved(state, event), seq=event.seq))
+
+
+def asked_for_by(events: Sequence[Event], version: int) -> str:
+    """Return the traceparent under which a version was last given requests; empty if unknown.
+
+    Args:
+        events: of its model, oldest first.
+        version: one that the pointer names.
+    """
+    given = ("shadow", "canary", "promoted")
+    for event in reversed(events):
+        back = event.kind == "rolled_back"  # to the champion there is now
+        if back or (event.kind in given and event.version == version):
+            return str(event.details.get("traceparent", ""))
+    return ""
 
 
 def _moved(state: ModelState, event: Event) -> Pointer:

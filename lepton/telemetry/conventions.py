@@ -1,8 +1,10 @@
 """Every span lepton records and every attribute it may have, with units. Pure.
 
 Names of OpenTelemetry's semantic conventions keep their meaning (``http.*``, ``error.type``); all
-others begin with ``lepton.``. No attribute holds a row, a request's body or an error's message. A
-span of a long piece of work belongs to the process that outlives it: a killed worker has none open.
+others begin with ``lepton.``. No attribute holds a row or a request's body. What lepton does by
+itself may have its exception's message; requests have only the kind of their error, as a message
+may quote what was asked. A span of a long piece of work belongs to the process that outlives it: a
+killed worker has none open.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ class Convention:
     Attributes:
         owner: the process that records it.
         description: from when until when.
-        attributes: it may have, beside ``error.type``.
+        attributes: it may have, beside those of :data:`ON_ALL`.
     """
 
     owner: str
@@ -45,6 +47,10 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "error.type": Attribute(
         "str", "", "what it ended with: an exception's class, WorkerLost or BadRequest"
     ),
+    "exception.message": Attribute(
+        "str", "", "first line of the exception's message, 500 characters at the most"
+    ),
+    "exception.type": Attribute("str", "", "the exception's class with its module"),
     "http.request.method": Attribute("str", "", "the request's method"),
     "http.response.status_code": Attribute("int", "", "the answer's status"),
     "lepton.accuracy": Attribute("float", "1", "share of rows answered rightly, 0 to 1"),
@@ -87,11 +93,18 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "lepton.study": Attribute("str", "", "name of several runs that belong together"),
     "lepton.table": Attribute("str", "", "URI and version of a table, uri@version"),
     "lepton.table_version": Attribute("int", "", "version of a table"),
+    "lepton.unfinished": Attribute(
+        "bool", "", "it is under way, or its process was killed before it ended"
+    ),
     "lepton.variant": Attribute("str", "", "champion, canary or pinned"),
     "lepton.version": Attribute("int", "", "version of a model, from 1"),
     "lepton.worker": Attribute("str", "", "a worker's name: node, process, and some letters"),
     "lepton.world_size": Attribute("int", "{worker}", "number of workers"),
 }
+
+ON_ALL = ("error.type", "exception.message", "exception.type", "lepton.unfinished")
+"""Attributes that any span may have; those of requests have only the first."""
+OF_REQUESTS = ("lepton.request", "lepton.batch")
 
 _UPKEEP = (
     "lepton.dry_run",
@@ -215,12 +228,16 @@ SPANS: Mapping[str, Convention] = {
     ),
     "lepton.promote": Convention("driver", "A call of promote().", _VERSION),
     "lepton.gate": Convention("driver", "Checking the gates.", (*_VERSION, "lepton.gate")),
-    "lepton.canary": Convention("driver", "A canary at one share.", ("lepton.share",)),
-    "lepton.score": Convention("driver", "Answers for a whole table.", (*_VERSION, "lepton.table")),
-    "lepton.rollback": Convention("driver", "A call of rollback().", ("lepton.model",)),
-    "lepton.model.load": Convention(
-        "replica", "Loading and trying out a version.", ("lepton.version",)
+    "lepton.canary": Convention(
+        "driver", "A canary or shadow at one share.", (*_VERSION, "lepton.share")
     ),
+    "lepton.score": Convention("driver", "Answers for a whole table.", (*_VERSION, "lepton.table")),
+    "lepton.rollback": Convention(
+        "driver", "Taking a version back: by rollback(), or because a trial failed.", _VERSION
+    ),
+    "lepton.abort": Convention("driver", "A call of abort().", _VERSION),
+    "lepton.pause": Convention("driver", "A call of pause().", _VERSION),
+    "lepton.model.load": Convention("replica", "Loading and trying out a version.", _VERSION),
     "lepton.batch": Convention(
         "replica",
         "The model's run for a slow or failed request, with all that it answered together.",
@@ -246,5 +263,5 @@ def strays(name: str, attributes: Iterable[str]) -> list[str]:
     known = SPANS.get(name)
     if known is None:
         return [name]
-    allowed = {"error.type", *known.attributes}
+    allowed = {*(ON_ALL[:1] if name in OF_REQUESTS else ON_ALL), *known.attributes}
     return sorted(f"{name}: {a}" for a in attributes if a not in allowed)

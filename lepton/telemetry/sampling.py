@@ -24,6 +24,8 @@ ALWAYS = frozenset(
         "lepton.gate",
         "lepton.canary",
         "lepton.rollback",
+        "lepton.abort",
+        "lepton.pause",
         "lepton.train.failure",
     }
 )

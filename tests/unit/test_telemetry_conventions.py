@@ -19,15 +19,15 @@ from lepton.serving.protocol import request_of
 from lepton.serving.replica import Replica
 from lepton.telemetry import metrics
 from lepton.telemetry.baggage import entries_of
-from lepton.telemetry.conventions import ATTRIBUTES, SPANS, strays
+from lepton.telemetry.conventions import ATTRIBUTES, ON_ALL, SPANS, strays
 from lepton.telemetry.reference import page
 from lepton.telemetry.rounds import rounds
 
 NAMES = """
-lepton.batch lepton.canary lepton.checkpoint lepton.checkpoint.commit lepton.checkpoint.snapshot
-lepton.checkpoint.write lepton.checkpoint_table lepton.cross_validate lepton.demo
-lepton.evaluate lepton.gate
-lepton.model.load lepton.open lepton.optimize lepton.plan lepton.promote lepton.read
+lepton.abort lepton.batch lepton.canary lepton.checkpoint lepton.checkpoint.commit
+lepton.checkpoint.snapshot lepton.checkpoint.write lepton.checkpoint_table
+lepton.cross_validate lepton.demo lepton.evaluate lepton.gate
+lepton.model.load lepton.open lepton.optimize lepton.pause lepton.plan lepton.promote lepton.read
 lepton.recovery.meet lepton.recovery.state lepton.recovery.step lepton.register
 lepton.request lepton.restore lepton.rollback lepton.score lepton.slow_step lepton.steps
 lepton.table lepton.train
@@ -42,7 +42,8 @@ SAMPLED = f"00-{'12' * 16}-{'34' * 8}-01"
 def test_the_names_are_these() -> None:
     assert sorted(SPANS) == NAMES.split()
     used = {a for s in SPANS.values() for a in s.attributes}
-    assert used | {"error.type"} == set(ATTRIBUTES)
+    assert used | {*ON_ALL} == set(ATTRIBUTES)
+    assert strays("lepton.request", ON_ALL) == [f"lepton.request: {a}" for a in ON_ALL[1:]]
     assert strays("lepton.gate", ["error.type", "lepton.model", "lepton.rows"]) == [
         "lepton.gate: lepton.rows"
     ]
