@@ -256,7 +256,9 @@ class Follower:
             began = time.time_ns()
             with telemetry.span("lepton.model.load", under, attributes=about, links=links):
                 warm = self._warm(entry)
-                self.resident[number] = replace(warm, deployment=under.traceparent)
+                self.resident[number] = replace(
+                    warm, deployment=under.trace_id and under.traceparent
+                )
             seconds = (time.time_ns() - began) / 1e9
             telemetry.measure("lepton.model.load.duration", seconds, {"lepton.model": self._model})
         return self.resident[number]

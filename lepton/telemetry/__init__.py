@@ -13,6 +13,7 @@ nothing waits for a collector (``delivery``). Names are in ``conventions`` (span
 ``instruments`` (metrics). This package knows no Ray.
 """
 
+from lepton.telemetry.baggage import entries_of
 from lepton.telemetry.bulk import Left
 from lepton.telemetry.context import Carrier, carrier_of, name_process, traceparent_in
 from lepton.telemetry.delivery import flush
@@ -37,6 +38,7 @@ __all__ = [
     "SpanRecord",
     "Spool",
     "carrier_of",
+    "entries_of",
     "flush",
     "keep_logs",
     "losses_of",

@@ -53,6 +53,7 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "exception.type": Attribute("str", "", "the exception's class with its module"),
     "http.request.method": Attribute("str", "", "the request's method"),
     "http.response.status_code": Attribute("int", "", "the answer's status"),
+    "http.route": Attribute("str", "", "the request's path, without the version that is named"),
     "lepton.accuracy": Attribute("float", "1", "share of rows answered rightly, 0 to 1"),
     "lepton.bytes": Attribute("int", "By", "size"),
     "lepton.bytes_added": Attribute("int", "By", "size of files added"),
@@ -60,6 +61,9 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "lepton.checkpoint": Attribute("str", "", "URI of a checkpoint's manifest"),
     "lepton.checkpoint.trace": Attribute(
         "str", "", "traceparent of the checkpoint that answers (also a link)"
+    ),
+    "lepton.deployment.trace": Attribute(
+        "str", "", "traceparent of what brought the version to the replica (also a link)"
     ),
     "lepton.dry_run": Attribute("bool", "", "whether nothing was changed"),
     "lepton.epoch": Attribute("int", "", "epoch, from 0"),
@@ -100,11 +104,17 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "lepton.version": Attribute("int", "", "version of a model, from 1"),
     "lepton.worker": Attribute("str", "", "a worker's name: node, process, and some letters"),
     "lepton.world_size": Attribute("int", "{worker}", "number of workers"),
+    "rpc.grpc.status_code": Attribute("int", "", "gRPC's number of the answer's status"),
+    "rpc.method": Attribute("str", "", "the method that was called"),
+    "rpc.service": Attribute("str", "", "the service, inference.GRPCInferenceService"),
+    "rpc.system": Attribute("str", "", "grpc"),
+    "url.path": Attribute("str", "", "the request's path"),
+    "url.scheme": Attribute("str", "", "how the replica was asked, http"),
 }
 
 ON_ALL = ("error.type", "exception.message", "exception.type", "lepton.unfinished")
 """Attributes that any span may have; those of requests have only the first."""
-OF_REQUESTS = ("lepton.request", "lepton.batch")
+OF_REQUESTS = ("lepton.request", "lepton.batch", "lepton.model.run")
 
 _UPKEEP = (
     "lepton.dry_run",
@@ -240,19 +250,30 @@ SPANS: Mapping[str, Convention] = {
     "lepton.model.load": Convention("replica", "Loading and trying out a version.", _VERSION),
     "lepton.batch": Convention(
         "replica",
-        "The model's run for a slow or failed request, with all that it answered together.",
+        "What was run for a slow or failed request, and for one of a second's others that wait for "
+        "a batch, with all that was run together; before it the request waited.",
         ("lepton.requests", "lepton.rows"),
     ),
+    "lepton.model.run": Convention("replica", "The model's run in such a batch."),
     "lepton.request": Convention(
         "replica",
-        "An inference request, from its headers until its answer is formed.",
+        "An inference request, from its headers until its answer is formed, over HTTP or by gRPC. "
+        "Its status is an error where the server failed; what a client got wrong has error.type.",
         (
             *_VERSION,
             "http.request.method",
             "http.response.status_code",
+            "http.route",
+            "url.path",
+            "url.scheme",
+            "rpc.system",
+            "rpc.service",
+            "rpc.method",
+            "rpc.grpc.status_code",
             "lepton.variant",
             "lepton.rows",
             "lepton.checkpoint.trace",
+            "lepton.deployment.trace",
         ),
     ),
 }

@@ -27,7 +27,8 @@ NAMES = """
 lepton.abort lepton.batch lepton.canary lepton.checkpoint lepton.checkpoint.commit
 lepton.checkpoint.snapshot lepton.checkpoint.write lepton.checkpoint_table
 lepton.cross_validate lepton.demo lepton.evaluate lepton.gate
-lepton.model.load lepton.open lepton.optimize lepton.pause lepton.plan lepton.promote lepton.read
+lepton.model.load lepton.model.run lepton.open lepton.optimize lepton.pause lepton.plan
+lepton.promote lepton.read
 lepton.recovery.meet lepton.recovery.state lepton.recovery.step lepton.register
 lepton.request lepton.restore lepton.rollback lepton.score lepton.slow_step lepton.steps
 lepton.table lepton.train
@@ -126,7 +127,8 @@ def test_what_is_recorded_is_in_the_table(made: Loop) -> None:
     assert [s for span in spans for s in strays(span.name, span.attributes)] == []
     for name, value in ((n, v) for s in spans for n, v in s.attributes.items()):
         assert isinstance(value, KINDS[ATTRIBUTES[name].kind]), name
-    assert {s.name for s in spans} == {
+    sometimes = {"lepton.batch", "lepton.model.run"}
+    assert {s.name for s in spans} - sometimes == {
         "lepton.train",
         "lepton.open",
         "lepton.plan",
