@@ -55,7 +55,10 @@ _VARIABLES: Sequence[tuple[str, str]] = (
     ("OTEL_METRIC_EXPORT_INTERVAL", "milliseconds between two collections, 60000 by default"),
     ("OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES", "what is said of every process"),
     ("OTEL_SDK_DISABLED", "true: no telemetry at all, span files included"),
-    ("TRACEPARENT, BAGGAGE", "the trace that what is begun here belongs to, as in a submitted job"),
+    (
+        "TRACEPARENT, TRACESTATE, BAGGAGE",
+        "the trace that what is begun here belongs to, as in a submitted job",
+    ),
 )
 
 

@@ -45,7 +45,7 @@ class Span:
     def __init__(self, inner: trace.Span, parent: Carrier) -> None:
         self._inner = inner
         context = inner.get_span_context()
-        self.carrier = Carrier(_traceparent(context), parent.directory, parent.baggage)
+        self.carrier = replace(parent, traceparent=_traceparent(context))
 
     def set(self, **attributes: Any) -> None:
         """Add attributes; underscores in names become dots (``lepton_table`` is lepton.table)."""
@@ -264,10 +264,11 @@ def _ended(span: ReadableSpan) -> Ended:
 
 
 def _of_environment(parent: Carrier) -> Carrier:
-    traceparent, baggage = settings.asked_from()
+    traceparent, baggage, tracestate = settings.asked_from()
     if not traceparent:
         return parent
-    found = carrier_of(traceparent, parent.directory, parent, baggage=baggage)
+    came = {"baggage": baggage, "tracestate": tracestate}
+    found = carrier_of(traceparent, parent.directory, parent, **came)
     return found.with_baggage(entries_of(parent.baggage))
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -107,7 +108,7 @@ class Spool:
         traceparent = self.leave(
             common, parent.traceparent, start_ns, time.time_ns(), certain=certain
         )
-        return Carrier(traceparent, parent.directory, parent.baggage)
+        return replace(parent, traceparent=traceparent)
 
     def leave(
         self,

@@ -242,6 +242,7 @@ def test_what_is_asked_for_in_a_job_belongs_to_the_jobs_trace(
 ) -> None:
     monkeypatch.setenv("TRACEPARENT", f"00-{TRACE}-{SPAN}-01")
     monkeypatch.setenv("BAGGAGE", "team=core,lepton.run=other")
+    monkeypatch.setenv("TRACESTATE", "vendor=1")
     here = Carrier("", str(tmp_path), "lepton.run=r")
     with telemetry.span("lepton.train", here) as run:
         pass
@@ -255,7 +256,9 @@ def test_what_is_asked_for_in_a_job_belongs_to_the_jobs_trace(
     assert (found["lepton.train"].trace_id, found["lepton.train"].parent_id) == (TRACE, SPAN)
     assert found["lepton.promote"].parent_id == found["lepton.train"].span_id
     assert entries_of(run.carrier.baggage) == {"team": "core", "lepton.run": "r"}
+    assert run.carrier.headers["tracestate"] == "vendor=1"
     assert alone.carrier.trace_id != TRACE
+    assert alone.carrier.tracestate == ""
 
 
 def test_somebody_elses_tracing_goes_on_beside_it(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lepton.telemetry.baggage import entries_of
 from lepton.telemetry.conventions import ATTRIBUTES, ON_ALL, SPANS, strays
 from lepton.telemetry.reference import page
 from lepton.telemetry.rounds import rounds
+from lepton.training.run import load_run
 
 NAMES = """
 lepton.abort lepton.batch lepton.canary lepton.checkpoint lepton.checkpoint.commit
@@ -155,6 +156,22 @@ def test_windows_of_steps_tell_of_every_step_and_row(made: Loop) -> None:
     assert sum(w.attributes["lepton.rows"] for w in windows) == 120
     runs = {s.span_id for s in made.spans() if s.name == "lepton.train"}
     assert {w.parent_id for w in windows} == runs
+
+
+def test_what_judges_and_registers_is_linked_to_what_trained(made: Loop, tmp_path: Path) -> None:
+    run = load_run("r", str(made.home))
+    here = telemetry.Carrier(SAMPLED, str(tmp_path))
+    lepton.evaluate(run, made.table, label="y", home=str(tmp_path), trace=here)
+    lepton.register(run, "m", home=tmp_path, trace=here)
+    far = telemetry.spans_of(str(tmp_path))
+
+    written = ":".join(run.checkpoint.traceparent.split("-")[1:3])
+    assert {s.name: s.links for s in far} == {
+        "lepton.evaluate": [written],
+        "lepton.register": [written],
+    }
+    (near,) = [s for s in made.spans() if s.name == "lepton.evaluate"]
+    assert (near.links, near.parent_id) == ([], written[33:])  # it is below that span
 
 
 def test_an_answer_says_where_it_came_from(made: Loop) -> None:
