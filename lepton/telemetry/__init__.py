@@ -22,6 +22,7 @@ from lepton.telemetry.logs import keep_logs
 from lepton.telemetry.losses import Loss, losses_of, lost_spans
 from lepton.telemetry.metrics import measure, measure_all, measuring, scrape_by, watch
 from lepton.telemetry.pace import Pace, Paced
+from lepton.telemetry.sampling import Few
 from lepton.telemetry.spans import Span, record, span
 from lepton.telemetry.spool import Spool
 from lepton.telemetry.store import SpanRecord, spans_of
@@ -30,6 +31,7 @@ from lepton.telemetry.wire import Common
 __all__ = [
     "Carrier",
     "Common",
+    "Few",
     "Left",
     "Loss",
     "Pace",

@@ -80,6 +80,9 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "lepton.precision": Attribute("float", "1", "macro average, 0 to 1"),
     "lepton.r2": Attribute("float", "1", "coefficient of determination, at most 1"),
     "lepton.rank": Attribute("int", "", "rank of the worker, from 0"),
+    "lepton.reads": Attribute(
+        "int", "{read}", "reads that the span stands for: its own, and those left out before it"
+    ),
     "lepton.recall": Attribute("float", "1", "macro average, 0 to 1"),
     "lepton.requests": Attribute("int", "{request}", "number of requests"),
     "lepton.rows": Attribute("int", "{row}", "number of rows"),
@@ -163,8 +166,8 @@ SPANS: Mapping[str, Convention] = {
     ),
     "lepton.read": Convention(
         "worker or Ray Data task",
-        "Reading one unit of rows.",
-        ("lepton.epoch", "lepton.lane", "lepton.rows"),
+        "Reading one unit of rows: of those beyond a few hundred, some in a second.",
+        ("lepton.epoch", "lepton.lane", "lepton.rows", "lepton.reads"),
     ),
     "lepton.train.epoch": Convention(
         "worker of rank 0",
@@ -192,7 +195,9 @@ SPANS: Mapping[str, Convention] = {
         ("lepton.rank", "lepton.world_size", "lepton.step", "lepton.rows", "lepton.input_wait_s"),
     ),
     "lepton.train.failure": Convention(
-        "worker of rank 0", "From noticing a loss until the next step was made.", _RESIZE
+        "worker of rank 0",
+        "From when the others were waited for in vain until the next step was made.",
+        _RESIZE,
     ),
     "lepton.train.resize": Convention(
         "worker of rank 0", "From coming together anew until the next step was made.", _RESIZE
@@ -210,6 +215,9 @@ SPANS: Mapping[str, Convention] = {
     ),
     "lepton.checkpoint.write": Convention("worker of rank 0", "Writing the data files."),
     "lepton.checkpoint.commit": Convention("worker of rank 0", "Putting the manifest in place."),
+    "lepton.recovery.detect": Convention(
+        "worker of rank 0", "From when its part of a step was given until the loss was noticed."
+    ),
     "lepton.recovery.meet": Convention(
         "worker of rank 0", "From noticing a loss or a change until the workers had met anew."
     ),

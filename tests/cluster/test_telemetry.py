@@ -93,7 +93,10 @@ def test_every_span_is_where_it_belongs(told: Told) -> None:
         ("lepton.train", "lepton.demo"),
         *((name, "lepton.train") for name in OF_TRAINING),
         *((f"lepton.checkpoint.{x}", "lepton.checkpoint") for x in ("snapshot", "write", "commit")),
-        *((f"lepton.recovery.{x}", "lepton.train.failure") for x in ("meet", "state", "step")),
+        *(
+            (f"lepton.recovery.{x}", "lepton.train.failure")
+            for x in ("detect", "meet", "state", "step")
+        ),
         *((name, "lepton.demo") for name in ("lepton.evaluate", "lepton.register")),
         ("lepton.promote", "lepton.demo"),
         ("lepton.gate", "lepton.promote"),

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
 import lepton
@@ -17,7 +19,7 @@ from lepton import telemetry
 from lepton.registry import Registry
 from lepton.serving.protocol import request_of
 from lepton.serving.replica import Replica
-from lepton.telemetry import metrics
+from lepton.telemetry import Few, metrics
 from lepton.telemetry.baggage import entries_of
 from lepton.telemetry.conventions import ATTRIBUTES, ON_ALL, SPANS, strays
 from lepton.telemetry.reference import page
@@ -30,7 +32,8 @@ lepton.checkpoint.snapshot lepton.checkpoint.write lepton.checkpoint_table
 lepton.cross_validate lepton.demo lepton.evaluate lepton.gate
 lepton.model.load lepton.model.run lepton.open lepton.optimize lepton.pause lepton.plan
 lepton.promote lepton.read
-lepton.recovery.meet lepton.recovery.state lepton.recovery.step lepton.register
+lepton.recovery.detect lepton.recovery.meet lepton.recovery.state lepton.recovery.step
+lepton.register
 lepton.request lepton.restore lepton.rollback lepton.score lepton.slow_step lepton.steps
 lepton.table lepton.train
 lepton.train.epoch lepton.train.failure lepton.train.resize lepton.train.straggler lepton.tune
@@ -147,6 +150,26 @@ def test_what_is_recorded_is_in_the_table(made: Loop) -> None:
     }
     failed = [s for s in spans if s.status == "error"]
     assert [(s.name, s.attributes["error.type"]) for s in failed] == [("lepton.train", "OSError")]
+
+
+def test_every_read_is_told_of(made: Loop) -> None:
+    reads = [s.attributes for s in made.spans() if s.name == "lepton.read"]
+
+    assert sum(r["lepton.reads"] for r in reads) == len(reads) > 0
+
+
+@given(st.lists(st.floats(0, 3), max_size=300))
+def test_few_of_many_stand_for_all(pauses: list[float]) -> None:
+    few = Few(at_once=5, a_second=2)
+    times = [1000 + sum(pauses[: n + 1]) for n in range(len(pauses))]
+    taken = [few.take(at) for at in times]
+
+    kept = [n for n, reads in enumerate(taken) if reads]
+    assert sum(taken) == (kept[-1] + 1 if kept else 0)  # but for the last ones left out
+    assert taken[:5] == [1] * len(taken[:5])
+    for first, at in enumerate(times):
+        within = [n for n in kept if n >= first and times[n] <= at + 10]
+        assert len(within) <= 5 + 2 * 10 + 1
 
 
 def test_windows_of_steps_tell_of_every_step_and_row(made: Loop) -> None:
