@@ -31,8 +31,10 @@ from lepton.errors import LeptonError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+    from lepton.telemetry import Carrier
+
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order of precedence
-_TRACE_VARIABLES = ("TRACEPARENT", "TRACESTATE")
+_TRACE_VARIABLES = ("TRACEPARENT", "TRACESTATE", "BAGGAGE")
 _DONE = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _LAST_LINES = 20
 _POLL_SECONDS = 0.5
@@ -130,6 +132,7 @@ def submit(
     working_dir: str | Path | None = None,
     env: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    trace: Carrier | None = None,
 ) -> Job:
     """Submit a job to a running Ray cluster and return at once.
 
@@ -140,9 +143,10 @@ def submit(
             both (in Ray's own client the variables win).
         working_dir: a folder to send along (what .gitignore names stays behind), or a URI that
             Ray can fetch. The job runs in it. Without it nothing is sent.
-        env: environment variables for the job and its workers. TRACEPARENT and TRACESTATE of
-            the calling process go along, so that the job continues its trace.
+        env: environment variables for the job and its workers. TRACEPARENT, TRACESTATE and
+            BAGGAGE of the calling process go along, so that the job continues its trace.
         metadata: kept with the job, for people.
+        trace: the span that the job continues instead.
 
     Raises:
         ValueError: the script is not there, or not inside ``working_dir``.
@@ -150,7 +154,8 @@ def submit(
     """
     entrypoint = _command(entrypoint_or_script, working_dir)
     runtime_env: dict[str, Any] = {}
-    if variables := _variables(env, os.environ):
+    asked = {name.upper(): value for name, value in trace.headers.items()} if trace else {}
+    if variables := _variables({**asked, **(env or {})}, os.environ):
         runtime_env["env_vars"] = variables
     if working_dir is not None:
         runtime_env["working_dir"] = str(working_dir)
@@ -181,7 +186,7 @@ def _command(entrypoint_or_script: str | Path, working_dir: str | Path | None) -
 def _variables(env: Mapping[str, str] | None, caller: Mapping[str, str]) -> dict[str, str]:
     """Return the job's variables: the caller's trace context, then what was asked for."""
     trace = {name: caller[name] for name in _TRACE_VARIABLES if name in caller}
-    # A tracestate belongs to its traceparent.
+    # A tracestate and baggage belong to their traceparent.
     return ({} if env and "TRACEPARENT" in env else trace) | dict(env or {})
 
 

@@ -9,7 +9,8 @@ stays where it was last committed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -20,7 +21,7 @@ from lepton.lake import home_of
 from lepton.promotion.canary import CanaryRule
 from lepton.promotion.judging import GateLike, gates_of, judge
 from lepton.promotion.replacing import Turns
-from lepton.promotion.trial import Move, Plan, take_up
+from lepton.promotion.trial import Move, Plan, take_up, told_of
 from lepton.registry import ModelState, ModelVersion, Registry
 from lepton.registry.events import check_alias
 from lepton.serving import App, Service, start
@@ -159,14 +160,19 @@ def alias(
 
 
 def pause(
-    model: str, *, reason: str = "by hand", home: str | os.PathLike[str] | None = None
+    model: str,
+    *,
+    reason: str = "by hand",
+    home: str | os.PathLike[str] | None = None,
+    trace: Carrier | None = None,
 ) -> ModelState:
     """Take the share of the version on trial away for a while; promoting it again goes on.
 
     Raises:
         RegistryError: no version is on trial.
     """
-    return Registry(f"{home_of(home)}/registry").pause(model, expect=None, reason=reason)
+    with _moving("lepton.pause", model, home, trace) as (registry, under):
+        return registry.pause(model, expect=None, reason=reason, **under)
 
 
 def abort(
@@ -174,6 +180,7 @@ def abort(
     *,
     reason: str = "by hand",
     home: str | os.PathLike[str] | None = None,
+    trace: Carrier | None = None,
 ) -> ModelState:
     """Give up the version on trial; the champion stays, whoever that is.
 
@@ -182,7 +189,8 @@ def abort(
     Raises:
         RegistryError: no version is on trial.
     """
-    return Registry(f"{home_of(home)}/registry").abort_canary(model, expect=None, reason=reason)
+    with _moving("lepton.abort", model, home, trace) as (registry, under):
+        return registry.abort_canary(model, expect=None, reason=reason, **under)
 
 
 def rollback(
@@ -199,21 +207,33 @@ def rollback(
     Raises:
         RegistryError: there is neither a trial nor a former champion.
     """
-    root = home_of(home)
-    registry = Registry(f"{root}/registry")
-    parent = trace or Carrier("", f"{root}/traces")
-    with telemetry.span("lepton.rollback", parent, attributes={"lepton.model": model}):
+    with _moving("lepton.rollback", model, home, trace) as (registry, under):
         pointer = registry.state(model).pointer
-        if pointer.trial is not None:
-            state = registry.abort_canary(model, expect=pointer.seq, reason=reason)
-        else:
-            state = registry.rollback(model, expect=pointer.seq, reason=reason)
+        move = registry.rollback if pointer.trial is None else registry.abort_canary
+        state = move(model, expect=pointer.seq, reason=reason, **under)
         try:
             app = attach(model)
         except ServingError:
             return state
         Turns(app=app, registry=registry, tell=_nobody).settle(state)
     return state
+
+
+@contextmanager
+def _moving(
+    name: str, model: str, home: str | os.PathLike[str] | None, trace: Carrier | None
+) -> Generator[tuple[Registry, dict[str, str]]]:
+    """Take a version back under a span: yield the registry, and what it is told of the span."""
+    root = home_of(home)
+    parent = trace or Carrier("", f"{root}/traces")
+    with telemetry.span(name, parent, attributes={"lepton.model": model}) as span:
+        registry = Registry(f"{root}/registry")
+        state = registry.state(model)
+        number = state.pointer.trial or state.pointer.champion
+        if number is not None:
+            span.set(lepton_version=number)
+            span.link(str(registry.version(model, number).lineage.get("traceparent", "")))
+        yield registry, told_of(span.carrier)
 
 
 def steps_of(canary: float | Sequence[float] | None) -> tuple[float, ...]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lepton.errors import ServingError
 from lepton.registry import ModelState, Registry
 from lepton.serving import App
 from lepton.serving.client import ShortOfMemory
+from lepton.telemetry import Carrier
 
 WAIT_S = 180.0
 LOOK_S = 0.2
@@ -31,13 +32,13 @@ class Turns:
         app: asked about its replicas.
         registry: gets a record of it.
         tell: told of each replica in a few words.
-        trace_id: the trace under which it happens.
+        carrier: of the span under which it happens.
     """
 
     app: App
     registry: Registry
     tell: Callable[[str], None]
-    trace_id: str = ""
+    carrier: Carrier = field(default_factory=Carrier)
 
     def settle(self, state: ModelState) -> None:
         """Wait until every replica serves the pointer.
@@ -86,7 +87,7 @@ class Turns:
             version,
             details={"replicas": replaced, "surge": surge, "seconds": seconds},
             reason=why,
-            trace_id=self.trace_id,
+            trace_id=self.carrier.trace_id,
         )
 
     def _behind(self, seq: int) -> list[Told]:

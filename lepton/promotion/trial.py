@@ -8,8 +8,8 @@ that version again (and so carries on), or rolls back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -79,7 +79,7 @@ class Move:
             self.chosen.version,
             expect=state.pointer.seq,
             gate=self.results,
-            trace_id=self.carrier.trace_id,
+            **told_of(self.carrier),
         )
         self.tell(f"version {self.chosen.version} at 100 %")
         return moved
@@ -102,7 +102,7 @@ class Move:
             app.wait_for(moved.pointer.seq)
         except Exception as e:
             with suppress(ConflictError):  # somebody else has moved the pointer on
-                put_back(self.registry, moved, str(e))
+                put_back(self.registry, moved, str(e), self.carrier)
             if app is not None and close:
                 app.close()
             raise
@@ -124,8 +124,7 @@ class Move:
 
     def turns(self, app: App) -> Turns:
         """Return how an application's replicas take it up."""
-        trace_id = self.carrier.trace_id
-        return Turns(app=app, registry=self.registry, tell=self.tell, trace_id=trace_id)
+        return Turns(app=app, registry=self.registry, tell=self.tell, carrier=self.carrier)
 
     def steps_left(self, state: ModelState, asked: Sequence[float]) -> Sequence[float]:
         """Return the shares that a canary has yet to be given, the one that it has first.
@@ -148,8 +147,9 @@ class Move:
             self.tell(f"version {self.chosen.version}: its {trial.kind} goes on")
         else:
             state = self._begin(state, trial)
-        attributes = {"lepton.share": trial.share}
-        with telemetry.span("lepton.canary", self.carrier, attributes=attributes):
+        about = {**_about(self.chosen), "lepton.share": trial.share}
+        links = [_trained(self.chosen)]
+        with telemetry.span("lepton.canary", self.carrier, attributes=about, links=links):
             take_up(self.turns(app), state)
             return self._watch(app)
 
@@ -169,7 +169,7 @@ class Move:
             expect=state.pointer.seq,
             gate=self.results,
             rule=asdict(rule),
-            trace_id=self.carrier.trace_id,
+            **told_of(self.carrier),
             **more,
         )
         word = "shadow of" if trial.kind == "shadow" else ""
@@ -208,9 +208,10 @@ class Move:
 
     def _give_up(self, app: App, pointer: Pointer, reason: str) -> None:
         model = self.chosen.model
-        back = self.registry.abort_canary(model, expect=pointer.seq, reason=reason)
-        with suppress(ServingError):  # why it was given up is what matters
-            app.wait_for(back.pointer.seq)
+        with taking_back(self.chosen, self.carrier) as under:
+            back = self.registry.abort_canary(model, expect=pointer.seq, reason=reason, **under)
+            with suppress(ServingError):  # why it was given up is what matters
+                app.wait_for(back.pointer.seq)
         raise ServingError(
             f"{model} version {self.chosen.version} was rolled back: {reason}; version "
             f"{pointer.champion} serves on"
@@ -268,18 +269,53 @@ def take_up(turns: Turns, state: ModelState) -> None:
     except ServingError as e:
         # why it could not be taken up is what matters; who has moved the pointer meanwhile decides
         with suppress(ServingError, ConflictError):
-            turns.settle(put_back(turns.registry, state, str(e)))
+            turns.settle(put_back(turns.registry, state, str(e), turns.carrier))
         raise
 
 
-def put_back(registry: Registry, moved: ModelState, reason: str) -> ModelState:
-    """Take back what moved the pointer last.
+def put_back(registry: Registry, moved: ModelState, reason: str, carrier: Carrier) -> ModelState:
+    """Take back what moved the pointer last, without anybody's asking.
+
+    Args:
+        registry: where it is.
+        moved: as it was moved.
+        reason: why it is taken back.
+        carrier: of its promotion.
 
     Raises:
         ConflictError: somebody else has moved it since.
     """
     model, pointer = moved.model, moved.pointer
     back = registry.withdraw if pointer.previous is None else registry.rollback
+    tried = pointer.champion
     if pointer.trial is not None:
-        back = registry.abort_canary
-    return back(model, expect=pointer.seq, reason=reason)
+        back, tried = registry.abort_canary, pointer.trial
+    with taking_back(registry.version(model, tried or 0), carrier) as under:
+        return back(model, expect=pointer.seq, reason=reason, **under)
+
+
+@contextmanager
+def taking_back(version: ModelVersion, carrier: Carrier) -> Generator[dict[str, str]]:
+    """Take a version back, under a span; yield what the registry is told.
+
+    Args:
+        version: what is taken back.
+        carrier: of its promotion.
+    """
+    how: dict[str, Any] = {"attributes": _about(version), "links": [_trained(version)]}
+    with telemetry.span("lepton.rollback", carrier, **how) as span:
+        yield told_of(span.carrier)
+
+
+def told_of(carrier: Carrier) -> dict[str, str]:
+    """Return what the registry is told of the span that moves it."""
+    return {"trace_id": carrier.trace_id, "traceparent": carrier.traceparent}
+
+
+def _about(version: ModelVersion) -> dict[str, Any]:
+    return {"lepton.model": version.model, "lepton.version": version.version}
+
+
+def _trained(version: ModelVersion) -> str:
+    """The span that wrote its checkpoint."""
+    return str(version.lineage.get("traceparent", ""))

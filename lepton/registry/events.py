@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -119,7 +119,8 @@ class Event:
         details: ``by``, ``rule`` and ``steps`` for a trial; ``alias`` for ``aliased`` (which takes
             it away without a version); ``tags`` (null takes one away), ``note`` and ``protected``,
             each only if it changes, for ``described``; ``table`` and ``metrics`` for ``measured``;
-            ``replicas`` (how many), ``surge`` and ``seconds`` for ``replaced``.
+            ``replicas`` (how many), ``surge`` and ``seconds`` for ``replaced``; ``traceparent`` of
+            the span under which a trial, a promotion or what ends it happened.
         reason: why, for ``paused``, ``aborted``, ``rolled_back``, ``withdrawn``, ``replaced`` and
             ``deleted``.
         gate: results of the gates that were checked.
@@ -192,6 +193,21 @@ def undoes(event: Event, kind: str, alias: str = "") -> bool:
         return True
     same_alias = event.kind == kind == "aliased" and event.details.get("alias") == alias
     return event.kind in MOVES or same_alias
+
+
+def asked_for_by(events: Sequence[Event], version: int) -> str:
+    """Return the traceparent under which a version was last given requests; empty if unknown.
+
+    Args:
+        events: of its model, oldest first.
+        version: one that the pointer names.
+    """
+    given = ("shadow", "canary", "promoted")
+    for event in reversed(events):
+        back = event.kind == "rolled_back"  # to the champion there is now
+        if back or (event.kind in given and event.version == version):
+            return str(event.details.get("traceparent", ""))
+    return ""
 
 
 def _moved(state: ModelState, event: Event) -> Pointer:

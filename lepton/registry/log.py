@@ -115,7 +115,11 @@ class EventLog:
             raise ValueError(f"time {time} has no time zone: say datetime(..., tzinfo=UTC)")
         return state_of(model, takewhile(lambda e: e.time <= time, self.history(model)))
 
-    def _move(self, model: str, expect: int | None, kind: str, **fields: Any) -> ModelState:
+    def _move(
+        self, model: str, expect: int | None, kind: str, *, traceparent: str = "", **fields: Any
+    ) -> ModelState:
+        if traceparent:
+            fields["details"] = {**fields.get("details", {}), "traceparent": traceparent}
         for _ in range(RETRIES):
             with self._lock:
                 state = self.state(model)

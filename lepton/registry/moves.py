@@ -76,6 +76,7 @@ class Registry(EventLog):
         rule: Mapping[str, Any] | None = None,
         steps: Sequence[float] = (),
         trace_id: str = "",
+        traceparent: str = "",
     ) -> ModelState:
         """Give a version a share of requests beside the champion.
 
@@ -90,6 +91,7 @@ class Registry(EventLog):
             rule: what it has to show, kept for whoever carries on.
             steps: shares that it shall have one after another, kept for the same.
             trace_id: the trace under which this happens.
+            traceparent: the span, so that replicas know under what they load a version.
 
         Raises:
             ConflictError: the pointer has moved since ``expect``.
@@ -98,8 +100,14 @@ class Registry(EventLog):
         details: dict[str, Any] = {"by": by.lower(), "rule": dict(rule or {})}
         if len(steps) > 1:
             details["steps"] = list(steps)
-        fields = {"version": version, "share": share, "gate": _plain(gate), "details": details}
-        return self._move(model, expect, "canary", trace_id=trace_id, **fields)
+        fields: dict[str, Any] = {
+            "version": version,
+            "share": share,
+            "gate": _plain(gate),
+            "details": details,
+        }
+        under = {"trace_id": trace_id, "traceparent": traceparent}
+        return self._move(model, expect, "canary", **under, **fields)
 
     def start_shadow(
         self,
@@ -111,15 +119,31 @@ class Registry(EventLog):
         gate: Sequence[Any] = (),
         rule: Mapping[str, Any] | None = None,
         trace_id: str = "",
+        traceparent: str = "",
     ) -> ModelState:
         """Have a version asked a share of the requests too; arguments as :meth:`start_canary`."""
         details = {"rule": dict(rule or {})}
-        fields = {"version": version, "share": share, "gate": _plain(gate), "details": details}
-        return self._move(model, expect, "shadow", trace_id=trace_id, **fields)
+        fields: dict[str, Any] = {
+            "version": version,
+            "share": share,
+            "gate": _plain(gate),
+            "details": details,
+        }
+        under = {"trace_id": trace_id, "traceparent": traceparent}
+        return self._move(model, expect, "shadow", **under, **fields)
 
-    def pause(self, model: str, *, expect: int | None, reason: str = "") -> ModelState:
+    def pause(
+        self,
+        model: str,
+        *,
+        expect: int | None,
+        reason: str = "",
+        trace_id: str = "",
+        traceparent: str = "",
+    ) -> ModelState:
         """Take the trial's share away for a while; starting the trial again ends the pause."""
-        return self._move(model, expect, "paused", reason=reason)
+        under = {"trace_id": trace_id, "traceparent": traceparent}
+        return self._move(model, expect, "paused", reason=reason, **under)
 
     def alias(
         self,
@@ -140,7 +164,11 @@ class Registry(EventLog):
             ConflictError, RegistryError: as :meth:`start_canary`.
         """
         check_alias(alias)
-        fields = {"version": version, "gate": _plain(gate), "details": {"alias": alias}}
+        fields: dict[str, Any] = {
+            "version": version,
+            "gate": _plain(gate),
+            "details": {"alias": alias},
+        }
         return self._move(model, expect, "aliased", trace_id=trace_id, **fields)
 
     def unalias(
@@ -230,10 +258,11 @@ class Registry(EventLog):
         expect: int | None,
         gate: Sequence[Any] = (),
         trace_id: str = "",
+        traceparent: str = "",
     ) -> ModelState:
         """Make a version the champion; raises as :meth:`start_canary`."""
-        fields = {"version": version, "gate": _plain(gate), "trace_id": trace_id}
-        return self._move(model, expect, "promoted", **fields)
+        under = {"trace_id": trace_id, "traceparent": traceparent}
+        return self._move(model, expect, "promoted", version=version, gate=_plain(gate), **under)
 
     def replaced(
         self,
@@ -256,26 +285,47 @@ class Registry(EventLog):
         Raises:
             RegistryError: as :meth:`start_canary`.
         """
-        fields = {"version": version, "details": details, "reason": reason, "trace_id": trace_id}
-        return self._move(model, None, "replaced", **fields)
+        fields: dict[str, Any] = {"details": details, "reason": reason, "trace_id": trace_id}
+        return self._move(model, None, "replaced", version=version, **fields)
 
     def abort_canary(
-        self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
+        self,
+        model: str,
+        *,
+        expect: int | None,
+        reason: str,
+        trace_id: str = "",
+        traceparent: str = "",
     ) -> ModelState:
         """End the trial of a canary or a shadow; raises as :meth:`start_canary`."""
-        return self._move(model, expect, "aborted", reason=reason, trace_id=trace_id)
+        under = {"trace_id": trace_id, "traceparent": traceparent}
+        return self._move(model, expect, "aborted", reason=reason, **under)
 
     def rollback(
-        self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
+        self,
+        model: str,
+        *,
+        expect: int | None,
+        reason: str,
+        trace_id: str = "",
+        traceparent: str = "",
     ) -> ModelState:
         """Make the former champion the champion; raises as :meth:`start_canary`."""
-        return self._move(model, expect, "rolled_back", reason=reason, trace_id=trace_id)
+        under = {"trace_id": trace_id, "traceparent": traceparent}
+        return self._move(model, expect, "rolled_back", reason=reason, **under)
 
     def withdraw(
-        self, model: str, *, expect: int | None, reason: str, trace_id: str = ""
+        self,
+        model: str,
+        *,
+        expect: int | None,
+        reason: str,
+        trace_id: str = "",
+        traceparent: str = "",
     ) -> ModelState:
         """Take a first champion back, as it could not be served; raises as :meth:`start_canary`."""
-        return self._move(model, expect, "withdrawn", reason=reason, trace_id=trace_id)
+        under = {"trace_id": trace_id, "traceparent": traceparent}
+        return self._move(model, expect, "withdrawn", reason=reason, **under)
 
 
 def _following(state: ModelState, **fields: Any) -> ModelVersion:

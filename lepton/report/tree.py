@@ -106,4 +106,6 @@ def _trouble(row: Row) -> str:
     parts = [", ".join(kinds)] if bad else []
     if bad and len(row.spans) > 1:
         parts = [f"{len(bad)} failed: {', '.join(kinds)}"]
+    if any("lepton.unfinished" in s.attributes for s in row.spans):
+        parts.append("not ended")
     return "; ".join(parts + (["its parent was not recorded"] if row.orphan else []))

@@ -54,12 +54,14 @@ class Batch:
         began_ns, ended_ns: when the model ran, Unix time; 0 if it was not run in a batch.
         requests: that were run together.
         rows: of them all.
+        model_ns: when the model ran for this request, from and to.
     """
 
     began_ns: int = 0
     ended_ns: int = 0
     requests: int = 0
     rows: int = 0
+    model_ns: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,7 +238,11 @@ def _tell(batch: Batch, began_ns: int, ended_ns: int, requests: int, rows: int) 
 def _run_all(batch: Sequence[_Waiting], pace: Pace) -> list[Outputs | Exception]:
     if len(batch) > 1:
         try:
+            began_ns = time.time_ns()
             whole = _timed(batch[0].run, pa.concat_tables([one.rows for one in batch]), pace)
+            at = began_ns, time.time_ns()
+            for one in batch:
+                one.batch.model_ns = at
             return list(_cut(whole, [len(one.rows) for one in batch]))
         except Exception:  # noqa: BLE001, S110 - whose fault it is shows when each runs alone
             pass
@@ -244,10 +250,13 @@ def _run_all(batch: Sequence[_Waiting], pace: Pace) -> list[Outputs | Exception]
 
 
 def _alone(one: _Waiting, pace: Pace) -> Outputs | Exception:
+    began_ns = time.time_ns()
     try:
         return _timed(one.run, one.rows, pace)
     except Exception as e:  # noqa: BLE001 - it is raised again where the request waits
         return e
+    finally:
+        one.batch.model_ns = began_ns, time.time_ns()
 
 
 def _timed(run: Run, rows: Any, pace: Pace) -> Outputs:

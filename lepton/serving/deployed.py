@@ -47,7 +47,6 @@ class DeployedReplica(Replica):
             batcher=self._batcher,
             answers=self._answers,
             spans=self._spans,
-            directory=self._directory,
         )
         app = self._absence.before(generation.before(self._application()))
         return guarded(app, self._access) if self._access else app

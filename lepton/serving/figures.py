@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from operator import sub
 
 from lepton import telemetry
+from lepton.serving.outcome import RPC_CODES
 from lepton.telemetry import Common, Left
 
 SHARES_S = 5.0
@@ -30,10 +31,12 @@ class Figures:
         """Measure requests that were answered alike; those made for a shadow do not count."""
         if common.kind != "server":
             return
-        about, error = common.attributes, common.error
+        about = common.attributes
+        error = common.error or about.get("error.type", "")
         *_, starts, ends = zip(*spans, strict=True)
         took = [ns / 1e9 if ns > 0 else 0.0 for ns in map(sub, ends, starts)]
-        labels = {key: about[key] for key in _LABELS} | ({"error.type": error} if error else {})
+        labels = {key: about[key] for key in _LABELS} | _as_http(about)
+        labels |= {"error.type": error} if error else {}
 
         def trace_of(at: int) -> str:
             return f"{spans[at][1][:53]}0{sampled:d}"
@@ -57,9 +60,15 @@ class Figures:
         self._answered = Counter(dict.fromkeys(self._answered, 0))
 
 
+def _as_http(about: Mapping[str, object]) -> dict[str, object]:
+    """Method and status, of calls by gRPC as they would be over HTTP: one metric has them all."""
+    code = about.get("rpc.grpc.status_code")
+    status = about["http.response.status_code"] if code is None else _STATUSES[code]
+    return {"http.request.method": "POST", "http.response.status_code": status}
+
+
+_STATUSES: Mapping[object, int] = {code: status for status, code in RPC_CODES.items()}
 _LABELS = (
-    "http.request.method",
-    "http.response.status_code",
     "lepton.model",
     "lepton.version",
     "lepton.variant",

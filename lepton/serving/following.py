@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,11 +28,11 @@ from lepton.checkpoints.reading import Unreachable
 from lepton.errors import LeptonError
 from lepton.export.recorded import compare
 from lepton.export.restore import Predictor
-from lepton.registry import ModelVersion, Pointer, Registry
+from lepton.registry import ModelVersion, Pointer, Registry, asked_for_by
 from lepton.serving.arrays import Arrays, can_read
 from lepton.serving.inputs import Input, input_of
 from lepton.serving.room import NoRoom, Room, weights_of
-from lepton.telemetry import Carrier
+from lepton.telemetry import Carrier, carrier_of
 
 FOLLOW_S = 0.25
 LONGEST_PAUSE_S = 30.0
@@ -42,14 +42,20 @@ log = logging.getLogger("lepton")
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """A version in memory."""
+    """A version in memory.
+
+    Attributes:
+        traceparent: of its checkpoint. deployment: of what brought it into memory.
+        weights: bytes.
+    """
 
     version: int
     predictor: Predictor
     inputs: tuple[Input, ...]
     traceparent: str
     baggage: str = ""
-    weights: int = 0  # bytes
+    weights: int = 0
+    deployment: str = ""
 
     @cached_property
     def as_arrays(self) -> bool:
@@ -90,7 +96,7 @@ class Follower:
     Args:
         model: the registered name.
         home: where the registry is.
-        trace: the span that loads are recorded under.
+        trace: the span that loads are recorded under where the registry names none.
         room: where nets compute, and in how much memory.
 
     Attributes:
@@ -243,18 +249,21 @@ class Follower:
 
     def _version(self, number: int) -> Resident:
         if number not in self.resident:
+            entry = self._registry.version(self._model, number)
+            asked_for = asked_for_by(self._registry.history(self._model), number)
+            under = carrier_of(asked_for, self._trace.directory, self._trace)
+            about = {"lepton.model": self._model, "lepton.version": number}
+            links = [str(entry.lineage.get("traceparent", ""))]
             began = time.time_ns()
-            self.resident = {**self.resident, number: self._warm(number)}
-            telemetry.record(
-                "lepton.model.load", self._trace, began, attributes={"lepton.version": number}
-            )
+            with telemetry.span("lepton.model.load", under, attributes=about, links=links):
+                warm = replace(self._warm(entry), deployment=under.trace_id and under.traceparent)
+                self.resident = {**self.resident, number: warm}
             seconds = (time.time_ns() - began) / 1e9
             telemetry.measure("lepton.model.load.duration", seconds, {"lepton.model": self._model})
         return self.resident[number]
 
-    def _warm(self, number: int) -> Resident:
-        entry = self._registry.version(self._model, number)
-        manifest = manifest_of(entry)
+    def _warm(self, entry: ModelVersion) -> Resident:
+        number, manifest = entry.version, manifest_of(entry)
         self._make_room(number, manifest)
         return resident_of(entry, manifest, self._room.device)
 

@@ -9,30 +9,40 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
+from starlette.responses import Response
 
 from lepton.serving.answers import Answer, AnswerLog
 from lepton.serving.batching import Batcher, Overloaded
 from lepton.serving.following import Resident
 from lepton.serving.forms import problem
 from lepton.serving.inputs import BadRequest
+from lepton.serving.outcome import SLOW_NS, baggage_of, call_of, request_span
 from lepton.serving.protocol import patience_of
 from lepton.serving.sequences import EVENTS, LINES, Wish, event_of, sequence_of, shown, wish_of
 from lepton.serving.streaming import body_of, next_of, tokens_of, until_left
-from lepton.telemetry import Carrier, Spool, carrier_of
+from lepton.telemetry import Spool, traceparent_in
 
+NAME = "lepton.request"
 LEFT = 499  # as nginx has it: the client closed the connection
 
 
 @dataclass
 class _Stream:
-    """One answer under way."""
+    """One answer under way.
+
+    Attributes:
+        asked: the request's headers.
+        call: its path, or the method that was called by gRPC.
+        above: the traceparent that came. span: of the request's own span.
+        slowest_ns: the longest that its client waited for a token.
+    """
 
     version: Resident
     variant: str
@@ -43,6 +53,35 @@ class _Stream:
     error: str = ""
     tokens: list[int] = field(default_factory=list[int])
     begun: bool = False
+    asked: Mapping[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    call: str = ""
+    above: str = ""
+    span: str = ""
+    token_ns: int = 0
+    slowest_ns: int = 0
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether its client waited long for a token, or for the whole answer."""
+        whole_ns = 0 if self.begun else time.time_ns() - self.began_ns
+        return max(self.slowest_ns, whole_ns) > SLOW_NS
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What each of its answers says, whatever it is."""
+        identity = self.asked.get(b"x-request-id") or self.identity.encode("latin-1", "replace")
+        return [
+            (b"x-request-id", identity),
+            (b"traceparent", self.span.encode()),
+            (b"baggage", baggage_of(self.asked.get(b"baggage"), self.version).encode()),
+            (b"x-lepton-version", str(self.version.version).encode()),
+        ]
+
+    def took(self) -> None:
+        """Note that a token came, or the end."""
+        now = time.time_ns()
+        self.slowest_ns = max(self.slowest_ns, now - (self.token_ns or self.began_ns))
+        self.token_ns = now
 
 
 class Generation:
@@ -52,7 +91,6 @@ class Generation:
         model: its name.
         choose: says which version answers a request, and as what.
         batcher, answers, spans: of the replica.
-        directory: of span files.
     """
 
     def __init__(
@@ -63,7 +101,6 @@ class Generation:
         batcher: Batcher,
         answers: AnswerLog,
         spans: Spool,
-        directory: str | None,
     ) -> None:
         self._model = model
         self._path = re.compile(
@@ -73,7 +110,6 @@ class Generation:
         self._batcher = batcher
         self._answers = answers
         self._spans = spans
-        self._directory = directory
 
     def before(self, app: Any) -> Any:
         """Return an ASGI application that answers these requests, and leaves others to ``app``."""
@@ -103,7 +139,10 @@ class Generation:
             await problem(e.status, str(e))(scope, receive, send)
             return
         identity = f"{random.getrandbits(128):032x}"
-        stream = _Stream(version, variant, identity, time.time_ns())
+        stream = _Stream(version, variant, identity, time.time_ns(), call=call_of(scope))
+        stream.asked = dict(scope["headers"])
+        stream.above = traceparent_in(stream.asked.get(b"traceparent"))
+        stream.span = self._spans.begin(NAME, stream.above)
         try:
             spec = sequence_of(version.inputs, version.predictor.signature.outputs)
             wish = wish_of(await body_of(receive), spec)
@@ -112,21 +151,21 @@ class Generation:
             stream.identity = stream.wish.identity or identity
             await self._send_all(stream, stream.wish, form, receive, send)
         except BadRequest as e:
-            stream.status = e.status
+            stream.status, stream.error = e.status, "" if e.status == LEFT else type(e).__name__
+            self._record(stream)
             if e.status != LEFT:
-                await problem(e.status, str(e))(scope, receive, send)
+                await _refuse(stream, str(e))(scope, receive, send)
         except ConnectionError:
             stream.status = LEFT
-            self._record(request, stream)
+            self._record(stream)
         except asyncio.CancelledError:  # by a server that says so instead
             stream.status = LEFT
-            self._record(request, stream)
+            self._record(stream)
             raise
         except Exception as e:  # noqa: BLE001 - told to the client
             await self._fail(request, stream, e, form, send)
         else:
-            told = self._end(request, stream)
-            await _finish(send, told, form)
+            await _finish(send, stream, self._end(stream), form)
 
     async def _send_all(
         self, stream: _Stream, wish: Wish, form: str, receive: Any, send: Any
@@ -135,9 +174,11 @@ class Generation:
         try:
             async with aclosing(tokens_of(stream.version, wish, self._batcher)) as tokens:
                 while (token := await next_of(tokens, left)) is not None:
+                    stream.took()
                     stream.tokens.append(token)
                     if form:
                         await self._send_token(stream, token, form, send)
+            stream.took()
             if form and not stream.begun:
                 await self._begin(stream, form, send)
         finally:
@@ -148,7 +189,7 @@ class Generation:
         headers = [
             (b"content-type", form.encode()),
             (b"cache-control", b"no-store"),
-            (b"x-lepton-version", str(stream.version.version).encode()),
+            *stream.headers,
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -159,8 +200,9 @@ class Generation:
         body = event_of(told, form)
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
-    def _end(self, request: Request, stream: _Stream) -> dict[str, Any]:
-        wish, span = stream.wish, self._record(request, stream)
+    def _end(self, stream: _Stream) -> dict[str, Any]:
+        self._record(stream)
+        wish = stream.wish
         full = wish is not None and len(stream.tokens) == wish.max_tokens
         return {
             "model_name": self._model,
@@ -168,7 +210,7 @@ class Generation:
             "id": stream.identity,
             "tokens": stream.tokens,
             "finish_reason": "length" if full else "stop",
-            "traceparent": span.traceparent,
+            "traceparent": stream.span,
         }
 
     async def _fail(
@@ -181,45 +223,35 @@ class Generation:
             stream.status, detail = 503, str(error)
         elif isinstance(error, TimeoutError):
             stream.status, detail = 504, "the request's time was over before it was answered"
-        self._record(request, stream)
+        self._record(stream)
         if stream.begun:
             told = {"id": stream.identity, "error": detail, "status": stream.status}
-            await _finish(send, told, form)
+            await _finish(send, stream, told, form)
             return
-        reply = problem(stream.status, detail)
+        reply = _refuse(stream, detail)
         if isinstance(error, Overloaded):
             reply.headers["retry-after"] = str(error.retry_after_s)
         await reply(request.scope, request.receive, send)
 
-    def _record(self, request: Request, stream: _Stream) -> Carrier:
+    def _record(self, stream: _Stream) -> None:
         """Leave the span and the row of the inference log."""
-        headers, version = request.headers, stream.version
-        parent = carrier_of(
-            headers.get("traceparent"), self._directory, baggage=headers.get("baggage")
-        )
-        span = self._spans.add(
-            "lepton.request",
-            parent,
-            stream.began_ns,
-            kind="server",
-            error=stream.error,
-            certain=stream.status >= 500,
-            links=[version.traceparent],
-            attributes={
-                "http.request.method": "POST",
-                "http.response.status_code": stream.status,
-                "lepton.model": self._model,
-                "lepton.version": version.version,
-                "lepton.variant": stream.variant,
-                "lepton.rows": len(stream.tokens),
-                "lepton.checkpoint.trace": version.traceparent,
-            },
+        about = {
+            "lepton.model": self._model,
+            "lepton.version": stream.version.version,
+            "lepton.variant": stream.variant,
+            "lepton.rows": len(stream.tokens),
+        }
+        self._spans.leave(
+            request_span(about, stream.version, stream.call, stream.status, stream.error),
+            stream.above,
+            *(stream.began_ns, time.time_ns()),
+            certain=stream.status >= 500 or stream.is_slow,
+            own=stream.span,
         )
         if stream.status in (200, 500, 504) and stream.wish is not None:
-            self._answers.add(self._row(stream, stream.wish, span))
-        return span
+            self._answers.add(self._row(stream, stream.wish))
 
-    def _row(self, stream: _Stream, wish: Wish, span: Carrier) -> Answer:
+    def _row(self, stream: _Stream, wish: Wish) -> Answer:
         version, good = stream.version, stream.status == 200
         first = version.predictor.signature.outputs[0]
         tokens = np.array([stream.tokens], "int64")
@@ -229,14 +261,21 @@ class Generation:
             version=version.version,
             variant=stream.variant,
             status=stream.status,
-            trace_id=span.trace_id,
+            trace_id=stream.span[3:35],
             latency_ms=(time.time_ns() - stream.began_ns) / 1e6,
             rows=shown(wish.prompt, version.inputs[0], first) if good else None,
             outputs={"tokens": tokens} if good and stream.tokens else {},
         )
 
 
-async def _finish(send: Any, told: dict[str, Any], form: str) -> None:
+def _refuse(stream: _Stream, detail: str) -> Response:
+    """Return what is answered instead of tokens."""
+    reply = problem(stream.status, detail)
+    reply.raw_headers.extend(stream.headers)
+    return reply
+
+
+async def _finish(send: Any, stream: _Stream, told: dict[str, Any], form: str) -> None:
     """Send the last event, or the whole answer."""
     if form:
         await send({"type": "http.response.body", "body": event_of(told, form)})
@@ -245,7 +284,7 @@ async def _finish(send: Any, told: dict[str, Any], form: str) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"x-lepton-version", told["model_version"].encode()),
+        *stream.headers,
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -29,6 +29,7 @@ from lepton.serving.grpc_streams import (
     tokens_from,
 )
 from lepton.serving.inputs import MAX_BYTES, BadRequest
+from lepton.serving.outcome import RPC
 
 LENGTH = "inference-header-content-length"
 GRACE_S = 10.0
@@ -143,7 +144,7 @@ class Listener:
 
     async def _infer(self, request: Any, context: Any) -> Any:
         try:
-            reply = await self._asked(request, context)
+            reply = await self._asked(request, context, "ModelInfer")
         except BadRequest as e:
             await context.abort(CODES[400], str(e))
             raise AssertionError from e  # abort() always raises
@@ -153,8 +154,8 @@ class Listener:
             await _refuse(context, reply)
         return answer_of(reply.body, int(reply.headers[LENGTH]))
 
-    async def _asked(self, request: Any, context: Any) -> Reply:
-        """Ask for one inference.
+    async def _asked(self, request: Any, context: Any, method: str) -> Reply:
+        """Ask for one inference, as that method of the protocol does.
 
         Raises:
             BadRequest: the message cannot be a request.
@@ -162,12 +163,13 @@ class Listener:
         body, length = body_of(request, context.time_remaining())
         headers = {LENGTH: str(length), "content-length": str(len(body))}
         path = _path(request.model_name, request.model_version)
-        return await self._ask("POST", f"{path}/infer", context, headers, body)
+        given = {**_given(context), **headers}
+        return await ask(self._app, "POST", f"{path}/infer", given, body, rpc=RPC + method)
 
     async def _stream(self, requests: Any, context: Any) -> AsyncGenerator[Any]:
         async def one(request: Any) -> Any:
             try:
-                reply = await self._asked(request, context)
+                reply = await self._asked(request, context, "ModelStreamInfer")
             except BadRequest as e:
                 return failure_of(request, str(e))
             if reply.status == 401:  # so is all that this stream asks
@@ -185,6 +187,7 @@ class Listener:
                 return
             headers = {**_given(context), **HEADERS, "content-length": str(len(body))}
             scope = _scope("POST", f"{path}/generate_stream", headers)
+            scope["rpc"] = f"{RPC}ModelStreamInfer"
             async with aclosing(tokens_from(self._app, scope, body, request)) as messages:
                 async for message in messages:
                     yield message
@@ -200,19 +203,20 @@ class Listener:
         return orjson.loads(reply.body)
 
     async def _get(self, path: str, context: Any) -> Reply:
-        return await self._ask("GET", path, context, {}, b"")
-
-    async def _ask(
-        self, method: str, path: str, context: Any, headers: Mapping[str, str], body: bytes
-    ) -> Reply:
-        return await ask(self._app, method, path, {**_given(context), **headers}, body)
+        return await ask(self._app, "GET", path, _given(context))
 
 
 async def ask(
-    app: Any, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
+    app: Any,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: bytes = b"",
+    *,
+    rpc: str = "",
 ) -> Reply:
-    """Ask an ASGI application in this event loop."""
-    scope = _scope(method, path, headers)
+    """Ask an ASGI application in this event loop; ``rpc`` is the method that was called."""
+    scope = {**_scope(method, path, headers), "rpc": rpc}
     unread = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[Any] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,17 +15,36 @@ from lepton.serving.arrays import Arrays
 from lepton.serving.batching import Batch
 from lepton.serving.following import Resident
 from lepton.serving.protocol import Inquiry
-from lepton.telemetry import Carrier, Common, Spool, traceparent_in
+from lepton.telemetry import Carrier, Common, Spool, entries_of, traceparent_in
 
 SLOW_NS = 1_000_000_000
 """From when on a request is slow: its span is recorded though its trace is not sampled."""
+BATCHES_NS = 1_000_000_000
+"""Beside those of slow and failed requests, one batch in so long is told of."""
+RPC = "/inference.GRPCInferenceService/"
+"""How the path of a call by gRPC begins."""
+RPC_CODES: Mapping[int, int] = {
+    200: 0,
+    400: 3,
+    401: 16,
+    403: 7,
+    404: 5,
+    413: 8,
+    499: 1,
+    500: 13,
+    503: 14,
+    504: 4,
+}
+"""gRPC's number for an HTTP status; others are internal errors, as 500."""
+_RUN = Common("lepton.model.run")
+_VERSION = re.compile("/versions/[^/]+/")
 MOST_COMMON = 1000
 """Kinds of answers whose spans' common part is kept; then it begins anew."""
 
 
 @dataclass
 class Outcome:
-    """What became of a request."""
+    """What became of a request; ``call`` is its path, or the method that was called by gRPC."""
 
     version: Resident
     variant: str
@@ -37,6 +57,7 @@ class Outcome:
     inquiry: Inquiry | Arrays | None = None
     outputs: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict[str, Any])
     batch: Batch | None = None
+    call: str = ""
 
     def fail(self, status: int, error: Exception | str, kind: str = "") -> None:
         """Note what went wrong."""
@@ -60,6 +81,7 @@ class Keeper:
         self._spans = spans
         self._answers = answers
         self._commons: dict[tuple[object, ...], Common] = {}
+        self._next_ns = 0
 
     def span(self, headers: Mapping[bytes, bytes], came: Outcome) -> str:
         """Leave a request's span, under the one that its headers tell of; return its traceparent.
@@ -68,27 +90,31 @@ class Keeper:
         """
         parent = traceparent_in(headers.get(b"traceparent"))
         rows = len(came.inquiry.rows) if came.inquiry else 0
-        key = (came.version.version, came.variant, came.status, came.kind, rows)
+        key = (came.version.version, came.variant, came.status, came.kind, rows, came.call)
         common = self._commons.get(key) or self._common(key, came)
         ended_ns = time.time_ns()
         certain = came.status >= 500 or ended_ns - came.began_ns > SLOW_NS
         left = self._spans.leave(common, parent, came.began_ns, ended_ns, certain=certain)
-        if certain and came.batch is not None and came.batch.ended_ns:
-            self._batch(left, came.batch)
+        if came.batch is not None and came.batch.ended_ns:
+            if certain:
+                self._batch(left, came.batch)
+            elif left[-1] == "1" and ended_ns >= self._next_ns:
+                self._next_ns = ended_ns + BATCHES_NS
+                self._batch(left, came.batch)
         return left
 
     def _batch(self, request: str, batch: Batch) -> None:
-        """Leave the span of a slow or failed request's batch: what is before it was waiting."""
+        """Leave the spans of a request's batch and of the model's run; before it was waiting."""
         about = {"lepton.requests": batch.requests, "lepton.rows": batch.rows}
         common = Common("lepton.batch", "internal", "", [], about)
-        self._spans.leave(common, request, batch.began_ns, batch.ended_ns, certain=True)
+        own = self._spans.leave(common, request, batch.began_ns, batch.ended_ns, certain=True)
+        if batch.model_ns[1]:
+            self._spans.leave(_RUN, own, *batch.model_ns, certain=True)
 
     def _common(self, key: tuple[object, ...], came: Outcome) -> Common:
         if len(self._commons) >= MOST_COMMON:
             self._commons.clear()
-        trace = came.version.traceparent
-        about = {**self._about(came), "lepton.checkpoint.trace": trace}
-        found = Common("lepton.request", "server", came.kind, [trace], about)
+        found = request_span(self._about(came), came.version, came.call, came.status, came.kind)
         self._commons[key] = found
         return found
 
@@ -103,8 +129,9 @@ class Keeper:
             self.carrier(request),
             came.began_ns,
             error=came.kind,
-            links=[came.version.traceparent],
-            attributes=self._about(came),
+            links=links_of(came.version),
+            attributes={**self._about(came), **told_of_call("", came.status)},
+            certain=came.status >= 500 or time.time_ns() - came.began_ns > SLOW_NS,
         )
 
     def row(self, came: Outcome, identity: str, traceparent: str) -> None:
@@ -126,10 +153,63 @@ class Keeper:
 
     def _about(self, came: Outcome) -> dict[str, Any]:
         return {
-            "http.request.method": "POST",
-            "http.response.status_code": came.status,
             "lepton.model": self._model,
             "lepton.version": came.version.version,
             "lepton.variant": came.variant,
             "lepton.rows": len(came.inquiry.rows) if came.inquiry else 0,
         }
+
+
+def request_span(
+    about: Mapping[str, Any], version: Resident, call: str, status: int, kind: str
+) -> Common:
+    """Return what a request's span says.
+
+    By the semantic conventions the status of a server's span tells of the server's failures: what a
+    client got wrong has ``error.type`` alone.
+
+    Args:
+        about: its attributes.
+        version: which answered.
+        call: its path, or the method that was called by gRPC.
+        status: of HTTP.
+        kind: of error, or an empty string.
+    """
+    told = {**about, **told_of_call(call, status), "lepton.checkpoint.trace": version.traceparent}
+    if version.deployment:
+        told["lepton.deployment.trace"] = version.deployment
+    if kind and status < 500:
+        told["error.type"], kind = kind, ""
+    return Common("lepton.request", "server", kind, links_of(version), told)
+
+
+def links_of(version: Resident) -> list[str]:
+    """Return the spans of other times that an answer comes from: training and deployment."""
+    return [t for t in (version.traceparent, version.deployment) if t]
+
+
+def told_of_call(call: str, status: int) -> dict[str, Any]:
+    """Return what the semantic conventions say of a request over HTTP, or of a call by gRPC."""
+    if call.startswith(RPC):
+        code = RPC_CODES.get(status, RPC_CODES[500])
+        service, _, method = call[1:].partition("/")
+        told = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+        return {**told, "rpc.grpc.status_code": code}
+    told = {"http.request.method": "POST", "http.response.status_code": status}
+    if not call:
+        return told
+    route = _VERSION.sub("/versions/{version}/", call)
+    return {**told, "url.path": call, "url.scheme": "http", "http.route": route}
+
+
+def call_of(scope: Mapping[str, Any]) -> str:
+    """Return the path of a request, or the method that was called by gRPC."""
+    return str(scope.get("rpc") or scope.get("path", ""))
+
+
+def baggage_of(given: bytes | None, version: Resident) -> str:
+    """Return the baggage of an answer: what came with the request, and the version's words."""
+    if not given:
+        return version.baggage
+    came = Carrier(baggage=given.decode("latin-1"))
+    return came.with_baggage(entries_of(version.baggage)).baggage

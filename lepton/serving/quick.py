@@ -15,7 +15,7 @@ from lepton.serving.arrays import arrays_in
 from lepton.serving.batching import Batcher
 from lepton.serving.following import Follower
 from lepton.serving.forms import LENGTH
-from lepton.serving.outcome import Keeper, Outcome
+from lepton.serving.outcome import Keeper, Outcome, baggage_of
 from lepton.serving.protocol import PATIENCE, is_patience, reply_of
 from lepton.serving.shortcut import Reply
 
@@ -43,6 +43,7 @@ class Quick:
         self._keeper = keeper
         self._absence = absence
         self._replica = str(os.getpid()).encode()
+        self._path = f"/{model}/v2/models/{model}/infer"
         self._answered = 0
 
     def answered(self) -> int:
@@ -71,7 +72,9 @@ class Quick:
             return None
         identity = inquiry.identity or f"{random.getrandbits(128):032x}"
         content, length = reply_of(self._model, version.version, identity, outputs, inquiry)
-        came = Outcome(version, "champion", began_ns, inquiry=inquiry, outputs=outputs)
+        came = Outcome(
+            version, "champion", began_ns, inquiry=inquiry, outputs=outputs, call=self._path
+        )
         span = self._keeper.span(headers, came)
         self._keeper.row(came, identity, span)
         self._answered += 1
@@ -79,7 +82,7 @@ class Quick:
             (b"content-type", _JSON if length is None else _RAW),
             (b"content-length", str(len(content)).encode()),
             (b"traceparent", span.encode()),
-            (b"baggage", version.baggage.encode()),
+            (b"baggage", baggage_of(headers.get(b"baggage"), version).encode()),
             (b"x-lepton-version", str(version.version).encode()),
             (b"x-lepton-replica", self._replica),
         ]

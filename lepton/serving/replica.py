@@ -34,7 +34,7 @@ from lepton.serving.figures import Figures
 from lepton.serving.following import Follower, Resident
 from lepton.serving.forms import inquiry_in, problem, reply_to
 from lepton.serving.inputs import BadRequest, datatype_of
-from lepton.serving.outcome import Keeper, Outcome
+from lepton.serving.outcome import Keeper, Outcome, baggage_of, call_of
 from lepton.serving.plain import openapi_of
 from lepton.serving.quick import Quick
 from lepton.serving.room import Room
@@ -277,11 +277,12 @@ class Replica:
     async def infer(self, request: Request, *, plain: bool = False) -> Response:
         """Answer one inference request."""
         chosen, variant = self._chosen(request)
-        came = Outcome(chosen, variant, time.time_ns())
+        came = Outcome(chosen, variant, time.time_ns(), call=call_of(request.scope))
         await self._answer(request, came, plain=plain)
         given = came.inquiry.identity if came.inquiry else ""
         identity = given or f"{random.getrandbits(128):032x}"
-        span = self._keeper.span(dict(request.scope["headers"]), came)
+        headers = dict(request.scope["headers"])
+        span = self._keeper.span(headers, came)
         if came.failure is not None:
             told = {"carrier": self._keeper.carrier(span)}  # but not its message: it may have rows
             where = "".join(traceback.format_tb(came.failure.__traceback__))
@@ -296,7 +297,7 @@ class Replica:
             version = (self._model, chosen.version)
             reply = reply_to(request, came.inquiry, version, identity, came.outputs)
         reply.headers["traceparent"] = span
-        reply.headers["baggage"] = chosen.baggage
+        reply.headers["baggage"] = baggage_of(headers.get(b"baggage"), chosen)
         reply.headers["x-lepton-version"] = str(chosen.version)
         reply.headers["x-lepton-replica"] = self._name
         if came.retry_after_s is not None:

@@ -25,7 +25,7 @@ from lepton.lake.read import OpenFile
 from lepton.stream.columns import Column, columns_of
 from lepton.stream.order import Ints, Order, Piece, Unit, row_ids
 from lepton.stream.slabs import Rows, Slabs
-from lepton.telemetry import Carrier
+from lepton.telemetry import Carrier, Few
 
 ROW = "__row__"
 """Name of the int64 column by which a transform that drops rows says which it kept."""
@@ -77,6 +77,7 @@ class Reader:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self._few = Few()
         snapshot = source.snapshot
         self._version = snapshot.load()
         self._wanted = list(snapshot.schema.names)
@@ -132,7 +133,7 @@ class Reader:
                 "the file and go on from the last state_dict() or checkpoint"
             ) from e
         if self.source.carrier is not None:
-            _trace(self.source.carrier, began, unit)
+            _trace(self.source.carrier, began, unit, self._few.take(time.monotonic()))
         if telemetry.measuring():
             telemetry.measure("lepton.read.rows", unit.rows)
             telemetry.measure("lepton.read.size", size)
@@ -283,8 +284,11 @@ class Reader:
             oldest.close()
 
 
-def _trace(carrier: Carrier, began: int, unit: Unit) -> None:
+def _trace(carrier: Carrier, began: int, unit: Unit, reads: int) -> None:
+    if not reads:
+        return
     attributes = {
+        "lepton.reads": reads,
         "lepton.epoch": unit.epoch,
         "lepton.lane": unit.lane,
         "lepton.rows": unit.rows,

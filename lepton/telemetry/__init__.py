@@ -13,6 +13,7 @@ nothing waits for a collector (``delivery``). Names are in ``conventions`` (span
 ``instruments`` (metrics). This package knows no Ray.
 """
 
+from lepton.telemetry.baggage import entries_of
 from lepton.telemetry.bulk import Left
 from lepton.telemetry.context import Carrier, carrier_of, name_process, traceparent_in
 from lepton.telemetry.delivery import flush
@@ -21,6 +22,7 @@ from lepton.telemetry.logs import keep_logs
 from lepton.telemetry.losses import Loss, losses_of, lost_spans
 from lepton.telemetry.metrics import measure, measure_all, measuring, scrape_by, watch
 from lepton.telemetry.pace import Pace, Paced
+from lepton.telemetry.sampling import Few
 from lepton.telemetry.spans import Span, record, span
 from lepton.telemetry.spool import Spool
 from lepton.telemetry.store import SpanRecord, spans_of
@@ -29,6 +31,7 @@ from lepton.telemetry.wire import Common
 __all__ = [
     "Carrier",
     "Common",
+    "Few",
     "Left",
     "Loss",
     "Pace",
@@ -37,6 +40,7 @@ __all__ = [
     "SpanRecord",
     "Spool",
     "carrier_of",
+    "entries_of",
     "flush",
     "keep_logs",
     "losses_of",

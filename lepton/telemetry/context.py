@@ -37,11 +37,13 @@ class Carrier:
         traceparent: W3C Trace Context header of the parent; empty starts a new trace.
         directory: folder of span files, or None for OTLP alone.
         baggage: W3C Baggage header: the run, model, version and table that all this is about.
+        tracestate: what other tracers said beside the traceparent; it is handed on as it came.
     """
 
     traceparent: str = ""
     directory: str | None = None
     baggage: str = ""
+    tracestate: str = ""
 
     @property
     def trace_id(self) -> str:
@@ -59,6 +61,7 @@ class Carrier:
     def headers(self) -> dict[str, str]:
         """What an outgoing request has to say of it."""
         told = {"traceparent": self.traceparent, "baggage": self.baggage}
+        told |= {"tracestate": self.tracestate} if self.traceparent else {}
         return {name: value for name, value in told.items() if value}
 
     def with_baggage(self, entries: Mapping[str, object]) -> Carrier:
@@ -72,6 +75,7 @@ def carrier_of(
     otherwise: Carrier | None = None,
     *,
     baggage: str | None = None,
+    tracestate: str | None = None,
 ) -> Carrier:
     """Return a carrier for incoming headers.
 
@@ -80,11 +84,12 @@ def carrier_of(
         directory: where spans are kept.
         otherwise: what is returned when the traceparent is absent or malformed.
         baggage: as it came; it does not count without a traceparent.
+        tracestate: the same.
     """
     found = _read(traceparent.strip()) if traceparent else ""
-    return (
-        Carrier(found, directory, baggage or "") if found else otherwise or Carrier("", directory)
-    )
+    if not found:
+        return otherwise or Carrier("", directory)
+    return Carrier(found, directory, baggage or "", tracestate or "")
 
 
 def _read(header: str) -> str:

@@ -1,8 +1,10 @@
 """Every span lepton records and every attribute it may have, with units. Pure.
 
 Names of OpenTelemetry's semantic conventions keep their meaning (``http.*``, ``error.type``); all
-others begin with ``lepton.``. No attribute holds a row, a request's body or an error's message. A
-span of a long piece of work belongs to the process that outlives it: a killed worker has none open.
+others begin with ``lepton.``. No attribute holds a row or a request's body. What lepton does by
+itself may have its exception's message; requests have only the kind of their error, as a message
+may quote what was asked. A span of a long piece of work belongs to the process that outlives it: a
+killed worker has none open.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ class Convention:
     Attributes:
         owner: the process that records it.
         description: from when until when.
-        attributes: it may have, beside ``error.type``.
+        attributes: it may have, beside those of :data:`ON_ALL`.
     """
 
     owner: str
@@ -45,8 +47,13 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "error.type": Attribute(
         "str", "", "what it ended with: an exception's class, WorkerLost or BadRequest"
     ),
+    "exception.message": Attribute(
+        "str", "", "first line of the exception's message, 500 characters at the most"
+    ),
+    "exception.type": Attribute("str", "", "the exception's class with its module"),
     "http.request.method": Attribute("str", "", "the request's method"),
     "http.response.status_code": Attribute("int", "", "the answer's status"),
+    "http.route": Attribute("str", "", "the request's path, without the version that is named"),
     "lepton.accuracy": Attribute("float", "1", "share of rows answered rightly, 0 to 1"),
     "lepton.bytes": Attribute("int", "By", "size"),
     "lepton.bytes_added": Attribute("int", "By", "size of files added"),
@@ -54,6 +61,9 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "lepton.checkpoint": Attribute("str", "", "URI of a checkpoint's manifest"),
     "lepton.checkpoint.trace": Attribute(
         "str", "", "traceparent of the checkpoint that answers (also a link)"
+    ),
+    "lepton.deployment.trace": Attribute(
+        "str", "", "traceparent of what brought the version to the replica (also a link)"
     ),
     "lepton.dry_run": Attribute("bool", "", "whether nothing was changed"),
     "lepton.epoch": Attribute("int", "", "epoch, from 0"),
@@ -70,6 +80,9 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "lepton.precision": Attribute("float", "1", "macro average, 0 to 1"),
     "lepton.r2": Attribute("float", "1", "coefficient of determination, at most 1"),
     "lepton.rank": Attribute("int", "", "rank of the worker, from 0"),
+    "lepton.reads": Attribute(
+        "int", "{read}", "reads that the span stands for: its own, and those left out before it"
+    ),
     "lepton.recall": Attribute("float", "1", "macro average, 0 to 1"),
     "lepton.requests": Attribute("int", "{request}", "number of requests"),
     "lepton.rows": Attribute("int", "{row}", "number of rows"),
@@ -87,11 +100,24 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     "lepton.study": Attribute("str", "", "name of several runs that belong together"),
     "lepton.table": Attribute("str", "", "URI and version of a table, uri@version"),
     "lepton.table_version": Attribute("int", "", "version of a table"),
+    "lepton.unfinished": Attribute(
+        "bool", "", "it is under way, or its process was killed before it ended"
+    ),
     "lepton.variant": Attribute("str", "", "champion, canary or pinned"),
     "lepton.version": Attribute("int", "", "version of a model, from 1"),
     "lepton.worker": Attribute("str", "", "a worker's name: node, process, and some letters"),
     "lepton.world_size": Attribute("int", "{worker}", "number of workers"),
+    "rpc.grpc.status_code": Attribute("int", "", "gRPC's number of the answer's status"),
+    "rpc.method": Attribute("str", "", "the method that was called"),
+    "rpc.service": Attribute("str", "", "the service, inference.GRPCInferenceService"),
+    "rpc.system": Attribute("str", "", "grpc"),
+    "url.path": Attribute("str", "", "the request's path"),
+    "url.scheme": Attribute("str", "", "how the replica was asked, http"),
 }
+
+ON_ALL = ("error.type", "exception.message", "exception.type", "lepton.unfinished")
+"""Attributes that any span may have; those of requests have only the first."""
+OF_REQUESTS = ("lepton.request", "lepton.batch", "lepton.model.run")
 
 _UPKEEP = (
     "lepton.dry_run",
@@ -140,8 +166,8 @@ SPANS: Mapping[str, Convention] = {
     ),
     "lepton.read": Convention(
         "worker or Ray Data task",
-        "Reading one unit of rows.",
-        ("lepton.epoch", "lepton.lane", "lepton.rows"),
+        "Reading one unit of rows: of those beyond a few hundred, some in a second.",
+        ("lepton.epoch", "lepton.lane", "lepton.rows", "lepton.reads"),
     ),
     "lepton.train.epoch": Convention(
         "worker of rank 0",
@@ -169,7 +195,9 @@ SPANS: Mapping[str, Convention] = {
         ("lepton.rank", "lepton.world_size", "lepton.step", "lepton.rows", "lepton.input_wait_s"),
     ),
     "lepton.train.failure": Convention(
-        "worker of rank 0", "From noticing a loss until the next step was made.", _RESIZE
+        "worker of rank 0",
+        "From when the others were waited for in vain until the next step was made.",
+        _RESIZE,
     ),
     "lepton.train.resize": Convention(
         "worker of rank 0", "From coming together anew until the next step was made.", _RESIZE
@@ -187,6 +215,9 @@ SPANS: Mapping[str, Convention] = {
     ),
     "lepton.checkpoint.write": Convention("worker of rank 0", "Writing the data files."),
     "lepton.checkpoint.commit": Convention("worker of rank 0", "Putting the manifest in place."),
+    "lepton.recovery.detect": Convention(
+        "worker of rank 0", "From when its part of a step was given until the loss was noticed."
+    ),
     "lepton.recovery.meet": Convention(
         "worker of rank 0", "From noticing a loss or a change until the workers had met anew."
     ),
@@ -215,27 +246,42 @@ SPANS: Mapping[str, Convention] = {
     ),
     "lepton.promote": Convention("driver", "A call of promote().", _VERSION),
     "lepton.gate": Convention("driver", "Checking the gates.", (*_VERSION, "lepton.gate")),
-    "lepton.canary": Convention("driver", "A canary at one share.", ("lepton.share",)),
-    "lepton.score": Convention("driver", "Answers for a whole table.", (*_VERSION, "lepton.table")),
-    "lepton.rollback": Convention("driver", "A call of rollback().", ("lepton.model",)),
-    "lepton.model.load": Convention(
-        "replica", "Loading and trying out a version.", ("lepton.version",)
+    "lepton.canary": Convention(
+        "driver", "A canary or shadow at one share.", (*_VERSION, "lepton.share")
     ),
+    "lepton.score": Convention("driver", "Answers for a whole table.", (*_VERSION, "lepton.table")),
+    "lepton.rollback": Convention(
+        "driver", "Taking a version back: by rollback(), or because a trial failed.", _VERSION
+    ),
+    "lepton.abort": Convention("driver", "A call of abort().", _VERSION),
+    "lepton.pause": Convention("driver", "A call of pause().", _VERSION),
+    "lepton.model.load": Convention("replica", "Loading and trying out a version.", _VERSION),
     "lepton.batch": Convention(
         "replica",
-        "The model's run for a slow or failed request, with all that it answered together.",
+        "What was run for a slow or failed request, and for one of a second's others that wait for "
+        "a batch, with all that was run together; before it the request waited.",
         ("lepton.requests", "lepton.rows"),
     ),
+    "lepton.model.run": Convention("replica", "The model's run in such a batch."),
     "lepton.request": Convention(
         "replica",
-        "An inference request, from its headers until its answer is formed.",
+        "An inference request, from its headers until its answer is formed, over HTTP or by gRPC. "
+        "Its status is an error where the server failed; what a client got wrong has error.type.",
         (
             *_VERSION,
             "http.request.method",
             "http.response.status_code",
+            "http.route",
+            "url.path",
+            "url.scheme",
+            "rpc.system",
+            "rpc.service",
+            "rpc.method",
+            "rpc.grpc.status_code",
             "lepton.variant",
             "lepton.rows",
             "lepton.checkpoint.trace",
+            "lepton.deployment.trace",
         ),
     ),
 }
@@ -246,5 +292,5 @@ def strays(name: str, attributes: Iterable[str]) -> list[str]:
     known = SPANS.get(name)
     if known is None:
         return [name]
-    allowed = {"error.type", *known.attributes}
+    allowed = {*(ON_ALL[:1] if name in OF_REQUESTS else ON_ALL), *known.attributes}
     return sorted(f"{name}: {a}" for a in attributes if a not in allowed)

@@ -21,11 +21,16 @@ _ABOUT = """\
 Made of the tables in `lepton/telemetry`: change them there, then run
 `python -m lepton.telemetry.reference > docs/telemetry.md`. Names of OpenTelemetry's semantic
 conventions keep their meaning; all others begin with `lepton.`. Units are UCUM's; what is counted
-is in braces. No attribute holds a row, a request's body or an error's message."""
+is in braces. No attribute holds a row or a request's body. What lepton does by itself may have its
+exception's message; requests have the kind of their error alone, as a message may quote what was
+asked."""
 
 _SPANS = """\
-Each may also have `error.type`. Times are Unix nanoseconds. A span of a long piece of work belongs
-to the process that outlives it, so a killed worker leaves none open."""
+Each may also have `error.type` and, but for requests and batches, `exception.type`,
+`exception.message` and `lepton.unfinished`. Times are Unix nanoseconds. A span of a long piece of
+work belongs to the process that outlives it, so a killed worker leaves none open. Its file has it
+from its beginning: if that process is killed, too, it lasts until the last that is known of what is
+below it. A collector gets spans when they have ended."""
 
 _METRICS = """\
 Labels never hold the ids of runs, requests or traces. In Prometheus' names dots are underscores,
@@ -56,7 +61,10 @@ _VARIABLES: Sequence[tuple[str, str]] = (
     ("OTEL_METRIC_EXPORT_INTERVAL", "milliseconds between two collections, 10000 by default"),
     ("OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES", "what is said of every process"),
     ("OTEL_SDK_DISABLED", "true: no telemetry at all, span files included"),
-    ("TRACEPARENT, BAGGAGE", "the trace that what is begun here belongs to, as in a submitted job"),
+    (
+        "TRACEPARENT, TRACESTATE, BAGGAGE",
+        "the trace that what is begun here belongs to, as in a submitted job",
+    ),
 )
 
 

@@ -24,6 +24,8 @@ ALWAYS = frozenset(
         "lepton.gate",
         "lepton.canary",
         "lepton.rollback",
+        "lepton.abort",
+        "lepton.pause",
         "lepton.train.failure",
     }
 )
@@ -63,6 +65,37 @@ class Sampling(Sampler):
     def get_description(self) -> str:
         """Say what it does."""
         return f"{self._usual.get_description()}, and always what must not be missed"
+
+
+class Few:
+    """Lets through the first of many, then some in each second.
+
+    Args:
+        at_once: how many without delay.
+        a_second: how many in the long run.
+    """
+
+    def __init__(self, at_once: int = 256, a_second: float = 16.0) -> None:
+        self._most, self._rate = at_once, a_second
+        self._left, self._then = float(at_once), 0.0
+        self._passed_over = 0
+        self._lock = threading.Lock()
+
+    def take(self, now: float) -> int:
+        """Return 0 for one to leave out; else 1, and 1 for each left out since the last such.
+
+        Args:
+            now: seconds, of any clock.
+        """
+        with self._lock:
+            gained = max(0.0, now - self._then) * self._rate
+            self._left, self._then = min(self._most, self._left + gained), now
+            self._passed_over += 1
+            if self._left < 1:
+                return 0
+            self._left -= 1
+            found, self._passed_over = self._passed_over, 0
+            return found
 
 
 class Ids(RandomIdGenerator):

@@ -45,9 +45,12 @@ def not_offered(variable: str) -> list[str]:
     return sorted(_listed(variable) - {*OFFERED[variable]})
 
 
-def asked_from() -> tuple[str, str]:
-    """Where this process was asked from: ``TRACEPARENT`` and ``BAGGAGE``, as a job gets them."""
-    return os.environ.get("TRACEPARENT", ""), os.environ.get("BAGGAGE", "")
+def asked_from() -> tuple[str, str, str]:
+    """``TRACEPARENT``, ``BAGGAGE`` and ``TRACESTATE``, as a job gets them: where it comes from."""
+    traceparent, baggage, tracestate = (
+        os.environ.get(name, "") for name in ("TRACEPARENT", "BAGGAGE", "TRACESTATE")
+    )
+    return traceparent, baggage, tracestate
 
 
 def prometheus() -> bool:

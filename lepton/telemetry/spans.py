@@ -30,8 +30,11 @@ from lepton.telemetry.context import (
 from lepton.telemetry.delivery import delivery_of, say_what_is_not_offered
 from lepton.telemetry.ledger import ledger_of
 from lepton.telemetry.sampling import Ids, always, sampled
-from lepton.telemetry.store import SpanFile
+from lepton.telemetry.store import UNFINISHED, SpanFile
 from lepton.telemetry.wire import Common, Ended
+
+MOST_SAID = 500
+"""Characters of an exception's message that are recorded."""
 
 log = logging.getLogger("lepton")
 
@@ -42,12 +45,17 @@ class Span:
     def __init__(self, inner: trace.Span, parent: Carrier) -> None:
         self._inner = inner
         context = inner.get_span_context()
-        self.carrier = Carrier(_traceparent(context), parent.directory, parent.baggage)
+        self.carrier = replace(parent, traceparent=_traceparent(context))
 
     def set(self, **attributes: Any) -> None:
         """Add attributes; underscores in names become dots (``lepton_table`` is lepton.table)."""
         for key, value in _attributes(attributes).items():
             self._inner.set_attribute(key, value)
+
+    def link(self, traceparent: str) -> None:
+        """Add a link to a related span of another time; what is no traceparent is left out."""
+        for found in links_of([traceparent]):
+            self._inner.add_link(found.context)
 
 
 @contextmanager
@@ -61,7 +69,9 @@ def span(
 ) -> Generator[Span]:
     """Run a block under a span; an exception marks it as failed and goes on.
 
-    A span that was not to be recorded is recorded after all if it fails.
+    A span that was not to be recorded is recorded after all if it fails. Its file has it from the
+    beginning, so that a kill leaves no orphans below it. Not for requests: the exception's message
+    is recorded, which may quote what was asked.
 
     Args:
         name: a fixed name, with no ids in it.
@@ -73,7 +83,8 @@ def span(
     """
     began = time.time_ns()
     parent = parent if parent.traceparent else _of_environment(parent)
-    tracer = _tracer(os.getpid(), parent.directory)
+    pid = os.getpid()
+    tracer = _tracer(pid, parent.directory)
     what: dict[str, Any] = {
         "kind": SpanKind[kind.upper()],
         "start_time": began,
@@ -81,6 +92,7 @@ def span(
         "attributes": dict(attributes or {}),
     }
     inner = tracer.start_span(name, context=context_of(parent.traceparent), **what)
+    _kept(pid, parent.directory).begun(inner)
     try:
         yield Span(inner, parent)
     except BaseException as e:
@@ -88,6 +100,7 @@ def span(
             with _ids.giving(inner.get_span_context()):
                 inner = tracer.start_span(name, context=_certain(parent), **what)
         _fail(inner, type(e).__qualname__)
+        inner.set_attributes({"exception.type": _name_of(type(e)), "exception.message": _said(e)})
         raise
     finally:
         inner.end()
@@ -197,6 +210,17 @@ class _Kept(SpanProcessor):
         if self._file is not None:
             self._file.append([encoder_of(os.getpid()).encode(span, sent=False).line])
 
+    def begun(self, span: Any) -> None:
+        """Write a span that has begun, should its process be killed before it ends."""
+        if self._file is None or not span.is_recording():
+            return
+        so_far = _ended(span)
+        attributes = {**so_far.common.attributes, UNFINISHED: True}
+        try:
+            self.write(so_far._replace(common=replace(so_far.common, attributes=attributes)))
+        except Exception:  # noqa: BLE001 - it is told when the span ends
+            log.debug("telemetry: span %r cannot be encoded", span.name)
+
     def on_end(self, span: ReadableSpan) -> None:
         sent = settings.otlp("traces")
         if span.context is None or not span.context.trace_flags.sampled:
@@ -240,10 +264,11 @@ def _ended(span: ReadableSpan) -> Ended:
 
 
 def _of_environment(parent: Carrier) -> Carrier:
-    traceparent, baggage = settings.asked_from()
+    traceparent, baggage, tracestate = settings.asked_from()
     if not traceparent:
         return parent
-    found = carrier_of(traceparent, parent.directory, parent, baggage=baggage)
+    came = {"baggage": baggage, "tracestate": tracestate}
+    found = carrier_of(traceparent, parent.directory, parent, **came)
     return found.with_baggage(entries_of(parent.baggage))
 
 
@@ -258,6 +283,20 @@ def _certain(parent: Carrier) -> Context:
 def _fail(inner: trace.Span, kind: str) -> None:
     inner.set_attribute("error.type", kind)
     inner.set_status(trace.StatusCode.ERROR, kind)
+
+
+def _name_of(kind: type[BaseException]) -> str:
+    """An exception's class with its module, as the semantic conventions have it."""
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    try:
+        return next(iter(str(error).splitlines()), "")[:MOST_SAID]
+    except Exception:  # noqa: BLE001 - whatever its class does
+        return ""
 
 
 def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
@@ -108,10 +109,17 @@ class Spool:
         traceparent = self.leave(
             common, parent.traceparent, start_ns, time.time_ns(), certain=certain
         )
-        return Carrier(traceparent, parent.directory, parent.baggage)
+        return replace(parent, traceparent=traceparent)
 
     def leave(
-        self, common: Common, above: str, start_ns: int, end_ns: int, *, certain: bool = False
+        self,
+        common: Common,
+        above: str,
+        start_ns: int,
+        end_ns: int,
+        *,
+        certain: bool = False,
+        own: str = "",
     ) -> str:
         """Take a span that is over, like :meth:`add`, for less; return its traceparent.
 
@@ -121,19 +129,10 @@ class Spool:
             start_ns: Unix nanoseconds.
             end_ns: Unix nanoseconds.
             certain: keep it whether or not it is sampled.
+            own: its traceparent by :meth:`begin`, if that was told before.
         """
-        try:
-            own = self._ids.pop()
-        except IndexError:  # more requests than were thought of
-            own = f"{self._random(64) or 1:016x}"
-        if above:
-            flag = above[54] in _SAMPLED if self._judge is None else self._judged(above, common)
-            traceparent = above[:36] + own + ("-01" if flag else "-00")
-        else:
-            number = self._random(128)
-            flag = self._root(number, common.name)
-            traceparent = f"00-{number:032x}-{own}-0{flag:d}"
-        if (flag or certain) and self._wanted:
+        traceparent = own or self.begin(common.name, above)
+        if (traceparent[-1] == "1" or certain) and self._wanted:
             if len(self._waiting) < MOST:
                 self._counters[self._slot] = next(self._numbers)
                 self._waiting.append((common, traceparent, above, start_ns, end_ns))
@@ -142,6 +141,23 @@ class Spool:
         elif self._told is not None:
             self._unsampled.append((common, traceparent, above, start_ns, end_ns))
         return traceparent
+
+    def begin(self, name: str, above: str) -> str:
+        """Return the traceparent of a span that is left later.
+
+        Args:
+            name: its name.
+            above: as :meth:`leave` takes it.
+        """
+        try:
+            own = self._ids.pop()
+        except IndexError:  # more requests than were thought of
+            own = f"{self._random(64) or 1:016x}"
+        if above:
+            flag = above[54] in _SAMPLED if self._judge is None else self._judged(above, name)
+            return above[:36] + own + ("-01" if flag else "-00")
+        number = self._random(128)
+        return f"00-{number:032x}-{own}-0{self._root(number, name):d}"
 
     def flush(self) -> None:
         """Write what waits; never from a request."""
@@ -181,9 +197,9 @@ class Spool:
         self._thread.join()
         self.flush()
 
-    def _judged(self, above: str, common: Common) -> bool:
+    def _judged(self, above: str, name: str) -> bool:
         """Whether a request is sampled, by a sampler that asks nobody else."""
-        return self._root(int(above[3:35], 16), common.name)
+        return self._root(int(above[3:35], 16), name)
 
     def _root(self, trace_id: int, name: str) -> bool:
         """Whether a trace is sampled by what the environment names."""

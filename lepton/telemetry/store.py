@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ MOST_BYTES = 2**29
 
 _MOST_PARTS = 1000
 """Of one write: what Linux takes, and a few less."""
+DEEPEST = 32
+"""Spans below one another that are looked at, should they be damaged and form a ring."""
+UNFINISHED = "lepton.unfinished"
+"""Attribute of a span that has begun, until it ends."""
 
 log = logging.getLogger("lepton")
 
@@ -141,7 +145,8 @@ def spans_of(
 ) -> list[SpanRecord]:
     """Return the spans kept in a folder, by start time; of one trace, or of all.
 
-    What is no whole span is left out: a full disk may cut a line.
+    What is no whole span is left out: a full disk may cut a line. A span that is under way, or
+    whose process was killed, lasts until the last that is known of what is below it.
 
     Args:
         directory: folder of span files.
@@ -159,7 +164,21 @@ def spans_of(
                     entry = SpanRecord(**orjson.loads(line))
                     if trace_id is None or _is_about(entry, trace_id, linking=linking):
                         found[entry.trace_id + entry.span_id] = entry  # the newest state of a span
+    if any(UNFINISHED in s.attributes for s in found.values()):
+        _prolong(found)
     return sorted(found.values(), key=lambda s: (s.start_ns, s.span_id))
+
+
+def _prolong(found: dict[str, SpanRecord]) -> None:
+    """Let spans without an end last as long as what is below them, by trace and span id."""
+    for entry in list(found.values()):
+        end_ns, above = entry.end_ns, entry
+        for _ in range(DEEPEST):
+            above = found.get(f"{above.trace_id}{above.parent_id}")
+            if above is None:
+                break
+            if UNFINISHED in above.attributes and above.end_ns < end_ns:
+                found[above.trace_id + above.span_id] = replace(above, end_ns=end_ns)
 
 
 def _is_about(entry: SpanRecord, trace_id: str, *, linking: bool) -> bool:

@@ -91,7 +91,8 @@ def evaluate(
     snapshot.select([label])
     parent = trace or Carrier(manifest.traceparent, f"{home_of(home)}/traces")
     described = {"lepton.table": str(snapshot), "lepton.checkpoint": manifest.uri}
-    with telemetry.span("lepton.evaluate", parent, attributes=described) as span:
+    links = [manifest.traceparent] if manifest.traceparent != parent.traceparent else []
+    with telemetry.span("lepton.evaluate", parent, attributes=described, links=links) as span:
         tally = _judge(manifest, snapshot, label)
         found = Evaluation(tally=tally, table=str(snapshot), checkpoint=manifest.uri)
         span.set(**{f"lepton_{k}": v for k, v in found.metrics.items()}, lepton_rows=found.rows)

@@ -32,6 +32,7 @@ class _Broken:
     """A pause: since when no step was made, when the workers had met, and when all had the state.
 
     Attributes:
+        given_ns: when this worker had given its part to the step that was broken, if to any.
         lost: whether a worker was lost.
         replayed: steps that are to be made again.
     """
@@ -41,6 +42,7 @@ class _Broken:
     held_ns: int = 0
     lost: bool = False
     replayed: int = 0
+    given_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class Journal:
         self._began_ns, self._paused_ns = time.time_ns(), 0
         self._unwatch = telemetry.watch("lepton.train.goodput", self._goodput)
         self._asked_ns = self._got_ns = self._rows = self._all_rows = 0
+        self._given_ns = 0  # since when the others are waited for; 0 between two steps
         self._board = Board(plan.tensorboard)
 
     def open(self, step: int) -> int:
@@ -149,12 +152,14 @@ class Journal:
         )
         with self._written(step):
             self._log.contribute(given)
+        self._given_ns = time.time_ns()
 
     def made(self, step: int, mean: float) -> None:
         """Write that a step was made, and, if it ended a pause, how long that was."""
         assert self._log is not None  # noqa: S101 - opened with the generation
         assert self._pace is not None  # noqa: S101 - with the log
         now = time.time_ns()
+        self._given_ns = 0
         with self._written(step):
             self._log.made(step, mean, now)
         place = (self._group.rank, self._group.world_size)
@@ -197,7 +202,7 @@ class Journal:
             carrier = telemetry.record(
                 "lepton.train.failure" if broken.lost else "lepton.train.resize",
                 self._plan.carrier,
-                broken.since_ns,
+                min(broken.given_ns or broken.since_ns, broken.since_ns),
                 now,
                 error="WorkerLost" if broken.lost else None,
                 attributes={
@@ -206,6 +211,9 @@ class Journal:
                     "lepton.world_size": self._group.world_size,
                 },
             )
+            if broken.given_ns:
+                times = sorted((broken.given_ns, broken.since_ns))
+                telemetry.record("lepton.recovery.detect", carrier, *times)
             if broken.since_ns <= broken.met_ns <= broken.held_ns <= now:
                 met, held = broken.met_ns, broken.held_ns
                 telemetry.record("lepton.recovery.meet", carrier, broken.since_ns, met)
@@ -224,7 +232,10 @@ class Journal:
     def interrupted(self, *, lost: bool) -> None:
         """Begin a pause: a peer was lost, or the workers come together."""
         self._broken.since_ns = self._broken.since_ns or time.time_ns()
+        if lost and not self._broken.lost:
+            self._broken.given_ns = self._given_ns
         self._broken.lost = self._broken.lost or lost
+        self._given_ns = 0
 
     def met(self) -> None:
         """The workers have come together."""

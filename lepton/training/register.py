@@ -60,7 +60,8 @@ def register(
     figures = metrics.metrics if judged else metrics or {}
     parent = trace or Carrier(run.traceparent, f"{root}/traces")
     described = {"lepton.model": name, "lepton.checkpoint": manifest.uri}
-    with telemetry.span("lepton.register", parent, attributes=described) as span:
+    links = [manifest.traceparent]
+    with telemetry.span("lepton.register", parent, attributes=described, links=links) as span:
         version = Registry(f"{root}/registry").register(
             name,
             checkpoint=manifest.uri,

@@ -1,5 +1,8 @@
 """The loop with a worker and a replica killed in it, telemetry asked for; run by test_telemetry.py.
 
+The killed worker is replaced while the run goes on. A second run streams by Ray Data; what it gives
+becomes champion after a canary, and is rolled back.
+
 Prints a JSON line: what the run's own log says of it, how often was asked, and what Prometheus
 would have scraped from Ray's endpoint.
 """
@@ -10,8 +13,11 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +31,12 @@ from torch.nn import functional
 import lepton
 from lepton import cluster, telemetry
 from lepton.pipeline.killer import kill_one_worker
+from lepton.promotion import CanaryRule
 from lepton.serving.protocol import request_of
 from lepton.telemetry import Carrier
 
 ASKED, UNSAMPLED = 20, 5
+NOT_SAMPLED = f"00-{'ab' * 16}-{'cd' * 8}-00"
 SCRAPED = ("lepton_train_rows", "lepton_train_step_duration", "http_server_request_duration")
 
 
@@ -38,7 +46,15 @@ def loop(worker: Any) -> None:
     net = torch.nn.Linear(3, 3)
     worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
     for batch in worker.batches():
-        time.sleep(0.005)
+        time.sleep(0.1 if worker.world_size == 1 else 0.005)  # until there is another one again
+        worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
+
+
+def quick(worker: Any) -> None:
+    """Train without any trouble."""
+    net = torch.nn.Linear(3, 3)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
         worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
 
 
@@ -64,7 +80,14 @@ def main(home: str) -> dict[str, Any]:
         os.kill(replicas[-1], signal.SIGKILL)
         replicas += [_ask(app.infer_url, body, trace) for _ in range(ASKED)]
         for _ in range(UNSAMPLED):
-            _ask(app.infer_url, body, f"00-{'ab' * 16}-{'cd' * 8}-00")
+            _ask(app.infer_url, body, NOT_SAMPLED)
+        by_data = replace(stream, batch_size=200, engine="ray_data")
+        second = lepton.train(quick, by_data, name="r2", workers=2, progress=False, **common)
+        better = lepton.register(second, "m", metrics={"accuracy": 1.0}, **common)
+        rule = CanaryRule(bake_s=1, min_requests=3)
+        with _asking(app.infer_url, body) as beside:
+            app = lepton.promote(better, canary=0.5, rule=rule, **common)
+        lepton.rollback("m", **common)
         scraped = _scrape()
         app.close()
     told = {
@@ -75,10 +98,32 @@ def main(home: str) -> dict[str, Any]:
         "scraped": scraped,
         "replicas": replicas,
         "version": version.version,
+        "better": better.version,
+        "rows_by_data": by_data.epochs * len(x),
+        "asked": 2 * ASKED + UNSAMPLED + len(beside),
     }
     cluster.disconnect()
     telemetry.flush(30_000)
     return told
+
+
+@contextmanager
+def _asking(url: str, body: bytes) -> Generator[list[int]]:
+    """Ask all the time, with nothing sampled; yield who answered."""
+    answered: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(0.02):
+            answered.append(_ask(url, body, NOT_SAMPLED))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answered
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _ask(url: str, body: bytes, traceparent: str) -> int:

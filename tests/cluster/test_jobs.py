@@ -15,6 +15,7 @@ import ray
 
 ray.init(log_to_driver=False)
 print("alive nodes:", sum(node["Alive"] for node in ray.nodes()), flush=True)
+print("baggage:", os.environ.get("BAGGAGE"), flush=True)
 print("trace:", os.environ.get("TRACEPARENT"), "beside:", sorted(os.listdir(".")), flush=True)
 """
 SUBMIT = """
@@ -119,7 +120,8 @@ def test_ray_job_submit(cluster, folder):
 
 def test_submit_sends_the_folder_follows_and_continues_the_trace(cluster, folder):
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    output = python(cluster, SUBMIT, str(folder), TRACEPARENT=trace)
+    output = python(cluster, SUBMIT, str(folder), TRACEPARENT=trace, BAGGAGE="team=core")
+    assert "baggage: team=core" in output
     assert "alive nodes: 2" in output
     assert f"trace: {trace} beside: ['count.py']" in output
     assert output.splitlines()[-1] == "SUCCEEDED False"

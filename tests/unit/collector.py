@@ -114,6 +114,16 @@ class Collector:
         """The newest of each metric, by name."""
         return {m.name: m for m in self.collections()}
 
+    def metrics_by_process(self) -> dict[tuple[str, str], Any]:
+        """The newest of each metric, by ``service.instance.id`` and name."""
+        return {
+            (attributes_of(resource.resource)["service.instance.id"], m.name): m
+            for request in list(self._kept)
+            for resource in getattr(request, "resource_metrics", ())
+            for scope in resource.scope_metrics
+            for m in scope.metrics
+        }
+
     def collections(self) -> list[Any]:
         """Every metric as often as it came."""
         return [

@@ -9,6 +9,7 @@ import pytest
 
 from lepton import jobs
 from lepton.errors import LeptonError
+from lepton.telemetry import Carrier
 
 # Port 9 ("discard") needs privileges to open, and nobody opens it.
 NOBODY = "127.0.0.1:9"
@@ -64,3 +65,35 @@ def test_script_must_travel_with_the_working_dir(tmp_path):
     script.write_text("print('hello')")
     with pytest.raises(ValueError, match="inside working_dir"):
         jobs.submit(script, working_dir=tmp_path / "sent")
+
+
+def test_a_job_gets_its_callers_trace_or_the_one_that_is_named(monkeypatch):
+    class Client:
+        """Keeps what is submitted."""
+
+        def get_address(self):
+            return "here"
+
+        def submit_job(self, *, runtime_env, **_):
+            told.append(runtime_env.get("env_vars"))
+            return "job"
+
+    told = []
+    monkeypatch.setattr(jobs, "_connect", lambda _: Client())
+    callers = {"TRACEPARENT": "t", "TRACESTATE": "s", "BAGGAGE": "b"}
+    for name in callers:
+        monkeypatch.delenv(name, raising=False)
+    jobs.submit("echo")
+    for name, value in callers.items():
+        monkeypatch.setenv(name, value)
+    jobs.submit("echo", env={"A": "1"})
+    jobs.submit("echo", env={"TRACEPARENT": "own"})
+    above = Carrier(f"00-{'ab' * 16}-{'cd' * 8}-01", None, "lepton.run=r", "vendor=1")
+    jobs.submit("echo", trace=above)
+
+    assert told == [
+        None,
+        {**callers, "A": "1"},
+        {"TRACEPARENT": "own"},
+        {"TRACEPARENT": above.traceparent, "BAGGAGE": "lepton.run=r", "TRACESTATE": "vendor=1"},
+    ]

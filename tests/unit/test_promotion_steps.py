@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +13,13 @@ import pytest
 from lepton.errors import ConflictError, GateError, RegistryError, ServingError
 from lepton.promotion import CanaryRule, Candidate
 from lepton.promotion.canary import Decision
-from lepton.promotion.promote import abort, alias, promote, steps_of
+from lepton.promotion.promote import abort, alias, pause, promote, steps_of
 from lepton.promotion.replacing import Turns
 from lepton.promotion.trial import Move, Trial, take_up
 from lepton.registry import Registry
 from lepton.serving import App
 from lepton.serving.answers import Answer, AnswerLog
-from lepton.telemetry import Carrier
+from lepton.telemetry import Carrier, SpanRecord, spans_of
 
 
 @pytest.mark.parametrize(
@@ -280,3 +281,51 @@ def test_clients_who_wait_less_than_the_champion_takes_fail_nobody(
     log.close()
     decision = move._judge(1, is_shadow=False)
     assert (decision.action, decision.reason) == ("rollback", "1 of 2 requests failed")
+
+
+class Refusing(Turns):
+    """Of an application whose replicas take nothing up."""
+
+    def settle(self, state: Any) -> None:
+        raise ServingError(f"not {state.pointer.seq}")
+
+
+def spans(tmp_path: Path) -> dict[str, SpanRecord]:
+    return {s.name: s for s in spans_of(str(tmp_path / "traces"))}
+
+
+def test_an_abort_and_a_pause_leave_spans(registry: Registry, tmp_path: Path) -> None:
+    registry.start_canary("m", 2, 0.2, expect=None)
+    pause("m", home=tmp_path)
+    abort("m", home=tmp_path)
+    with pytest.raises(RegistryError):
+        abort("nobody", home=tmp_path)
+
+    kept = [s for s in spans_of(str(tmp_path / "traces")) if s.status == "ok"]
+    told = [e.details["traceparent"] for e in registry.history("m")[-2:]]
+    assert [s.name for s in kept] == ["lepton.pause", "lepton.abort"]
+    assert [f"00-{s.trace_id}-{s.span_id}-01" for s in kept] == told
+    assert [s.attributes for s in kept] == [{"lepton.model": "m", "lepton.version": 2}] * 2
+    assert spans(tmp_path)["lepton.abort"].attributes["error.type"] == "RegistryError"
+
+
+@pytest.mark.parametrize("champion", [True, False])
+def test_what_cannot_be_taken_up_is_taken_back_under_the_promotion(
+    registry: Registry, tmp_path: Path, champion: bool
+) -> None:
+    app: Any = SimpleNamespace(model="m")
+    under = Carrier(f"00-{'ab' * 16}-{'cd' * 8}-01", str(tmp_path / "traces"))
+    turns = Refusing(app=app, registry=registry, tell=print, carrier=under)
+    if champion:
+        state = registry.promote("m", 2, expect=None)
+    else:
+        state = registry.start_canary("m", 2, 0.1, expect=None)
+    with pytest.raises(ServingError, match="not 4"):
+        take_up(turns, state)
+
+    last = registry.history("m")[-1]
+    back = spans(tmp_path)["lepton.rollback"]
+    assert (last.kind, last.trace_id) == ("rolled_back" if champion else "aborted", "ab" * 16)
+    assert last.details["traceparent"] == f"00-{back.trace_id}-{back.span_id}-01"
+    assert (back.parent_id, back.attributes["lepton.version"]) == ("cd" * 8, 2)
+    assert registry.state("m").pointer.champion == 1

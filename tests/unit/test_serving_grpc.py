@@ -23,9 +23,11 @@ from lepton.serving import Service, grant, shortcut
 from lepton.serving.grpc_messages import MESSAGES, body_of
 from lepton.serving.grpc_server import CODES, Listener
 from lepton.serving.inputs import BadRequest, input_of
+from lepton.serving.outcome import RPC_CODES
 from lepton.serving.protocol import inquiry_of
 from lepton.serving.shared import SharedReplica
-from lepton.telemetry import spans_of
+from lepton.telemetry import SpanRecord, spans_of
+from lepton.telemetry.conventions import strays
 
 triton = pytest.importorskip("tritonclient.grpc")
 
@@ -73,6 +75,10 @@ def speak(home: Path, scene: Callable[[Any], Any], **settings: Any) -> Any:
             await SharedReplica.__del__(replica)
 
     return asyncio.run(play())
+
+
+def requests_of(home: Path, trace: str) -> list[SpanRecord]:
+    return [s for s in spans_of(str(home / "traces"), trace) if s.name == "lepton.request"]
 
 
 def given(values: Any, datatype: str = "FP32") -> Any:
@@ -125,8 +131,46 @@ def test_tritonclient_gets_the_replicas_answers(home: Path) -> None:
         assert np.array_equal(found.as_numpy("output"), again.as_numpy("output"))
 
     speak(home, scene)
-    (span,) = spans_of(str(home / "traces"), trace)
-    assert (span.name, span.parent_id) == ("lepton.request", "b" * 16)
+    (span,) = requests_of(home, trace)
+    assert span.parent_id == "b" * 16
+    assert strays(span.name, span.attributes) == []
+    told = {k: v for k, v in span.attributes.items() if not k.startswith("lepton.")}
+    assert told == {
+        "rpc.system": "grpc",
+        "rpc.service": "inference.GRPCInferenceService",
+        "rpc.method": "ModelInfer",
+        "rpc.grpc.status_code": 0,
+    }
+
+
+def test_a_refused_call_has_the_status_that_its_client_gets(home: Path) -> None:
+    traces = {"ModelInfer": "1" * 32, "ModelStreamInfer": "2" * 32}
+
+    def scene(client: Any) -> None:
+        wrong = given([[0.0, 1.0]])
+        told = {m: {"traceparent": f"00-{t}-{'b' * 16}-01"} for m, t in traces.items()}
+        with pytest.raises(triton.InferenceServerException):
+            client.infer("m", [wrong], headers=told["ModelInfer"])
+        answers: queue.Queue[Any] = queue.Queue()
+        client.start_stream(
+            lambda result, error: answers.put(error or result), headers=told["ModelStreamInfer"]
+        )
+        client.async_stream_infer("m", [wrong])
+        assert "shape" in str(answers.get(timeout=30))
+        client.stop_stream()
+
+    speak(home, scene)
+    for method, trace in traces.items():
+        (span,) = requests_of(home, trace)
+        assert span.attributes["rpc.method"] == method
+        assert span.attributes["rpc.grpc.status_code"] == 3
+        assert (span.status, span.attributes["error.type"]) == ("ok", "BadRequest")
+
+
+def test_the_codes_in_spans_are_those_that_are_answered() -> None:
+    assert {status: code.value[0] for status, code in CODES.items()}.items() <= RPC_CODES.items()
+    assert RPC_CODES[500] == grpc.StatusCode.INTERNAL.value[0]
+    assert RPC_CODES[499] == grpc.StatusCode.CANCELLED.value[0]
 
 
 @pytest.mark.parametrize(

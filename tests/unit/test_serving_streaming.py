@@ -23,7 +23,8 @@ from lepton.serving import Service, grant
 from lepton.serving.grpc_streams import FINAL
 from lepton.serving.sequences import LINES
 from lepton.serving.shared import SharedReplica
-from lepton.telemetry import spans_of
+from lepton.telemetry import entries_of, spans_of
+from lepton.telemetry.conventions import strays
 from tests.unit.served import slow
 
 CLASSES, LENGTH = 7, 4
@@ -150,6 +151,50 @@ def test_tokens_come_as_events_as_lines_and_at_once(home: Path) -> None:
     assert (span.name, span.attributes["lepton.rows"]) == ("lepton.request", 6)
     log = lepton.table(home / "answers" / "m").to_arrow().to_pandas()
     assert [0, 1] in [list(t) for t in log["answer_tokens"] if t is not None]
+
+
+def test_an_answer_names_itself_from_its_beginning(home: Path) -> None:
+    trace = "e" * 32
+
+    async def scene(http: httpx.AsyncClient) -> None:
+        headers = {"traceparent": f"00-{trace}-{'d' * 16}-01", "baggage": "team=core"}
+        for url in (URL, "/v2/models/m/generate"):
+            named = {**headers, "x-request-id": "mine"} if url == URL else headers
+            reply = await http.post(url, json=asked(1, max_tokens=2), headers=named)
+            last = reply.text.split("data: ")[-1]
+            assert reply.headers["traceparent"] == json.loads(last)["traceparent"]
+            assert reply.headers["x-request-id"] == ("mine" if url == URL else "me")
+            assert entries_of(reply.headers["baggage"]).items() >= {
+                ("team", "core"),
+                ("lepton.version", "1"),
+            }
+        wrong = await http.post(URL, json={"x": []}, headers=headers)
+        assert wrong.headers["traceparent"][3:35] == trace
+        assert wrong.headers["x-lepton-version"] == "1"
+
+    play(home, scene)
+    spans = spans_of(str(home / "traces"), trace)
+    assert [s.attributes["http.response.status_code"] for s in spans] == [200, 200, 400]
+    assert [s.attributes.get("error.type") for s in spans] == [None, None, "BadRequest"]
+    assert {s.status for s in spans} == {"ok"}
+    assert {s.attributes["http.route"] for s in spans} == {URL, "/v2/models/m/generate"}
+    assert [a for s in spans for a in strays(s.name, s.attributes)] == []
+
+
+def test_a_slow_stream_is_kept_though_nobody_sampled_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(http: httpx.AsyncClient) -> None:
+        for digit, url in (("1", URL), ("2", URL), ("3", "/v2/models/m/generate")):
+            if digit == "2":
+                monkeypatch.setattr("lepton.serving.generation.SLOW_NS", 0)
+            headers = {"traceparent": f"00-{digit * 32}-{'d' * 16}-00"}
+            await http.post(url, json=asked(1, max_tokens=2), headers=headers)
+
+    monkeypatch.setattr("lepton.serving.generation.SLOW_NS", 3600 * 10**9)
+    play(home, scene)
+    kept = [len(spans_of(str(home / "traces"), digit * 32)) for digit in "123"]
+    assert kept == [0, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from lepton import telemetry
+from lepton.errors import TrainingError
 from lepton.telemetry import Carrier, carrier_of, traceparent_in
 from lepton.telemetry.baggage import entries_of
 from tests.unit.collector import Collector
+
+TRACE, SPAN = "ab" * 16, "cd" * 8
 
 CHILD = """
 import sys
@@ -48,17 +51,121 @@ def test_a_trace_goes_through_processes_and_survives_a_kill(tmp_path: Path) -> N
     assert found["child"].attributes == {"n": 1}
 
 
-def test_errors_and_links_are_recorded_without_payloads(tmp_path: Path) -> None:
+LONG = """
+import sys, time
+from lepton import telemetry
+with telemetry.span("lepton.train", telemetry.Carrier("", sys.argv[1])) as run:
+    time.sleep(0.05)
+    with telemetry.span("lepton.plan", run.carrier):
+        pass
+    with telemetry.span("lepton.evaluate", run.carrier) as judging:
+        time.sleep(0.05)
+        telemetry.record("lepton.read", judging.carrier, time.time_ns())
+        print("under way", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_a_killed_driver_leaves_no_orphans(tmp_path: Path) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", LONG, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "under way\n"
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+
+    found = {s.name: s for s in telemetry.spans_of(str(tmp_path))}
+    ids = {s.span_id for s in found.values()}
+    assert [s.name for s in found.values() if s.parent_id not in ids] == ["lepton.train"]
+    unfinished = {n for n, s in found.items() if s.attributes.get("lepton.unfinished")}
+    assert unfinished == {"lepton.train", "lepton.evaluate"}
+    last = found["lepton.read"].end_ns
+    assert found["lepton.train"].end_ns == found["lepton.evaluate"].end_ns == last
+    assert found["lepton.train"].end_ns - found["lepton.train"].start_ns > 90_000_000
+    assert telemetry.losses_of(str(tmp_path)) == []
+
+
+TRAINS = """
+import sys
+import numpy as np, pyarrow as pa, torch
+import lepton
+from lepton import telemetry
+
+def loop(worker):
+    net = torch.nn.Linear(3, 1)
+    worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.1))
+    for batch in worker.batches():
+        worker.step(net(batch["x"]).square().sum())
+        if worker.step_number == 4:
+            worker._saver.wait()
+            print("step 4", flush=True)
+            sys.stdin.read()
+
+home = sys.argv[1]
+x = np.random.default_rng(0).normal(size=(120, 3)).astype("float32")
+stream = lepton.write(pa.table({"x": list(x)}), f"{home}/t").stream(batch_size=20, lanes=1)
+with telemetry.span("lepton.demo", telemetry.Carrier("", f"{home}/traces")) as demo:
+    lepton.train(loop, stream, name="r", home=home, checkpoint_every=2, trace=demo.carrier)
+"""
+
+
+def test_a_killed_training_script_leaves_no_orphans(tmp_path: Path) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", TRAINS, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "step 4\n"
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+
+    found = telemetry.spans_of(str(tmp_path / "traces"))
+    ids = {s.span_id: s for s in found}
+    assert [s.name for s in found if s.parent_id not in ids] == ["lepton.demo"]
+    assert {"lepton.checkpoint", "lepton.read"} <= {s.name for s in found}
+    (run,) = [s for s in found if s.name == "lepton.train"]
+    assert run.attributes["lepton.unfinished"]
+    assert run.end_ns >= max(s.end_ns for s in found if s.name == "lepton.checkpoint")
+    assert ids[run.parent_id or ""].name == "lepton.demo"
+
+
+def test_a_span_that_ends_is_told_once(tmp_path: Path) -> None:
+    with telemetry.span("lepton.train", Carrier("", str(tmp_path))) as run:
+        (under_way,) = telemetry.spans_of(str(tmp_path))
+        run.set(lepton_steps=3)
+        run.link(f"00-{TRACE}-{SPAN}-01")
+        run.link("rubbish")
+    (ended,) = telemetry.spans_of(str(tmp_path))
+
+    assert under_way.attributes == {"lepton.unfinished": True}
+    assert ended.span_id == under_way.span_id
+    assert ended.attributes == {"lepton.steps": 3}
+    assert ended.links == [f"{TRACE}:{SPAN}"]
+    assert ended.end_ns > under_way.end_ns
+
+
+def test_errors_and_links_are_recorded(tmp_path: Path) -> None:
     other = telemetry.record("other", Carrier("", str(tmp_path)), 1, 2)
     with (
-        pytest.raises(KeyError),
+        pytest.raises(TrainingError),
         telemetry.span("failing", Carrier("", str(tmp_path)), links=[other.traceparent, "junk"]),
     ):
-        raise KeyError("a secret")
+        raise TrainingError("what lepton says" + 600 * "x" + "\na second line")
 
     failing = next(s for s in telemetry.spans_of(str(tmp_path)) if s.name == "failing")
     assert failing.status == "error"
-    assert failing.attributes == {"error.type": "KeyError"}
+    assert failing.attributes["error.type"] == "TrainingError"
+    assert failing.attributes["exception.type"] == "lepton.errors.TrainingError"
+    said = failing.attributes["exception.message"]
+    assert said.startswith("what lepton says")
+    assert "\n" not in said
+    assert len(said) == 500
     assert failing.links == [":".join(other.traceparent.split("-")[1:3])]
 
 
@@ -71,9 +178,6 @@ def test_a_malformed_header_starts_a_new_trace() -> None:
     assert carrier_of(None, "d", fallback) is fallback
     assert traceparent_in(good.encode()) == traceparent_in(f" {good} ".encode()) == good
     assert [traceparent_in(h) for h in (None, b"", b"00-xyz", b"\xff")] == [""] * 4
-
-
-TRACE, SPAN = "ab" * 16, "cd" * 8
 
 
 @pytest.mark.parametrize(
@@ -138,6 +242,7 @@ def test_what_is_asked_for_in_a_job_belongs_to_the_jobs_trace(
 ) -> None:
     monkeypatch.setenv("TRACEPARENT", f"00-{TRACE}-{SPAN}-01")
     monkeypatch.setenv("BAGGAGE", "team=core,lepton.run=other")
+    monkeypatch.setenv("TRACESTATE", "vendor=1")
     here = Carrier("", str(tmp_path), "lepton.run=r")
     with telemetry.span("lepton.train", here) as run:
         pass
@@ -151,7 +256,9 @@ def test_what_is_asked_for_in_a_job_belongs_to_the_jobs_trace(
     assert (found["lepton.train"].trace_id, found["lepton.train"].parent_id) == (TRACE, SPAN)
     assert found["lepton.promote"].parent_id == found["lepton.train"].span_id
     assert entries_of(run.carrier.baggage) == {"team": "core", "lepton.run": "r"}
+    assert run.carrier.headers["tracestate"] == "vendor=1"
     assert alone.carrier.trace_id != TRACE
+    assert alone.carrier.tracestate == ""
 
 
 def test_somebody_elses_tracing_goes_on_beside_it(tmp_path: Path) -> None:

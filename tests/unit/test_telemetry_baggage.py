@@ -59,4 +59,9 @@ def test_it_goes_along_with_spans(tmp_path: Path) -> None:
         "baggage": "lepton.run=digits,lepton.version=3",
     }
     assert Carrier().headers == {}
+    beside = carrier_of(f"00-{'ab' * 16}-{'cd' * 8}-01", None, tracestate="vendor=1")
+    with telemetry.span("outer", beside) as outer:
+        assert outer.carrier.headers["tracestate"] == "vendor=1"
+    assert carrier_of("bad", None, tracestate="vendor=1").tracestate == ""
+    assert Carrier(tracestate="vendor=1").headers == {}
     assert carrier_of("bad", None, baggage="lepton.run=digits").baggage == ""

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
 import lepton
@@ -17,18 +19,21 @@ from lepton import telemetry
 from lepton.registry import Registry
 from lepton.serving.protocol import request_of
 from lepton.serving.replica import Replica
-from lepton.telemetry import metrics
+from lepton.telemetry import Few, metrics
 from lepton.telemetry.baggage import entries_of
-from lepton.telemetry.conventions import ATTRIBUTES, SPANS, strays
+from lepton.telemetry.conventions import ATTRIBUTES, ON_ALL, SPANS, strays
 from lepton.telemetry.reference import page
 from lepton.telemetry.rounds import rounds
+from lepton.training.run import load_run
 
 NAMES = """
-lepton.batch lepton.canary lepton.checkpoint lepton.checkpoint.commit lepton.checkpoint.snapshot
-lepton.checkpoint.write lepton.checkpoint_table lepton.cross_validate lepton.demo
-lepton.evaluate lepton.gate
-lepton.model.load lepton.open lepton.optimize lepton.plan lepton.promote lepton.read
-lepton.recovery.meet lepton.recovery.state lepton.recovery.step lepton.register
+lepton.abort lepton.batch lepton.canary lepton.checkpoint lepton.checkpoint.commit
+lepton.checkpoint.snapshot lepton.checkpoint.write lepton.checkpoint_table
+lepton.cross_validate lepton.demo lepton.evaluate lepton.gate
+lepton.model.load lepton.model.run lepton.open lepton.optimize lepton.pause lepton.plan
+lepton.promote lepton.read
+lepton.recovery.detect lepton.recovery.meet lepton.recovery.state lepton.recovery.step
+lepton.register
 lepton.request lepton.restore lepton.rollback lepton.score lepton.slow_step lepton.steps
 lepton.table lepton.train
 lepton.train.epoch lepton.train.failure lepton.train.resize lepton.train.straggler lepton.tune
@@ -42,7 +47,8 @@ SAMPLED = f"00-{'12' * 16}-{'34' * 8}-01"
 def test_the_names_are_these() -> None:
     assert sorted(SPANS) == NAMES.split()
     used = {a for s in SPANS.values() for a in s.attributes}
-    assert used | {"error.type"} == set(ATTRIBUTES)
+    assert used | {*ON_ALL} == set(ATTRIBUTES)
+    assert strays("lepton.request", ON_ALL) == [f"lepton.request: {a}" for a in ON_ALL[1:]]
     assert strays("lepton.gate", ["error.type", "lepton.model", "lepton.rows"]) == [
         "lepton.gate: lepton.rows"
     ]
@@ -125,7 +131,8 @@ def test_what_is_recorded_is_in_the_table(made: Loop) -> None:
     assert [s for span in spans for s in strays(span.name, span.attributes)] == []
     for name, value in ((n, v) for s in spans for n, v in s.attributes.items()):
         assert isinstance(value, KINDS[ATTRIBUTES[name].kind]), name
-    assert {s.name for s in spans} == {
+    sometimes = {"lepton.batch", "lepton.model.run"}
+    assert {s.name for s in spans} - sometimes == {
         "lepton.train",
         "lepton.open",
         "lepton.plan",
@@ -145,6 +152,26 @@ def test_what_is_recorded_is_in_the_table(made: Loop) -> None:
     assert [(s.name, s.attributes["error.type"]) for s in failed] == [("lepton.train", "OSError")]
 
 
+def test_every_read_is_told_of(made: Loop) -> None:
+    reads = [s.attributes for s in made.spans() if s.name == "lepton.read"]
+
+    assert sum(r["lepton.reads"] for r in reads) == len(reads) > 0
+
+
+@given(st.lists(st.floats(0, 3), max_size=300))
+def test_few_of_many_stand_for_all(pauses: list[float]) -> None:
+    few = Few(at_once=5, a_second=2)
+    times = [1000 + sum(pauses[: n + 1]) for n in range(len(pauses))]
+    taken = [few.take(at) for at in times]
+
+    kept = [n for n, reads in enumerate(taken) if reads]
+    assert sum(taken) == (kept[-1] + 1 if kept else 0)  # but for the last ones left out
+    assert taken[:5] == [1] * len(taken[:5])
+    for first, at in enumerate(times):
+        within = [n for n in kept if n >= first and times[n] <= at + 10]
+        assert len(within) <= 5 + 2 * 10 + 1
+
+
 def test_windows_of_steps_tell_of_every_step_and_row(made: Loop) -> None:
     windows = [s for s in made.spans() if s.name == "lepton.steps"]
 
@@ -152,6 +179,22 @@ def test_windows_of_steps_tell_of_every_step_and_row(made: Loop) -> None:
     assert sum(w.attributes["lepton.rows"] for w in windows) == 120
     runs = {s.span_id for s in made.spans() if s.name == "lepton.train"}
     assert {w.parent_id for w in windows} == runs
+
+
+def test_what_judges_and_registers_is_linked_to_what_trained(made: Loop, tmp_path: Path) -> None:
+    run = load_run("r", str(made.home))
+    here = telemetry.Carrier(SAMPLED, str(tmp_path))
+    lepton.evaluate(run, made.table, label="y", home=str(tmp_path), trace=here)
+    lepton.register(run, "m", home=tmp_path, trace=here)
+    far = telemetry.spans_of(str(tmp_path))
+
+    written = ":".join(run.checkpoint.traceparent.split("-")[1:3])
+    assert {s.name: s.links for s in far} == {
+        "lepton.evaluate": [written],
+        "lepton.register": [written],
+    }
+    (near,) = [s for s in made.spans() if s.name == "lepton.evaluate"]
+    assert (near.links, near.parent_id) == ([], written[33:])  # it is below that span
 
 
 def test_an_answer_says_where_it_came_from(made: Loop) -> None:

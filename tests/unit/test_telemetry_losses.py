@@ -16,6 +16,7 @@ from lepton.cli import main
 from lepton.pipeline.tracing import find_trace
 from lepton.telemetry import Carrier, Loss, ledger, losses_of, lost_spans, spans_of
 from lepton.telemetry.rounds import rounds
+from lepton.telemetry.spans import Growing
 from tests.unit.collector import Collector
 
 KILLED = """
@@ -38,6 +39,11 @@ UNDER_WAY = """
 kept = telemetry.span("lepton.train", parent)
 kept.__enter__()
 telemetry.record("lepton.read", parent, 1, 2)
+"""
+LOSES = """
+telemetry.record("lepton.read", parent, 1, 2)
+spool.EVERY_S = 3600
+telemetry.Spool(sys.argv[2]).add("lepton.read", parent, 1)
 """
 WINDOW = """
 pace = telemetry.Pace(parent)
@@ -115,7 +121,7 @@ def _kill(script: str, folder: Path, end: str = END, **more: str) -> str:
 
 @pytest.mark.parametrize(
     ("script", "kept", "lost"),
-    [(BULK, 100, 3), (UNDER_WAY, 1, 1), (WINDOW, 1, 0)],
+    [(BULK, 100, 3), (UNDER_WAY, 2, 0), (WINDOW, 1, 0)],
     ids=["in bulk", "under way", "a window of steps"],
 )
 def test_what_a_kill_takes_is_counted(script: str, kept: int, lost: int, tmp_path: Path) -> None:
@@ -146,7 +152,8 @@ def test_a_process_that_ends_well_loses_nothing_and_one_that_runs_may_yet_write(
 ) -> None:
     ended = UNDER_WAY + "kept.__exit__(None, None, None)" + BULK + "telemetry.flush()"
     _kill(ended, tmp_path, end="")
-    with telemetry.span("lepton.demo", Carrier("", str(tmp_path))):
+    with telemetry.span("lepton.demo", Carrier("", str(tmp_path))) as above:
+        Growing("lepton.steps", above.carrier, 1)
         assert losses_of(str(tmp_path)) == []
         (here,) = losses_of(str(tmp_path), ended=False)
         assert here.lost == 1
@@ -178,7 +185,7 @@ def test_it_is_said_with_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_process_is_told_from_another_one_with_its_id(tmp_path: Path) -> None:
-    above = _kill(UNDER_WAY, tmp_path)
+    above = _kill(LOSES, tmp_path)
     (before,) = losses_of(str(tmp_path))
     ours = ledger.file_of(str(tmp_path), "count")
     (count,) = [path for path in tmp_path.glob("*.count") if path != ours]
@@ -200,7 +207,7 @@ def test_a_process_is_told_from_another_one_with_its_id(tmp_path: Path) -> None:
 
 
 def test_only_a_traces_own_processes_count_for_it(tmp_path: Path) -> None:
-    trace_id = _kill(UNDER_WAY, tmp_path)
+    trace_id = _kill(LOSES, tmp_path)
 
     assert lost_spans(str(tmp_path), Carrier(f"00-{trace_id}-{'ab' * 8}-01")) == 1
     assert lost_spans(str(tmp_path), Carrier(f"00-{'ab' * 16}-{'ab' * 8}-01")) == 0
@@ -218,7 +225,7 @@ def test_files_of_other_traces_are_not_read(tmp_path: Path) -> None:
 
 
 def test_a_process_of_another_machine_runs_until_it_was_silent_for_a_while(tmp_path: Path) -> None:
-    _kill(UNDER_WAY, tmp_path)
+    _kill(LOSES, tmp_path)
     (count,) = [path for path in tmp_path.glob("*.count") if path != _ours(tmp_path, "count")]
     host = b'"host":"' + socket.gethostname().encode()
     count.write_bytes(count.read_bytes().replace(host, b'"host":"elsewhere')[: ledger.SIZE])

@@ -29,7 +29,7 @@ def test_draws_children_under_their_parents() -> None:
             span(1, name="root", end_ns=2_000_000_001),
             span(2, 1, "train", attributes={"lepton.run": "r", "lepton.rank": 3}),
             span(3, 2, "failure", status="error", attributes=lost),
-            span(4, 1, "use", process="q"),
+            span(4, 1, "use", process="q", attributes={"lepton.unfinished": True}),
             span(5, 77, "lost"),
         ]
     )
@@ -43,7 +43,7 @@ def test_draws_children_under_their_parents() -> None:
     ]
     assert [line.facts for line in lines] == ["p", "p, run r, rank 3", "p, step 91", "q", "p"]
     assert [line.trouble for line in lines] == [
-        *("", "", "WorkerLost", ""),
+        *("", "", "WorkerLost", "not ended"),
         "its parent was not recorded",
     ]
     assert str(lines[0]).split() == ["+0.000", "s", "2.0", "s", "root", "p"]
