@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,27 +75,28 @@ def test_an_id_of_odd_bytes_in_a_header_is_not_told_again(url: str) -> None:
 def test_versions_come_and_go_while_others_are_asked_for(replica: Replica) -> None:
     """Who looks for a version must not see the versions in memory change under it."""
     follower, stop = replica._follower, threading.Event()
-    champion = follower.now.champion
+    champion, registry = follower.now.champion, follower._registry
+    entry = registry.version("m", 1)
 
     def come_and_go() -> None:
-        follower._warm = lambda number: champion  # type: ignore[method-assign]
         while not stop.is_set():
             for number in range(100, 150):
                 follower._version(number)
-            pointer = follower._registry.state("m").pointer
-            follower._load(pointer)
+            follower._load(registry.state("m").pointer)
 
     request: Any = type("Request", (), {"path_params": {"version": "1"}, "headers": {}})()
     thread = threading.Thread(target=come_and_go)
-    warm = follower._warm
-    thread.start()
-    try:
-        for _ in range(20_000):
-            assert replica._chosen(request)[0].version == 1
-    finally:
-        stop.set()
-        thread.join(60)
-        follower._warm = warm  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(follower, "_warm", lambda _: champion)
+        patched.setattr(registry, "version", lambda _, number: replace(entry, version=number))
+        patched.setattr(registry, "history", lambda _: [])
+        thread.start()
+        try:
+            for _ in range(20_000):
+                assert replica._chosen(request)[0].version == 1
+        finally:
+            stop.set()
+            thread.join(60)
 
 
 def test_clients_who_come_while_too_much_waits_are_told_when_to_come_again(
