@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,6 +151,9 @@ def export_net(
 ) -> Signature:
     """Export a net with a free row dimension and save it; the net itself is left as it is.
 
+    What is saved has no weights: reading them would hold up the interpreter for as long as it
+    takes, and a checkpoint has them already.
+
     Args:
         net: in any mode; the program is in evaluation mode, on the CPU.
         name: what the net is attached as.
@@ -166,7 +171,7 @@ def export_net(
     free = tuple({0: torch.export.Dim.AUTO} for _ in arguments)
     try:
         exported = torch.export.export(still, arguments, dynamic_shapes=free)
-        torch.export.save(exported, path)
+        _save_graph(exported, path)
         with torch.inference_mode():
             found = still(*arguments)
     except Exception as e:
@@ -182,6 +187,21 @@ def export_net(
         outputs=tuple(_spec(n, t) for n, t in outputs.items()),
         net=name,
     )
+
+
+def _save_graph(exported: Any, path: Path) -> None:
+    """Save a program whose weights have their shapes alone; whoever calls it gets no numbers."""
+    import torch
+
+    for name, weight in exported.state_dict.items():
+        nothing = math.nan if weight.is_floating_point() or weight.is_complex() else 0
+        alike: Any = torch.full((), nothing, dtype=weight.dtype).expand(weight.shape)
+        if isinstance(weight, torch.nn.Parameter):
+            alike = torch.nn.Parameter(alike, requires_grad=weight.requires_grad)
+        exported.state_dict[name] = alike
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        torch.export.save(exported, path)
 
 
 def named_outputs(found: Any) -> dict[str, Any]:

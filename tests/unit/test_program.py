@@ -79,6 +79,18 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
         load_program(tmp_path / "p.pt2", signature)
 
 
+def test_a_saved_program_has_no_weights_and_computes_nothing_without(tmp_path: Path) -> None:
+    net, path = torch.nn.Linear(3, 100_000), tmp_path / "p.pt2"
+    signature = export_net(net, "net", ["x"], [torch.zeros(4, 3)], path)
+    assert path.stat().st_size < net.weight.nbytes / 10
+    program = load_program(path, signature)
+    x = torch.randn(4, 3)
+    assert answers(program, x).isnan().all()
+    program.load_weights(net.state_dict())
+    with torch.inference_mode():
+        assert torch.allclose(answers(program, x), net(x))
+
+
 class Tied(torch.nn.Module):
     """One weight under two names, used twice, and a part in which gradients are off."""
 
