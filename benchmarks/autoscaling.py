@@ -23,7 +23,7 @@ import httpx
 from ray import serve  # noqa: TID251 - what it decides is what is measured
 
 import lepton
-from benchmarks import claims, serving_model
+from benchmarks import claims, dots, serving_model
 from lepton import cluster
 from lepton.serving import App, Service
 from lepton.serving.app import leave
@@ -183,6 +183,12 @@ def main() -> None:
         leave()
         cluster.disconnect()
     claims.record(state(steps), "autoscaling")
+    shown = {
+        "load -> second replica asked for": {"lepton": [s.decided_s for s in steps]},
+        "load -> second replica answers": {"lepton": [s.answered_s for s in steps]},
+        "load ends -> one replica again": {"lepton": [s.alone_s for s in steps]},
+    }
+    dots.draw(shown, claims.RESULTS / "autoscaling.png", "seconds")
 
 
 if __name__ == "__main__":

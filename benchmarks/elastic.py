@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks import claims, elastic_changes, elastic_cost, elastic_kills, elastic_plot
+from benchmarks import claims, dots, elastic_changes, elastic_cost, elastic_kills, elastic_pauses
 from benchmarks.elastic_changes import Cost
 from benchmarks.elastic_kills import Goodput, Loss
 
@@ -115,9 +115,9 @@ def main() -> None:
         run(piece, found, late=time.monotonic() - begun > given.minutes * 60)
         stamp = {"commit": claims.commit(), "machine": claims.machine()}
         claims.write([{**c, **stamp} for c in found.claims()], f"{name}.json")
-        pauses = elastic_plot.pauses_of(found.killed, found.changed)
+        pauses = elastic_pauses.pauses_of(found.killed, found.changed)
         if pauses:
-            elastic_plot.draw(pauses, claims.RESULTS / f"{name}.png")
+            dots.draw(pauses, claims.RESULTS / f"{name}.png", "seconds without a new step")
     claims.record(found.claims(), name)
 
 

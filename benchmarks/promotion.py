@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import lepton
-from benchmarks import claims, serving_model
+from benchmarks import claims, dots, serving_model
 from lepton import cluster
 from lepton.registry import Registry
 from lepton.serving import App
@@ -201,6 +201,19 @@ def state(mine: Moves, theirs: Moves) -> list[claims.Claim]:
     ]
 
 
+def picture(mine: Moves, theirs: Moves) -> None:
+    """Draw every move."""
+    both = {"lepton": mine, "serve.run": theirs}
+    shown = {
+        "asked for -> first new answer": {who: of.seconds for who, of in both.items()},
+        "published -> first new answer": {"lepton": mine.published},
+        "slowest request of the move": {
+            who: [ms / 1e3 for ms in of.worst_ms] for who, of in both.items()
+        },
+    }
+    dots.draw(shown, claims.RESULTS / "promotion.png", "seconds")
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What a replica keeps of its own, without what it shares with the file cache, in bytes."""
@@ -276,6 +289,14 @@ def large(folder: Path, megabytes: int, count: int) -> list[claims.Claim]:
         claim(f"{of}: of that beyond the load, worst", max(beyond), None, "s", runs=count),
         claim(f"{of}: p99 before", mine.p99_ms, None, "ms", runs=count),
         claim(f"{of}: slowest request, worst", max(mine.worst_ms), None, "ms", runs=count),
+        claim(
+            f"{of}: slowest request over p99 before",
+            max(mine.worst_ms) / mine.p99_ms,
+            10,
+            "times",
+            -1,
+            runs=count,
+        ),
         claim(f"{of}: slowest request, median", middle(mine.worst_ms), None, "ms", runs=count),
         claim(f"{of}: most memory beside one version", grown, None, "times its size", runs=count),
         claim(f"{of}: failed requests", mine.failed, 0, "requests", -1, runs=count),
@@ -308,6 +329,7 @@ def main() -> None:
         leave()
         cluster.disconnect()
     claims.record(state(mine, theirs), "promotion")
+    picture(mine, theirs)
 
 
 if __name__ == "__main__":

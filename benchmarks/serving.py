@@ -130,6 +130,33 @@ def rounds_of(
     return found
 
 
+def processes(port: int, requests: list[Request], seconds: float) -> list[claims.Claim]:
+    """Return what lepton's processes spend on a request: the router, and the replica."""
+    made: list[claims.Claim] = []
+    names = {"router, HAProxy's process": b"haproxy", "replica's process": b"ray::ServeReplica"}
+    for request in requests:
+        before = {n: _cpu_s(begin) for n, begin in names.items()}
+        load = measure(port, request, seconds)
+        for name, begin in names.items():
+            spent = (_cpu_s(begin) - before[name]) / (load.rate * seconds) * 1e6
+            made.append(claims.claim(f"{request.name}: {name}", spent, None, "us CPU"))
+    return made
+
+
+def _cpu_s(begin: bytes) -> float:
+    """CPU seconds of the processes whose command begins like this."""
+    used = 0.0
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes()
+            if command.split(b"\0")[0].rsplit(b"/", 1)[-1].startswith(begin):
+                fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
+                used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except OSError:
+            continue
+    return used
+
+
 def ratio(loads: Mapping[str, list[Load]], peer: str, to: str) -> float | None:
     """Return the median of the rounds' ratios of two servers' rates."""
     if peer not in loads or to not in loads:
@@ -212,8 +239,9 @@ def main() -> None:
         for peer, port in ports.items():
             stack.enter_context(serving(peer, pythons.get(peer, sys.executable), folder, port))
         found = rounds_of(ports, requests, rounds, seconds)
+        spent = processes(ports["lepton"], requests, seconds)
         stack.close()
-        layers = serving_layers.measure(folder)
+        layers = spent + serving_layers.measure(folder)
     claims.record(state(found, rounds) + layers, "serving")
     plot(found)
 
