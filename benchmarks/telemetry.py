@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks import claims, telemetry_load
 
 STEPS, REQUESTS, BLOCK_S = 4000, 12_000, 4
-LOADS = 8
+LOADS = 6
 """Rounds of load for one of the others: each takes seconds, and rates differ by some percent."""
 PACE = 1000
 """Steps a second at which a step's cost is to be small."""
