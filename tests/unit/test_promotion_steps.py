@@ -283,6 +283,19 @@ def test_clients_who_wait_less_than_the_champion_takes_fail_nobody(
     assert (decision.action, decision.reason) == ("rollback", "1 of 2 requests failed")
 
 
+def test_of_two_who_watch_one_trial_the_slower_one_finds_it_done(registry: Registry) -> None:
+    seen = registry.start_canary("m", 2, 0.5, expect=None)
+    told: list[str] = []
+    moves = [Move(registry, registry.version("m", 2), [], Carrier(), "", told.append)] * 2
+    assert [m.to_champion(seen).pointer.champion for m in moves] == [2, 2]
+    assert told == ["version 2 at 100 %"]
+    assert [e.kind for e in registry.history("m")].count("promoted") == 2  # the first version, too
+
+    registry.rollback("m", expect=None, reason="no")
+    with pytest.raises(ConflictError):
+        moves[0].to_champion(seen)
+
+
 class Refusing(Turns):
     """Of an application whose replicas take nothing up."""
 
