@@ -80,8 +80,7 @@ def own_loop(config: dict[str, Any]) -> None:
     Path(config["out"], f"{rank}.json").write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize("engine", ["worker", "ray_data"])
-@pytest.mark.parametrize("given", ["stream", "dataset"])
+@pytest.mark.parametrize(("given", "engine"), [("stream", "worker"), ("dataset", "ray_data")])
 def test_a_plain_trainer_gets_exact_shards(
     stream: Stream, tmp_path: Path, engine: Any, given: str
 ) -> None:

@@ -1,9 +1,6 @@
-"""The quickstart as a script, as a notebook, and as a job on a cluster of two nodes."""
+"""The quickstart as a notebook, and as a script that is a job on a cluster of two nodes."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jupytext
@@ -48,24 +45,6 @@ def test_the_notebook_is_the_script_and_carries_no_output(script: Path) -> None:
         (c.cell_type, c.source) for c in notebook.cells
     ]
     assert all(not c.get("outputs") for c in notebook.cells)
-
-
-def test_runs_as_a_script(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        cwd=tmp_path,
-        env={**os.environ, "LEPTON_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert PRINTED.fullmatch(done.stdout), done.stdout
-    assert_closed_the_loop(tmp_path / "home")
-    assert_gone(str(tmp_path / "home"))
 
 
 def test_runs_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
