@@ -36,6 +36,8 @@ from lepton.telemetry import Carrier, carrier_of
 
 FOLLOW_S = 0.25
 LONGEST_PAUSE_S = 30.0
+LONGEST_END_S = 5.0
+"""How long the end of a replica waits for a version that is being loaded just now."""
 
 log = logging.getLogger("lepton")
 
@@ -127,7 +129,8 @@ class Follower:
         self.now = self._load(self._registry.state(model).pointer)
         self.rollbacks = self._rollbacks()
         self._following, self._stop = threading.Lock(), threading.Event()
-        threading.Thread(target=self._keep_following, daemon=True).start()
+        self._thread = threading.Thread(target=self._keep_following, daemon=True)
+        self._thread.start()
 
     def follow(self) -> dict[str, Any]:
         """Take up the newest pointer; return what is served and what went wrong, if anything."""
@@ -178,8 +181,9 @@ class Follower:
         self._room.emptied()
 
     def close(self) -> None:
-        """Follow no more."""
+        """Follow no more; the interpreter must not end while a thread reads a table."""
         self._stop.set()
+        self._thread.join(LONGEST_END_S)
 
     def _keep_following(self) -> None:
         while not self._stop.wait(FOLLOW_S):
