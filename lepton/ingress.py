@@ -15,8 +15,8 @@ ELSEWHERE = 425
 """The status of a replica that wants another one to be asked; no client ever sees it."""
 PORTS = 4
 BUFFER_BYTES = 2**16
-"""HAProxy copies a whole buffer for every request that it may have to send again, however short that
-is: a larger one costs each of them."""
+"""HAProxy copies a whole buffer for every request that it may have to send again, however short:
+a larger one costs each of them."""
 MIDDLEWARES = "lepton.serving.shortcut.middlewares"
 """What Serve puts in front of its HTTP servers: the way past its bookkeeping."""
 

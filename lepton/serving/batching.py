@@ -171,6 +171,7 @@ class Batcher:
         with self._came, suppress(ValueError):
             self._waiting.remove(one)
             self._rows -= len(one.rows)
+            self._requests -= 1
 
     def _known(self, run: Run) -> Pace:
         """Each version has a pace of its own, which keeps no version in memory."""

@@ -68,10 +68,8 @@ class _Stream:
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What each of its answers says, whatever it is."""
-        identity = self.asked.get(b"x-request-id") or self.identity.encode("latin-1", "replace")
+        """What each of its answers says, whatever it is; Ray Serve adds ``x-request-id``."""
         return [
-            (b"x-request-id", identity),
             (b"traceparent", self.span.encode()),
             (b"baggage", baggage_of(self.asked.get(b"baggage"), self.version).encode()),
             (b"x-lepton-version", str(self.version.version).encode()),

@@ -195,6 +195,10 @@ def test_tokens_come_one_by_one_until_the_client_leaves(service: Service) -> Non
     trace = "ab" * 16
     try:
         assert list(app.generate([1, 2], max_tokens=6)) == [3, 4, 5, 6, 0, 1]
+        asked = {"t": [1, 2], "id": "no\nheader", "parameters": {"max_tokens": 2}}
+        reply = httpx.post(f"{app.url}/v2/models/count/generate", json=asked, timeout=60)
+        assert (reply.status_code, reply.json()["id"]) == (200, asked["id"])
+        assert len(reply.headers.get_list("x-request-id")) == 1
         carrier = Carrier(f"00-{trace}-{'cd' * 8}-01", f"{home}/traces")
         endless = app.generate([1], max_tokens=4096, trace=carrier)
         assert [next(endless) for _ in range(3)] == [2, 3, 4]

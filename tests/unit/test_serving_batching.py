@@ -139,7 +139,7 @@ def test_who_leaves_gives_his_place_to_others(batcher: Batcher, patience_s: floa
         if patience_s is None:
             leaving.cancel()
         await asyncio.wait([leaving])
-        assert batcher.waiting_rows == 1
+        assert (batcher.waiting_requests, batcher.waiting_rows) == (1, 1)
         tasks.append(asyncio.create_task(batcher.answer(net.run, rows(5))))
         await asyncio.sleep(0)
         net.go.set()
@@ -147,7 +147,7 @@ def test_who_leaves_gives_his_place_to_others(batcher: Batcher, patience_s: floa
         assert net.seen == [[1], [5]]
 
     asyncio.run(scene())
-    assert batcher.waiting_rows == 0
+    assert (batcher.waiting_requests, batcher.waiting_rows) == (0, 0)
 
 
 def test_too_long_a_queue_is_refused_with_the_time_it_needs(batcher: Batcher) -> None:
