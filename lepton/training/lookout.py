@@ -67,7 +67,10 @@ class Lookout:
             )
         if status["events"]:
             self.reserves.start()
-        self.waiting.look(started=bool(status["pids"] or status["events"]))
+        self.waiting.look(
+            started=bool(status["pids"] or status["events"]),
+            stepped=any(status["members"].values()),
+        )
         return bool(status["finished"])
 
     def _asked(self) -> Any:

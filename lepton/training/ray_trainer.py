@@ -39,6 +39,7 @@ from lepton.telemetry import name_process
 from lepton.training.lookout import ANSWER_S, END_S, Lookout
 from lepton.training.meeting import Meeting
 from lepton.training.membership import Membership
+from lepton.training.places import release_places
 from lepton.training.progress import watch
 from lepton.training.recovery import fatal_rank
 from lepton.training.reserves import Reserves
@@ -115,21 +116,23 @@ class _Trainer(DataParallelTrainer):
                 if self.look_after() and finished_at is None:
                     finished_at = time.monotonic()
                 if finished_at is not None and time.monotonic() - finished_at > END_S:
-                    return _abort(controller)
+                    return abort(controller)
             ray.get(running)
             return ray.get(controller.get_result.remote(), timeout=ANSWER_S)
         except ray.exceptions.GetTimeoutError:
-            return _abort(controller)  # it has run to its end; what came of it lies in the folder
+            return abort(controller)  # it has run to its end; what came of it lies in the folder
         except BaseException:
-            _abort(controller)
+            abort(controller)
             raise
 
 
-def _abort(controller: Any) -> Any:
+def abort(controller: Any) -> Any:
     """End the controller and its workers; return what stands for a result without an error."""
     aborted = controller.abort.remote()
     ray.wait([aborted], timeout=5)
     ray.kill(controller)
+    ray.wait([controller.get_result.remote()], timeout=ANSWER_S)  # it fails when that is done
+    release_places(controller)
     return _Ended()
 
 
@@ -161,8 +164,10 @@ def train_on_ray(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_S)
     gpu = bool(ray.cluster_resources().get("GPU")) if resources is None else "GPU" in resources
     each = dict(resources) if resources is not None else {"CPU": 1, **({"GPU": 1} if gpu else {})}
-    stream = stream.read_by(_engine(stream, bounds[1], each), stream.trace)
-    room = room_for(each)
+    engine = _engine(stream, bounds[1], each)
+    stream = stream.read_by(engine, stream.trace)
+    reading = engine == "ray_data"
+    room = room_for(each, reading=reading)
     core = min(max(bounds[0], room), bounds[1])
     meeting = _meeting(Path(plan.folder), bounds, core, hang_s)
     config = {
@@ -188,7 +193,9 @@ def train_on_ray(
 
     try:
         with watch(Path(plan.folder), stream.steps, stream.batch_size, show=show) as line:
-            waiting = Waiting(str(plan.lineage["run"]), core, each, start_timeout_s)
+            waiting = Waiting(
+                str(plan.lineage["run"]), core, each, start_timeout_s, reading=reading
+            )
             trainer.look_after = Lookout(plan, meeting, reserves, line, waiting, max_failures)
             with _interruptions() as trainer.interrupted:
                 _fit(trainer, plan)

@@ -24,6 +24,15 @@ def fitting(nodes: Iterable[Resources], each: Resources) -> int:
     )
 
 
+def less_a_cpu(nodes: Sequence[Resources]) -> list[Resources]:
+    """Return what is left if something else takes a CPU of the node that has most of them."""
+    taken = max(range(len(nodes)), key=lambda i: nodes[i].get("CPU", 0), default=-1)
+    return [
+        {**node, "CPU": max(0.0, node.get("CPU", 0) - 1)} if i == taken else node
+        for i, node in enumerate(nodes)
+    ]
+
+
 def missing(
     wanted: int, each: Resources, free: Sequence[Resources], whole: Sequence[Resources]
 ) -> str:

@@ -3,6 +3,8 @@
 import re
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pyarrow as pa
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group, placement_group_table
 from torch.nn import functional
 
 import lepton
 from lepton.errors import TrainingError
+from lepton.training.ray_trainer import abort
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -58,7 +62,7 @@ def test_a_run_that_waits_begins_when_there_is_room(
         def here(self) -> None:
             """Answer once it has its place."""
 
-    greedy = Greedy.remote()
+    greedy: Any = Greedy.remote()  # pyright: ignore
     ray.get(greedy.here.remote())
     said: list[str] = []
 
@@ -77,3 +81,68 @@ def test_a_run_that_waits_begins_when_there_is_room(
 
     assert run.steps == 4
     assert re.search(r"CPU: 2 needed, [01](\.\d+)? free of", said[0]), "others may run here, too"
+
+
+def free_cpus() -> float:
+    return ray.available_resources().get("CPU", 0)
+
+
+def test_places_are_given_back_where_the_controller_is_killed(tmp_path: Path) -> None:
+    @ray.remote(num_cpus=0)
+    class Controller:
+        """One that cannot tidy up: as Ray Train's is while it waits for a node that is gone."""
+
+        async def hold(self) -> None:
+            """Get a place, and ask for one that there is no room for."""
+            held = placement_group([{"CPU": 1}, {"CPU": 1}])
+            placement_group([{"telescope": 1}])
+            await held.ready()
+
+        async def abort(self) -> None:
+            """Hold everything up."""
+            time.sleep(60)
+
+        async def get_result(self) -> None:
+            """Never asked for while it lives."""
+
+    def states() -> list[str]:
+        return [group["state"] for group in placement_group_table().values()]
+
+    before, others = free_cpus(), states()
+    controller: Any = Controller.remote()  # pyright: ignore
+    ray.get(controller.hold.remote())
+    assert wait_for(lambda: free_cpus() == before - 2)
+    assert states().count("REMOVED") == others.count("REMOVED")
+
+    abort(controller)
+
+    assert wait_for(lambda: free_cpus() == before)
+    assert states().count("REMOVED") == others.count("REMOVED") + 2
+
+
+def wait_for(true: Callable[[], bool], timeout_s: float = 30) -> bool:
+    end = time.monotonic() + timeout_s
+    while not true() and time.monotonic() < end:
+        time.sleep(0.1)
+    return true()
+
+
+def test_a_spare_leaves_a_cpu_to_those_who_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    @ray.remote(num_cpus=free_cpus() - 3)
+    class Greedy:
+        def here(self) -> None:
+            """Answer once it has its place."""
+
+    greedy: Any = Greedy.remote()  # pyright: ignore
+    ray.get(greedy.here.remote())
+    try:
+        stream = replace(stream_in(tmp_path), engine="ray_data")
+        options: dict[str, Any] = {"home": str(tmp_path), "progress": False, "workers": 2}
+        run = lepton.train(loop, stream, name="r", resources={"CPU": 1}, **options)
+    finally:
+        ray.kill(greedy)
+
+    assert run.steps == 4  # with a spare in the third CPU's place, no row would ever come
+    assert "waits for" not in capfd.readouterr().err

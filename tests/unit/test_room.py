@@ -1,9 +1,11 @@
 """How many workers fit on a cluster, and what is said to be missing."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton.training.room import fitting, missing
+from lepton.training import waiting
+from lepton.training.room import fitting, less_a_cpu, missing
 
 TWO = [{"CPU": 1.5, "GPU": 1.0}, {"CPU": 1.5}]
 
@@ -45,3 +47,30 @@ def test_what_fits_leaves_nothing_over(
     assert all(found * need <= sum(n.get(k, 0) for n in nodes) for k, need in each.items())
     assert found == sum(fitting([node], each) for node in nodes)
     assert str(found) in missing(found + 1, each, nodes, nodes)
+
+
+def test_readers_find_a_cpu_beside_the_workers() -> None:
+    assert less_a_cpu(TWO) == [{"CPU": 0.5, "GPU": 1.0}, {"CPU": 1.5}]
+    assert less_a_cpu([{"CPU": 0.5}]) == [{"CPU": 0.0}]
+    assert less_a_cpu([{"GPU": 1.0}]) == [{"GPU": 1.0, "CPU": 0.0}]
+    assert less_a_cpu([]) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "stepped", "lines"), [(0.5, False, 1), (1, False, 0), (0, True, 0)]
+)
+def test_a_run_whose_readers_have_no_cpu_says_so_once(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    left: float,
+    stepped: bool,
+    lines: int,
+) -> None:
+    monkeypatch.setattr(waiting, "_free", lambda: [{"CPU": left}])
+    monkeypatch.setattr(waiting, "READ_S", 0)
+    looked_at = waiting.Waiting("r", 2, {"CPU": 1}, reading=True)
+    for _ in range(3):
+        looked_at.look(started=True, stepped=stepped)
+
+    said = capsys.readouterr().err
+    assert said.count("run 'r' waits for rows") == said.count("\n") == lines
