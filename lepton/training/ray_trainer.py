@@ -25,6 +25,8 @@ import ray.exceptions
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.callback import UserCallback  # not re-exported by ray.train
@@ -96,6 +98,17 @@ class _Trainer(DataParallelTrainer):
 
     interrupted: threading.Event
     """Set when the person has interrupted the run."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Leave out two actors.
+
+        One gives a killed controller's places back, as :func:`abort` does; it asks the dashboard,
+        which a cluster need not have: every run would end 5 s later. The other has Ray Data's
+        datasets, which lepton's streams are not.
+        """
+        found: list[Any] = super()._create_default_callbacks()
+        needless = (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [c for c in found if not isinstance(c, needless)]
 
     def _over(self, running: Any) -> bool:
         if self.interrupted.is_set():
@@ -170,15 +183,16 @@ def train_on_ray(
     room = room_for(each, reading=reading)
     core = min(max(bounds[0], room), bounds[1])
     meeting = _meeting(Path(plan.folder), bounds, core, hang_s)
-    config = {
+    config: dict[str, Any] = {
         "loop": loop,
         "plan": plan,
         "rows": _hosted(stream, bounds[1]),
-        "invitation": ray.get(meeting.open.remote()),
+        "invitation": meeting.open.remote(),  # it starts beside Ray Train's controller
     }
+    told = ray.put(config)  # Ray Train's controller must not unpickle it: that would import torch
     trainer = _Trainer(
         _on_worker,
-        train_loop_config=config,
+        train_loop_config={"config": told},
         backend_config=_BareConfig(),
         scaling_config=ScalingConfig(num_workers=core, resources_per_worker=each, use_gpu=gpu),
         run_config=RunConfig(
@@ -189,7 +203,7 @@ def train_on_ray(
         ),
     )
     spares = 1 if room > core else 0
-    reserves = Reserves(config, bounds[1] - core + spares, each, max_failures)
+    reserves = Reserves(told, bounds[1] - core + spares, each, max_failures)
 
     try:
         with watch(Path(plan.folder), stream.steps, stream.batch_size, show=show) as line:
@@ -283,8 +297,9 @@ def _fit(trainer: _Trainer, plan: Plan) -> None:
         ) from e
 
 
-def _on_worker(config: dict[str, Any]) -> None:
+def _on_worker(given: dict[str, Any]) -> None:
     """The function each Ray Train worker runs."""
+    config = ray.get(given["config"])
     run_loop(config, f"train worker {ray.train.get_context().get_world_rank()}")
 
 
@@ -307,7 +322,7 @@ def run_loop(config: dict[str, Any], title: str, *, stays: bool = True) -> bool:
     name_process(title)
     node = ray.get_runtime_context().get_node_id()
     address: Any = node_address
-    seat = Seat(config["invitation"], node=node, host=str(address()))
+    seat = Seat(ray.get(config["invitation"]), node=node, host=str(address()))
     rows = config["rows"]
 
     def open_shard(rank: int, world_size: int, cursor: Any, generation: int) -> Any:

@@ -32,16 +32,14 @@ class Reserves:
     """Keeps a number of reserves alive.
 
     Args:
-        config: what a worker is told.
+        config: reference to what a worker is told.
         count: how many.
         each: resources of one.
         losses: how many may be lost before they are no longer replaced.
     """
 
-    def __init__(
-        self, config: dict[str, Any], count: int, each: Mapping[str, float], losses: int
-    ) -> None:
-        self._config = ray.put(config) if count else None
+    def __init__(self, config: Any, count: int, each: Mapping[str, float], losses: int) -> None:
+        self._config = config
         self._count = count
         self._each = dict(each)
         self._left = losses
