@@ -299,7 +299,7 @@ def _fit(trainer: _Trainer, plan: Plan) -> None:
 
 def _on_worker(given: dict[str, Any]) -> None:
     """The function each Ray Train worker runs."""
-    config = ray.get(given["config"])
+    config: Any = ray.get(given["config"])
     run_loop(config, f"train worker {ray.train.get_context().get_world_rank()}")
 
 
@@ -322,7 +322,8 @@ def run_loop(config: dict[str, Any], title: str, *, stays: bool = True) -> bool:
     name_process(title)
     node = ray.get_runtime_context().get_node_id()
     address: Any = node_address
-    seat = Seat(ray.get(config["invitation"]), node=node, host=str(address()))
+    invitation: Any = ray.get(config["invitation"])
+    seat = Seat(invitation, node=node, host=str(address()))
     rows = config["rows"]
 
     def open_shard(rank: int, world_size: int, cursor: Any, generation: int) -> Any:
