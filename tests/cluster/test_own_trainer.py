@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
 import lepton
 from lepton.errors import StreamError, TrainingError
@@ -22,6 +23,13 @@ from lepton.stream import Digest, Stream
 from lepton.training import load_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(autouse=True)
+def ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain trainer's end waits some 10 s for the dashboard, which is not here."""
+    place = "ray.train.v2.api.data_parallel_trainer.PlacementGroupCleanerCallback"
+    monkeypatch.setattr(place, ControllerCallback)
 
 
 @pytest.fixture(scope="module")
