@@ -3,7 +3,7 @@
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -26,11 +26,32 @@ NOISE = (
 )
 
 
+_shared = ExitStack()
+"""What ends the shared cluster."""
+_files = set[Path]()
+"""Files whose tests share it. They come first, so that it is not in the way of the others."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "cluster":
             for entry in NOISE:
                 item.add_marker(pytest.mark.filterwarnings(entry))
+        if shares(item):
+            _files.add(item.path)
+    here = Path(__file__).parent
+    items.sort(key=lambda item: (here in item.path.parents) + (item.path not in _files))
+
+
+def shares(item: pytest.Item) -> bool:
+    return "ray_cluster" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if item.path in _files and (nextitem is None or nextitem.path not in _files):
+        _shared.close()
 
 
 @pytest.fixture(autouse=True)
@@ -42,17 +63,20 @@ def no_crew_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    with (
-        tempfile.TemporaryDirectory(prefix="lep") as scratch,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.delenv("RAY_ADDRESS", raising=False)  # never a Ray that somebody else uses
-        cluster.connect(object_store_memory=256 * 2**20, _temp_dir=scratch)
-        yield
-        from ray import serve
+    scratch = _shared.enter_context(tempfile.TemporaryDirectory(prefix="lep"))
+    patch = _shared.enter_context(pytest.MonkeyPatch.context())
+    patch.delenv("RAY_ADDRESS", raising=False)  # never a Ray that somebody else uses
+    cluster.connect(object_store_memory=256 * 2**20, _temp_dir=scratch)
+    _shared.callback(cluster.disconnect)
+    _shared.callback(end_serve)
+    yield
+    _shared.close()
 
-        serve.shutdown()
-        cluster.disconnect()
+
+def end_serve() -> None:
+    from ray import serve
+
+    serve.shutdown()
 
 
 @pytest.fixture(scope="session")
