@@ -1,8 +1,8 @@
 """What test_two_machines.py runs on its machines; prints one line.
 
-``nodes`` counts those that are alive, ``warned [HOST]`` lists warnings, ``serve HOME`` serves a
-model on all of them, ``ask N URL…`` sends each URL requests, in turn, and counts answers by URL
-and replica, and failures.
+``nodes`` counts those that are alive, ``serve HOME`` lists what is warned of without a host and
+with one, and serves a model on all of them, ``ask N URL…`` sends each URL requests, in turn, and
+counts answers by URL and replica, and failures.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 
 def nodes() -> int:
@@ -36,11 +37,12 @@ def serve(home: str) -> dict[str, Any]:
     x = np.random.default_rng(0).normal(5, 2, (200, 3)).astype("float32")
     rows = pa.table({"x": list(x), "y": (x.sum(1) > 15).astype("int64")})
     table = lepton.write(rows, Path(home) / "lake" / "t")
-    run = lepton.train(loop, table.stream(batch_size=50), name="r", home=home, workers=1)
+    run = lepton.train(loop, table.stream(batch_size=50), name="r", home=home)
+    told = {"warned": [warned(host) for host in (None, "0.0.0.0")]}
     model = lepton.register(run, "m", metrics={}, home=home)
     service = Service(host="0.0.0.0", access=(), resources={"CPU": 1})
     app = lepton.promote(model, home=home, replicas=2, service=service)
-    return {"url": app.infer_url}
+    return {"url": app.infer_url, **told}
 
 
 def warned(host: str | None) -> list[str]:
@@ -49,9 +51,10 @@ def warned(host: str | None) -> list[str]:
     from lepton.serving import app
 
     told: list[str] = []
-    app.log.warning = lambda text, *rest: told.append(str(text) % rest)
     cluster.connect()
-    app._tell_what_is_slow(host)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app.log, "warning", lambda text, *rest: told.append(text % rest))
+        app._tell_what_is_slow(host)
     return told
 
 
@@ -83,8 +86,6 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "nodes":
         sys.stdout.write(f"{nodes()}\n")
-    elif what == "warned":
-        sys.stdout.write(f"{json.dumps(warned(rest[0] if rest else None))}\n")
     elif what == "serve":
         sys.stdout.write(f"{json.dumps(serve(rest[0]))}\n")
     else:

@@ -19,20 +19,20 @@ def ask(machine: Machine, requests: int, *urls: str) -> dict[str, Any]:
 
 def test_every_machine_answers_and_the_loss_of_one_is_outlived() -> None:
     with two_machines() as (head, worker):
-        warned = [json.loads(head.run(DRIVER, "warned", *host)) for host in ([], ["0.0.0.0"])]
         served = json.loads(head.run(DRIVER, "serve", str(head.folder / "home")).splitlines()[-1])
         where = urlsplit(served["url"])
         urls = [f"http://{m.address}:{where.port}{where.path}" for m in (head, worker)]
-        asked = [ask(machine, 200, *urls) for machine in (head, worker)]
-        with ThreadPoolExecutor(1) as thread:
-            under = thread.submit(ask, head, 1000, urls[0])
+        with ThreadPoolExecutor(2) as threads:
+            both = [threads.submit(ask, machine, 200, *urls) for machine in (head, worker)]
+            asked = [one.result() for one in both]
+            under = threads.submit(ask, head, 1000, urls[0])
             time.sleep(3)  # it takes a second to begin
             worker.lose()
             left = under.result()
         lost = ask(head, 1, urls[1])
 
-    assert "say host='0.0.0.0'" in "".join(warned[0])
-    assert warned[1] == []
+    assert "say host='0.0.0.0'" in "".join(served["warned"][0])
+    assert served["warned"][1] == []
     for found in asked:
         assert found["failed"] == []
         answered = [key.split() for key in found["answers"]]
