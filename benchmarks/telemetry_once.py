@@ -41,9 +41,10 @@ def home(folder: str) -> dict[str, Any]:
     few = lepton.write(rows.slice(0, 1000), f"{folder}/few")
     stream = few.stream(batch_size=100, lanes=1)
     run = lepton.train(_loop([], 20), stream, name="served", home=folder, progress=False)
-    lepton.register(run, "m", metrics={}, home=folder)
     registry = Registry(f"{folder}/registry")
-    registry.promote("m", 1, expect=registry.state("m").pointer.seq, gate=[], trace_id="")
+    for name in ("m", "off", "control"):
+        lepton.register(run, name, metrics={}, home=folder)
+        registry.promote(name, 1, expect=registry.state(name).pointer.seq, gate=[], trace_id="")
     return {"rows": table.count_rows()}
 
 
