@@ -341,12 +341,18 @@ def run_loop(config: dict[str, Any], title: str, *, stays: bool = True) -> bool:
     except Exception as e:
         if fatal_rank({0: _names(e)}) is not None:
             rank = rounds.worker.rank
+            with suppress(AttributeError):  # one with slots
+                setattr(e, _RANK, rank)
             seat.leave(f"the training loop raised {type(e).__name__} on rank {rank}: {e}")
         raise
     finally:
         rounds.worker.give_up()
         seat.close()
     return False
+
+
+_RANK = "_lepton_rank"
+"""Attribute of an error: the rank that had it, which need not be that of Ray Train."""
 
 
 class _EndOnOwnErrors(UserCallback):
@@ -360,8 +366,9 @@ class _EndOnOwnErrors(UserCallback):
         error = _own(worker_exceptions[rank])
         if isinstance(error, LeptonError):
             raise error
+        ours = getattr(error, _RANK, rank)
         raise TrainingError(
-            f"the training loop raised {type(error).__name__} on rank {rank}: {error}\n"
+            f"the training loop raised {type(error).__name__} on rank {ours}: {error}\n"
             f"{worker_exceptions[rank]}"
         )
 
