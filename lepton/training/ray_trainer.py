@@ -103,8 +103,8 @@ class _Trainer(DataParallelTrainer):
         """Leave out two actors.
 
         One gives a killed controller's places back, as :func:`abort` does; it asks the dashboard,
-        which a cluster need not have: every run would end 5 s later. The other has Ray Data's
-        datasets, which lepton's streams are not.
+        which a cluster need not have: every run would wait for it at its end. The other has Ray
+        Data's datasets, which lepton's streams are not.
         """
         found: list[Any] = super()._create_default_callbacks()
         needless = (PlacementGroupCleanerCallback, DatasetsCallback)

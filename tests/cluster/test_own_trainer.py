@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(autouse=True)
 def ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plain trainer's end waits some 10 s for the dashboard, which is not here."""
+    """A plain trainer's end waits for the dashboard, which is not here."""
     place = "ray.train.v2.api.data_parallel_trainer.PlacementGroupCleanerCallback"
     monkeypatch.setattr(place, ControllerCallback)
 

@@ -3,7 +3,6 @@
 import re
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.nn import functional
 import lepton
 from lepton.errors import TrainingError
 from lepton.training.ray_trainer import abort
+from tests.cluster.world import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -112,14 +112,7 @@ def test_places_are_given_back_where_the_controller_is_killed() -> None:
 
     abort(controller)
 
-    assert wait_for(lambda: states() == ["REMOVED", "REMOVED"])
-
-
-def wait_for(true: Callable[[], bool], timeout_s: float = 30) -> bool:
-    end = time.monotonic() + timeout_s
-    while not true() and time.monotonic() < end:
-        time.sleep(0.1)
-    return true()
+    wait_until(lambda: states() == ["REMOVED", "REMOVED"])
 
 
 def test_a_spare_leaves_a_cpu_to_those_who_read(
@@ -128,7 +121,7 @@ def test_a_spare_leaves_a_cpu_to_those_who_read(
     def free_cpus() -> float:
         return ray.available_resources().get("CPU", 0)
 
-    assert wait_for(lambda: free_cpus() > 3)
+    wait_until(lambda: free_cpus() > 3)
 
     @ray.remote(num_cpus=free_cpus() - 3)
     class Greedy:
