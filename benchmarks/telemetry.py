@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks import claims, telemetry_load
 
 STEPS, REQUESTS, BLOCK_S = 4000, 12_000, 4
-CYCLES = 24
+CYCLES = 120
 """Turns of load for one round of the others: rates differ by some percent from turn to turn."""
 PACE = 1000
 """Steps a second at which a step's cost is to be small."""
@@ -81,7 +81,7 @@ def measure(rounds: int, *, served: bool) -> dict[str, Any]:
                         print(way, name, kept[name][-1], file=sys.stderr)
                 found[way] = kept
             if served:
-                asked = {name: settings[name] for name in ("files", "on")}
+                asked = {name: settings[name] for name in ("off", "files", "on")}
                 found["load"] = telemetry_load.measure(folder, asked, CYCLES * rounds)
                 mark = {"LEPTON_BENCH": f"{os.getpid()}"}
                 found["served"] = once("served", folder, 2000, environment={**off, **mark})

@@ -1,10 +1,13 @@
-"""Requests a second of one replica's process under load, with telemetry and without, by turns.
+"""Requests a second of a replica under load, with telemetry and without, by turns.
 
-Two processes that do the same differ by some percent, and a machine's speed changes by as much
-within seconds. So one process has three replicas of a model, and only the first one has telemetry;
+Two processes that do the same differ by some percent, and a machine's speed changes by more within
+a second. So one process has three replicas of a model, and only the first one has telemetry;
 ``wrk`` asks them by turns of :data:`TURN_S` in changing order, without a pause. How far the other
-two differ is the noise. The beginning of a turn does not count: what the one before has left behind
-is written then.
+two differ is the noise. Such turns show what a request itself does for telemetry. What its threads
+do later falls into anybody's turn; so a process with the first replica alone is kept busy, and what
+the kernel counts for those threads, beyond what it does with telemetry off, is added as if every
+moment of theirs were one that the replica has not. No inference log is written: its thread would be
+the largest noise of all.
 """
 
 from __future__ import annotations
@@ -17,42 +20,66 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.request import urlopen
 
 from benchmarks import claims
-from benchmarks.telemetry_once import SAMPLED, question
+from benchmarks.telemetry_once import SAMPLED, question, telemetry_threads
 
-TURN_S, SKIP_S = 1.0, 0.25
-CONNECTIONS = 8
+TURN_S = 0.1
+CONNECTIONS, WARM = 8, 10
+"""Cycles that do not count: the first ones."""
+ALONE_S = 15
 ARMS = ("m", "off", "control")
 """Models; the first one has telemetry."""
+
+THREADS = "/threads"
+"""Where the process tells what telemetry's threads have used."""
 
 Cycle = dict[str, int]
 """Requests of each arm in its turn."""
 
 
-def serve(folder: str) -> None:
-    """Serve the models of a folder until killed; print the port first."""
+class Load(NamedTuple):
+    """What one process answered by turns, and another one with one replica.
+
+    Attributes:
+        threads: processors that telemetry's threads took of the latter.
+    """
+
+    cycles: list[Cycle]
+    threads: float
+
+
+def serve(folder: str, *arms: str) -> None:
+    """Serve models of a folder until killed; print the port first."""
     import uvicorn
+    from starlette.responses import JSONResponse
 
     from lepton.serving.replica import Replica
     from lepton.serving.shortcut import Shortcut
 
     apps: dict[str, Any] = {}
-    for name in ARMS:
+    asked = os.environ.get("OTEL_SDK_DISABLED", "")
+    for name in arms:
         replica: Any = Replica(name, folder)
         apps[name] = replica.__serve_build_asgi_app__()
+        replica._answers.add = lambda _: None
         if name != ARMS[0]:
             replica._batcher._told = None  # whether it measures is the process's affair, else
         os.environ["OTEL_SDK_DISABLED"] = "true"  # the others'
-    del os.environ["OTEL_SDK_DISABLED"]
+    os.environ["OTEL_SDK_DISABLED"] = asked
 
     async def chosen(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await apps[ARMS[0]](scope, receive, send)
+            return
+        if scope["path"] == THREADS:
+            await JSONResponse(telemetry_threads())(scope, receive, send)
             return
         name = scope["path"].split("/")[1]
         await apps[name]({**scope, "root_path": f"/{name}"}, receive, send)
@@ -63,10 +90,13 @@ def serve(folder: str) -> None:
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def measure(
-    folder: str, settings: Mapping[str, Mapping[str, str]], cycles: int
-) -> dict[str, list[Cycle]]:
-    """Return what was answered under each setting, cycle by cycle; nothing without ``wrk``.
+def measure(folder: str, settings: Mapping[str, Mapping[str, str]], cycles: int) -> dict[str, Load]:
+    """Return what was answered under each setting; nothing without ``wrk``.
+
+    Args:
+        folder: with the models.
+        settings: environments; the one called off is not asked by turns.
+        cycles: of turns.
 
     Raises:
         RuntimeError: a request failed.
@@ -78,51 +108,67 @@ def measure(
         return {}
     body = Path(folder, "question")
     body.write_bytes(question(pa))
-    found: dict[str, list[Cycle]] = {}
+    found: dict[str, Load] = {}
     for name, environment in settings.items():
-        with _serving(folder, environment) as port:
-            found[name] = _load(port, body, cycles)
-        print(
-            "load", name, {arm: sum(c[arm] for c in found[name]) for arm in ARMS}, file=sys.stderr
-        )
+        made: list[Cycle] = []
+        if name != "off":
+            with _serving(folder, environment, ARMS) as port:
+                made = _cycles(port, body, cycles)
+        with _serving(folder, environment, ARMS[:1]) as port:
+            found[name] = Load(made, _threads(port, body))
+        print("load", name, _totals(made), found[name].threads, file=sys.stderr)
     return found
 
 
 def claims_of(
-    found: Mapping[str, list[Cycle]], names: Mapping[str, str], goal: float
+    found: Mapping[str, Load], names: Mapping[str, str], goal: float
 ) -> list[claims.Claim]:
     """Return what each setting costs beside the two that are off; ``names`` says what each is."""
     made: list[claims.Claim] = []
-    every = [cycle for cycles in found.values() for cycle in cycles]
+    every = [cycle for load in found.values() for cycle in load.cycles]
     if not every:
         return made
     on, *off = ARMS
-    rate = statistics.median(sum(cycle[arm] for arm in off) / len(off) for cycle in every)
-    title = "requests/s under load, telemetry off"
-    made.append(claims.claim(title, rate / (TURN_S - SKIP_S), None, "1/s", runs=len(every)))
-    for name, cycles in found.items():
-        lost = [100 * (1 - c[on] * len(off) / sum(c[arm] for arm in off)) for c in cycles]
-        made += _told(f"requests/s lost under load: {names[name]}", lost, goal)
-    noise = [100 * (1 - cycle[off[1]] / cycle[off[0]]) for cycle in every]
-    return made + _told(f"requests/s lost under load: {names['control']}", noise, None)
+    runs = len(every)
+    rate = sum(_totals(every)[arm] for arm in off) / (len(off) * runs * TURN_S)
+    made.append(claims.claim("requests/s under load, telemetry off", rate, None, "1/s", runs=runs))
+    for name, load in found.items():
+        if not load.cycles:
+            continue
+        title = f"requests/s lost under load: {names[name]}"
+        inline, error = _lost(load.cycles, on, off)
+        late = 100 * (load.threads - found["off"].threads)
+        runs = len(load.cycles)
+        made += [
+            claims.claim(title, inline + late, goal, "%", -1, runs=runs),
+            claims.claim(f"{title}: standard error", error, None, "%", -1, runs=runs),
+            claims.claim(f"{title}: of that, its threads", late, None, "%", -1, runs=runs),
+        ]
+    title = f"requests/s lost under load: {names['control']}"
+    noise, error = _lost(every, off[1], off[:1])
+    made.append(claims.claim(title, noise, None, "%", -1, runs=len(every)))
+    title = f"{title}: standard error"
+    return [*made, claims.claim(title, error, None, "%", -1, runs=len(every))]
 
 
-def _told(title: str, values: list[float], goal: float | None) -> list[claims.Claim]:
-    """Return a median, and how exactly it is known: of skewed values, by their quartiles."""
-    low, _, high = statistics.quantiles(values, n=4)
-    error = 1.253 * (high - low) / 1.349 / math.sqrt(len(values))
-    runs = len(values)
-    return [
-        claims.claim(title, statistics.median(values), goal, "%", -1, runs=runs),
-        claims.claim(f"{title}: standard error", error, None, "%", -1, runs=runs),
-    ]
+def _totals(cycles: list[Cycle]) -> Cycle:
+    return {arm: sum(cycle[arm] for cycle in cycles) for arm in ARMS}
+
+
+def _lost(cycles: list[Cycle], arm: str, others: Sequence[str]) -> tuple[float, float]:
+    """Return how many percent less one arm answered than others, and the standard error of that."""
+    totals = _totals(cycles)
+    kept = totals[arm] * len(others) / sum(totals[o] for o in others)
+    apart = [c[arm] - kept * sum(c[o] for o in others) / len(others) for c in cycles]
+    error = statistics.stdev(apart) * math.sqrt(len(cycles)) * kept / totals[arm]
+    return 100 * (1 - kept), 100 * error
 
 
 @contextmanager
-def _serving(folder: str, given: Mapping[str, str]) -> Generator[int]:
+def _serving(folder: str, given: Mapping[str, str], arms: Sequence[str]) -> Generator[int]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "RAY_ADDRESS"))}
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.telemetry_once", "server", folder],
+        [sys.executable, "-m", "benchmarks.telemetry_once", "server", folder, *arms],
         cwd=claims.HERE,
         env={**clean, **given},
         stdout=subprocess.PIPE,
@@ -137,19 +183,35 @@ def _serving(folder: str, given: Mapping[str, str]) -> Generator[int]:
         process.wait()
 
 
-def _load(port: int, body: Path, cycles: int) -> list[Cycle]:
+def _cycles(port: int, body: Path, cycles: int) -> list[Cycle]:
     chance = random.Random(0)
-    orders = [chance.sample(ARMS, len(ARMS)) for _ in range(cycles + 1)]  # the first one warms up
+    orders = [chance.sample(ARMS, len(ARMS)) for _ in range(cycles + WARM)]
     turns = [arm for order in orders for arm in order]
+    counts = _asked(port, body, turns, TURN_S)
+    return [
+        dict(zip(order, counts[at : at + len(ARMS)], strict=True))
+        for at, order in zip(range(0, len(counts), len(ARMS)), orders, strict=True)
+    ][WARM:]
+
+
+def _threads(port: int, body: Path) -> float:
+    """Keep one replica busy; return how much of a processor telemetry's threads take meanwhile."""
+    _asked(port, body, ARMS[:1], WARM * TURN_S)
+    before = _threads_s(port)
+    _asked(port, body, ARMS[:1], ALONE_S)
+    return (_threads_s(port) - before) / ALONE_S
+
+
+def _asked(port: int, body: Path, turns: Sequence[str], turn_s: float) -> list[int]:
+    """Return how many requests went out in each turn."""
     told = {
         "BODY": str(body),
         "HEADERS": f"content-type: application/json\ntraceparent: {SAMPLED}",
         "PATHS": " ".join(f"/{arm}/v2/models/{arm}/infer" for arm in turns),
-        "TURN_S": str(TURN_S),
-        "SKIP_S": str(SKIP_S),
+        "TURN_S": str(turn_s),
     }
     script = str(Path(__file__).parent / "turns.lua")
-    options = ["-t1", f"-c{CONNECTIONS}", f"-d{math.ceil(len(turns) * TURN_S)}s", "-s", script]
+    options = ["-t1", f"-c{CONNECTIONS}", f"-d{math.ceil(len(turns) * turn_s)}s", "-s", script]
     done = subprocess.run(
         ["wrk", *options, f"http://127.0.0.1:{port}"],
         env={**os.environ, **told},
@@ -160,8 +222,11 @@ def _load(port: int, body: Path, cycles: int) -> list[Cycle]:
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line[:1].isupper())
     if said["FAILED"] != "0":
         raise RuntimeError(f"{said['FAILED']} requests failed under load")
-    counts = list(map(int, said["TURNS"].split()))
-    return [
-        dict(zip(order, counts[at : at + len(ARMS)], strict=True))
-        for at, order in zip(range(0, len(counts), len(ARMS)), orders, strict=True)
-    ][1:]
+    return list(map(int, said["TURNS"].split()))
+
+
+def _threads_s(port: int) -> float:
+    """CPU seconds of a process's telemetry threads so far, when what waits was written."""
+    time.sleep(1)
+    with urlopen(f"http://127.0.0.1:{port}{THREADS}", timeout=30) as answer:
+        return float(answer.read())

@@ -83,7 +83,7 @@ def _calls() -> float:
     return (time.thread_time() - began) / count
 
 
-def _telemetry_threads() -> float:
+def telemetry_threads() -> float:
     """CPU seconds that telemetry's own threads have used."""
     used = 0.0
     for thread in threading.enumerate():
@@ -105,7 +105,7 @@ def _loop(times: list[tuple[float, ...]], count: int) -> Any:
         worker.attach(net=net, opt=torch.optim.SGD(net.parameters(), lr=0.01))
         for made, batch in enumerate(worker.batches()):
             worker.step(functional.cross_entropy(net(batch["x"]), batch["y"], reduction="sum"))
-            ours = _telemetry_threads() if made in (SKIPPED, count) else 0.0
+            ours = telemetry_threads() if made in (SKIPPED, count) else 0.0
             times.append((time.perf_counter(), time.process_time(), ours))
             if made == count:
                 break
@@ -136,10 +136,10 @@ def requests(folder: str, count: int) -> dict[str, Any]:
             recorded_s[0] += time.thread_time() - began
 
     replica._keeper.span = timed
-    threads = _telemetry_threads()
+    threads = telemetry_threads()
     cpu = asyncio.run(_ask(app, body, SAMPLED, count))
     time.sleep(1)  # until what waits was told and sent
-    threads = (_telemetry_threads() - threads) / count
+    threads = (telemetry_threads() - threads) / count
     calls = recorded_s[0] / count - _clock_s()
     replica._spans.flush()
     before = _spans(folder)

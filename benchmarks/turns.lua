@@ -1,10 +1,9 @@
 -- What wrk posts to several paths by turns, and how many requests went out in each turn. From the
--- environment: BODY and HEADERS as in load.lua, PATHS in their order, TURN_S, and SKIP_S at the
--- beginning of each turn that does not count.
+-- environment: BODY and HEADERS as in load.lua, PATHS in their order, TURN_S.
 local ffi = require("ffi")
 ffi.cdef("typedef struct { long s, ns; } moment; int clock_gettime(int, moment *);")
 local moment = ffi.new("moment")
-local turn_s, skip_s = tonumber(os.getenv("TURN_S")), tonumber(os.getenv("SKIP_S"))
+local turn_s = tonumber(os.getenv("TURN_S"))
 local threads, turns, begin = {}, {}, nil
 counts = {}
 
@@ -34,11 +33,8 @@ end
 
 request = function()
   begin = begin or now()
-  local since = now() - begin
-  local turn = math.min(math.floor(since / turn_s) + 1, #turns)
-  if since - (turn - 1) * turn_s >= skip_s then
-    counts[turn] = counts[turn] + 1
-  end
+  local turn = math.min(math.floor((now() - begin) / turn_s) + 1, #turns)
+  counts[turn] = counts[turn] + 1
   return turns[turn]
 end
 

@@ -82,7 +82,8 @@ class Replica:
         self._absence = Absence(elsewhere=elsewhere)
         self._follower = Follower(model, home, carrier, room)
         self._answers = AnswerLog(f"{home}/answers/{model}", model)
-        self._spans = Spool(self._directory, Figures().take if telemetry.measuring() else None)
+        self._figures = Figures() if telemetry.measuring() else None
+        self._spans = Spool(self._directory, self._figures and self._figures.take)
         labels = {"lepton.model": model}
         self._batcher = Batcher(
             begin, lambda rows: telemetry.measure("lepton.serving.batch_size", rows, labels)
@@ -365,6 +366,8 @@ class Replica:
             self._batcher.close()
             self._answers.close()
             self._spans.close()
+            if self._figures is not None:
+                self._figures.close()
         telemetry.flush()
 
 

@@ -14,13 +14,13 @@ nothing waits for a collector (``delivery``). Names are in ``conventions`` (span
 """
 
 from lepton.telemetry.baggage import entries_of
-from lepton.telemetry.bulk import Left
+from lepton.telemetry.bulk import Several
 from lepton.telemetry.context import Carrier, carrier_of, name_process, traceparent_in
 from lepton.telemetry.delivery import flush
 from lepton.telemetry.gpus import watch_gpus
 from lepton.telemetry.logs import keep_logs
 from lepton.telemetry.losses import Loss, losses_of, lost_spans
-from lepton.telemetry.metrics import measure, measure_all, measuring, scrape_by, watch
+from lepton.telemetry.metrics import gather, measure, measure_all, measuring, scrape_by, watch
 from lepton.telemetry.pace import Pace, Paced
 from lepton.telemetry.sampling import Few
 from lepton.telemetry.spans import Span, record, span
@@ -32,16 +32,17 @@ __all__ = [
     "Carrier",
     "Common",
     "Few",
-    "Left",
     "Loss",
     "Pace",
     "Paced",
+    "Several",
     "Span",
     "SpanRecord",
     "Spool",
     "carrier_of",
     "entries_of",
     "flush",
+    "gather",
     "keep_logs",
     "losses_of",
     "lost_spans",

@@ -72,8 +72,7 @@ class Connection:
             end = time.monotonic() + (timeout if timeout is not None else 10.0)
             head = _head(method, url, headers or {}, len(data or b""))
             found = self._socket or self._connect(url, end)
-            for part in (head, data) if data else (head,):  # a body may be large: no copy of it
-                _send(found, part, end)
+            _send(found, head, data or b"", end)
             reply, stays = _read(found, end)
         except (OSError, ValueError) as e:
             self.close()
@@ -111,9 +110,15 @@ def _head(method: str, url: str, headers: Mapping[str, str], size: int) -> bytes
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def _send(to: socket.socket, content: bytes, end: float) -> None:
+def _send(to: socket.socket, head: bytes, body: bytes, end: float) -> None:
+    """Send both by one call if they fit, as nearly always; a body may be large: no copy of it."""
     to.settimeout(_left(end))
-    to.sendall(content)
+    sent = to.sendmsg([head, body])
+    if sent < len(head):
+        to.sendall(head[sent:])
+    if sent < len(head) + len(body):
+        to.settimeout(_left(end))
+        to.sendall(memoryview(body)[max(0, sent - len(head)) :])
 
 
 def _read(found: socket.socket, end: float) -> tuple[Reply, bool]:

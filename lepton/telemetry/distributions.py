@@ -64,7 +64,7 @@ class Series:
         else:
             found = _array(values)
             least, most, total = float(found.min()), float(found.max()), float(found.sum())
-            counted, newest = _sorted_into(bounds, found)
+            counted, newest = _sorted_into(bounds, found, alike=least == most)
         for bucket, count in counted.items():
             self.counts[bucket] += count
         self.sum += total
@@ -166,10 +166,15 @@ def _array(values: Sequence[float]) -> Any:
     return np.asarray(values, "f8")
 
 
-def _sorted_into(bounds: Sequence[float], values: Any) -> tuple[dict[int, int], dict[int, int]]:
+def _sorted_into(
+    bounds: Sequence[float], values: Any, *, alike: bool
+) -> tuple[dict[int, int], dict[int, int]]:
     """Return how many values fall into which bucket, and the place of each bucket's newest."""
     import numpy as np
 
+    if alike:
+        bucket = bisect_left(bounds, float(values[0]))
+        return {bucket: len(values)}, {bucket: len(values) - 1}
     buckets: Any = np.searchsorted(_array(bounds), values)
     tally: Any = np.bincount
     counts = tally(buckets).tolist()

@@ -257,7 +257,7 @@ def measure_all(
         attributes: their labels.
         trace_of: returns the traceparent of a value by its place: it may become an exemplar.
     """
-    if values:
+    if len(values):
         _tell(name, lambda sink: sink.take_all(INSTRUMENTS[name], values, attributes, trace_of))
 
 
@@ -268,6 +268,22 @@ def _tell(name: str, take: Callable[[Sink], None]) -> None:
         except Exception:
             log.exception("telemetry: cannot measure %s; this process measures no more there", name)
             _state.sinks = [s for s in _state.sinks or [] if s is not sink]
+
+
+def gather(settle: Callable[[], None]) -> Callable[[], None]:
+    """Have measured, every second and at the end, what somebody gathers; return what ends that.
+
+    Args:
+        settle: measures what was gathered; called by any thread.
+    """
+    _sinks()  # before: they are to send what is measured last
+    leave = rounds.join(lambda _: settle()), before_flush(settle)
+
+    def end() -> None:
+        for one in leave:
+            one()
+
+    return end
 
 
 def watch(

@@ -13,33 +13,29 @@ import os
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
-from operator import itemgetter
 from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased
 
 from lepton.telemetry import settings
-from lepton.telemetry.bulk import Left, encode_alike
+from lepton.telemetry.bulk import FIELDS, MANY, Bulk, Several, apart
 from lepton.telemetry.context import Carrier, encoder_of, process_of
 from lepton.telemetry.delivery import before_flush, delivery_of, give_up, prepare
 from lepton.telemetry.ledger import Ledger, ledger_of
 from lepton.telemetry.store import SpanFile
-from lepton.telemetry.wire import Common
+from lepton.telemetry.wire import Common, Encoded
 
 EVERY_S = 0.2
 MOST = 20_000
 IDS = 2000
-CHUNK = 128
-"""Spans that are encoded at once: more would take memory that the kernel has to clear first."""
 
 log = logging.getLogger("lepton")
 
-Told = Callable[[Common, Sequence[Left], bool], None]
+Told = Callable[[Several, bool], None]
 
 
 class Spool:
@@ -47,13 +43,13 @@ class Spool:
 
     Args:
         directory: folder of span files, or None for OTLP alone.
-        told: is given spans with one common part, and whether they are sampled: to measure by.
+        told: is given all spans, and whether they are sampled: to measure by.
     """
 
     def __init__(self, directory: str | None, told: Told | None = None) -> None:
         prepare()
-        self._waiting: deque[Any] = deque()  # tuples like Left, which are quicker made
-        self._unsampled: deque[Any] = deque(maxlen=MOST)
+        self._waiting: list[Any] = []  # flat: a span leaves nothing for the garbage collector
+        self._unsampled: list[Any] = []
         self._told = told
         self._dropped = 0
         self._file = SpanFile(directory) if directory is not None else None
@@ -75,7 +71,7 @@ class Spool:
         self._random = random.Random(os.urandom(16)).getrandbits  # noqa: S311 - ids, not secrets
         self._ids: list[str] = []
         self._think_of_ids()
-        encoder_of(os.getpid())  # which cannot be made any more where a process ends
+        self._bulk = Bulk(encoder_of(os.getpid()))  # it cannot be made any more where one ends
         self._leave = before_flush(self.flush)
         self._thread = threading.Thread(target=self._run, daemon=True, name="lepton-spans")
         self._thread.start()
@@ -133,13 +129,13 @@ class Spool:
         """
         traceparent = own or self.begin(common.name, above)
         if (traceparent[-1] == "1" or certain) and self._wanted:
-            if len(self._waiting) < MOST:
+            if len(self._waiting) < MOST * FIELDS:
                 self._counters[self._slot] = next(self._numbers)
-                self._waiting.append((common, traceparent, above, start_ns, end_ns))
+                self._waiting.extend((common, traceparent, above, start_ns, end_ns))
             else:
                 self._dropped += 1
-        elif self._told is not None:
-            self._unsampled.append((common, traceparent, above, start_ns, end_ns))
+        elif self._told is not None and len(self._unsampled) < MOST * FIELDS:
+            self._unsampled.extend((common, traceparent, above, start_ns, end_ns))
         return traceparent
 
     def begin(self, name: str, above: str) -> str:
@@ -162,26 +158,35 @@ class Spool:
     def flush(self) -> None:
         """Write what waits; never from a request."""
         with self._writing:
-            sent = settings.otlp("traces")
-            lines: list[bytes] = []
-            for common, spans in _alike(self._waiting):
-                if self._told is not None:
-                    self._told(common, spans, True)
-                try:
-                    lines += _encoded(spans, sent=sent)
-                except Exception:  # such as half a character: the other spans are well
-                    log.exception("telemetry: spans %r cannot be encoded and are lost", common.name)
-                    give_up("traces", len(spans))
+            lines = self._encoded(_taken(self._waiting))
             if lines and self._file is not None:
                 self._file.append(lines)
                 gone = self._file.put_aside()
                 if gone and self._ledger is not None:
                     self._ledger.let_go(gone)
-            if self._told is not None:
-                for common, spans in _alike(self._unsampled):
-                    self._told(common, spans, False)
+            for some in apart(_taken(self._unsampled)):
+                if self._told is not None:
+                    self._told(some, False)
             if self._dropped:
                 self._count_dropped()
+
+    def _encoded(self, flat: list[Any]) -> list[bytes]:
+        """Return spans for the file; let them wait to be sent, if they are to be."""
+        sent = settings.otlp("traces")
+        found: list[tuple[Encoded, int]] = []
+        for some in apart(flat, min(MANY, delivery_of("traces").batch) if sent else MANY):
+            try:
+                if self._told is not None:
+                    self._told(some, True)
+                found.append((self._bulk.encode(some, sent=sent), len(some)))
+            except Exception:  # such as half a character: the other spans are well
+                name = some.common.name
+                log.exception("telemetry: spans %r cannot be encoded and are lost", name)
+                give_up("traces", len(some))
+        if sent:  # now, or what sends them would take turns with this
+            for encoded, count in found:
+                delivery_of("traces").put_all(encoded.message, count)
+        return [encoded.line for encoded, _ in found]
 
     def _count_dropped(self) -> None:
         dropped, self._dropped = self._dropped, 0
@@ -227,27 +232,12 @@ _SAMPLED = "13579bdf"
 """The last digit of flags with the lowest bit set."""
 
 
-def _encoded(spans: Sequence[Left], *, sent: bool) -> Iterator[bytes]:
-    """Return spans for the file; let them wait to be sent, if they are to be."""
-    encoder = encoder_of(os.getpid())
-    chunk = min(CHUNK, delivery_of("traces").batch) if sent else CHUNK
-    for at in range(0, len(spans), chunk):
-        some = spans[at : at + chunk]
-        encoded = encode_alike(encoder, some, sent=sent)
-        if sent:
-            delivery_of("traces").put_all(encoded.message, len(some))
-        yield encoded.line
-
-
-def _alike(waiting: deque[Any]) -> Iterable[tuple[Common, list[Left]]]:
-    """Take what waits, by what spans have in common."""
-    every = [waiting.popleft() for _ in range(len(waiting))]
-    if len(set(map(itemgetter(0), every))) == 1:  # as nearly always
-        return [(every[0][0], every)]
-    found: dict[Common, list[Left]] = {}
-    for left in every:
-        found.setdefault(left[0], []).append(left)
-    return found.items()
+def _taken(waiting: list[Any]) -> list[Any]:
+    """Take what waits, while others may add to it."""
+    count = len(waiting)
+    found = waiting[:count]
+    del waiting[:count]
+    return found
 
 
 def _uncounted() -> tuple[Any, int, Iterator[int]]:

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from lepton.telemetry import ledger
 MOST_BYTES = 2**29
 """Of a span file of requests: then it is put aside, and what was put aside before is deleted."""
 
+LOOK_S = 1.0
+"""So often a writer looks whether its file is still there, and how large."""
 _MOST_PARTS = 1000
 """Of one write: what Linux takes, and a few less."""
 DEEPEST = 32
@@ -63,12 +66,13 @@ class SpanFile:
         self._file: int | None = None
         self._torn = False
         self._failed = False
+        self._look = 0.0
+        self._large = False
 
     def append(self, lines: Iterable[bytes]) -> None:
         """Write encoded spans."""
         try:
-            if self._file is not None and self._was_put_aside(self._file):
-                self._close()
+            self._look_again()
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_RDWR, 0o644)
@@ -88,10 +92,20 @@ class SpanFile:
 
         It takes a moment: not for a thread that a caller waits for.
         """
-        if self._file is None or os.fstat(self._file).st_size <= MOST_BYTES:
+        if self._file is None or not self._large:
             return 0
         with _putting_aside:  # other writers of this process follow
             return 0 if self._was_put_aside(self._file) else self._put_aside()
+
+    def _look_again(self) -> None:
+        """Open the file anew if it is gone; every call costs its thread the interpreter's lock."""
+        if self._file is None or time.monotonic() < self._look:
+            return
+        self._look = time.monotonic() + LOOK_S
+        if self._was_put_aside(self._file):
+            self._close()
+        else:
+            self._large = os.fstat(self._file).st_size > MOST_BYTES
 
     def _put_aside(self) -> int:
         gone = 0
@@ -114,7 +128,7 @@ class SpanFile:
     def _close(self) -> None:
         if self._file is not None:
             os.close(self._file)
-        self._file = None
+        self._file, self._large = None, False
 
     def _say(self, error: OSError) -> None:
         if self._failed:

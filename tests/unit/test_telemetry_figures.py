@@ -1,5 +1,7 @@
 """Figures of requests, reads, trials and GPUs: what is measured, and by which labels."""
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ import pytest
 
 import lepton
 from lepton.serving.figures import Figures
-from lepton.telemetry import Common, Left, Spool, metrics, spans_of
+from lepton.telemetry import Common, Several, Spool, metrics, spans_of
+from tests.unit.collector import Collector
 
 
 class Kept:
@@ -53,8 +56,9 @@ def _answered(version: int, *, variant: str = "champion", error: str = "", kind:
     return Common("lepton.request", kind, error, (), about)
 
 
-def _spans(common: Common, count: int) -> list[Left]:
-    return [Left(common, f"00-{'ab' * 16}-{n:016x}-01", "", 0, 10**9) for n in range(count)]
+def _spans(common: Common, count: int) -> Several:
+    own = [f"00-{'ab' * 16}-{n:016x}-01" for n in range(count)]
+    return Several(common, own, [""] * count, [0] * count, [10**9] * count)
 
 
 def test_requests_are_measured_by_answer_version_and_variant(kept: Kept) -> None:
@@ -62,7 +66,9 @@ def test_requests_are_measured_by_answer_version_and_variant(kept: Kept) -> None
     first, canary = _answered(1), _answered(2, variant="canary")
     failed, shadow = _answered(1, error="OSError"), _answered(2, kind="internal")
     for common, count in ((first, 6), (canary, 1), (failed, 1), (shadow, 1)):
-        figures.take(common, _spans(common, count), True)
+        figures.take(_spans(common, count), True)
+        figures.settle()
+    figures.close()
 
     took = kept.of("http.server.request.duration")
     assert {value for value, _ in took} == {1.0}
@@ -74,9 +80,37 @@ def test_requests_are_measured_by_answer_version_and_variant(kept: Kept) -> None
     assert kept.traces == {f"00-{'ab' * 16}-{n:016x}-01" for n in range(6)}
 
 
+LAST = """
+import sys
+from lepton import telemetry
+from lepton.serving.figures import Figures
+from lepton.telemetry import Common, Spool, spool
+spool.EVERY_S = 3600
+about = {"lepton.model": "m", "lepton.version": 1, "lepton.variant": "champion", "lepton.rows": 2}
+figures = Figures()
+spans = Spool(sys.argv[1], figures.take)
+about["http.response.status_code"] = 200
+common = Common("lepton.request", "server", attributes=about)
+for n in range(300):
+    spans.leave(common, "", 10**18, 10**18 + n)
+"""
+
+
+def test_what_was_asked_last_before_a_process_ends_is_measured(tmp_path: Path) -> None:
+    collector = Collector()
+    command = [sys.executable, "-c", LAST, str(tmp_path)]
+    subprocess.run(command, env=collector.environment(), check=True, timeout=180)
+    found = collector.metrics()
+    collector.close()
+
+    for name in ("http.server.request.duration", "lepton.serving.request.rows"):
+        assert found[name].histogram.data_points[0].count == 300
+    assert len(collector.spans()) == len(spans_of(str(tmp_path))) == 300
+
+
 def test_unsampled_requests_are_measured_too(kept: Kept, tmp_path: Path) -> None:
     told: list[tuple[str, int, bool]] = []
-    spool = Spool(str(tmp_path), lambda c, s, sampled: told.append((c.name, len(s), sampled)))
+    spool = Spool(str(tmp_path), lambda s, sampled: told.append((s.common.name, len(s), sampled)))
     common = Common("lepton.request")
     for flag in ("00", "01", "03"):
         parent = f"00-{'ab' * 16}-{'cd' * 8}-{flag}"

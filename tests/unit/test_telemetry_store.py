@@ -90,6 +90,7 @@ def test_a_files_room_is_bounded_and_what_is_let_go_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(store, "LOOK_S", 0.0)
     both = [Spool(str(tmp_path)) for _ in range(2)]  # as of two models in one replica
     recorded = 0
     for n in range(30):

@@ -14,10 +14,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Tracer, TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 
-from lepton.telemetry.bulk import FEW, Left, encode_alike, ended
+from lepton.telemetry.bulk import FEW, MANY, Bulk, apart
 from lepton.telemetry.context import context_of, links_of
 from lepton.telemetry.spans import _ended
-from lepton.telemetry.wire import MOST_KEPT, MOST_TEXT, Common, Encoder, Ended, request
+from lepton.telemetry.wire import MOST_KEPT, MOST_TEXT, Common, Encoded, Encoder, Ended, request
 
 RESOURCE = {"service.name": "lepton", "process.pid": 1, "long": "x" * 20_000}
 PARENT = f"00-{'ab' * 16}-{'cd' * 8}-01"
@@ -91,25 +91,29 @@ ids = st.tuples(hexes, hexes, hexes, st.one_of(st.just(""), hexes))
     spans=st.lists(ids, max_size=5 * FEW),
     start=st.integers(10**17, 2**62) | st.integers(10**18, 2 * 10**18),
     sent=st.booleans(),
+    most=st.sampled_from([FEW + 1, MANY]),
 )
 def test_many_at_once_are_what_each_would_be(
-    told: dict[str, Any], spans: list[tuple[str, ...]], start: int, sent: bool
+    told: dict[str, Any], spans: list[tuple[str, ...]], start: int, sent: bool, most: int
 ) -> None:
     common = Common("lepton.request", "server", "", [LINK], {"percent %s": "100%", **told})
-    every = [
-        Left(
-            common,
-            f"00-{high}{low}-{own}-01",
-            parent and f"00-{high}{low}-{parent}-01",
-            start + n,
-            start + 2 * n,
-        )
-        for n, (high, low, own, parent) in enumerate(spans)
-    ]
+    other = Common("lepton.batch")
+    flat: list[Any] = []
+    for n, (high, low, own, parent) in enumerate(spans):
+        above = parent and f"00-{high}{low}-{parent}-01"
+        times = start + n, start + 2 * n - (n % 5 == 4) * 3 * n  # some clocks are put back
+        flat += (other if n % 7 == 6 else common, f"00-{high}{low}-{own}-01", above, *times)
+    parts = apart(flat, most)
     encoder = Encoder("p (1)")
-    found = encode_alike(encoder, every, sent=sent)
-    each = [encoder.encode(ended(span), sent=sent) for span in every]
+    bulk = Bulk(encoder)
+    for part in parts:
+        bulk.encode(part.some(range(len(part) // 2)), sent=sent)  # others have used the sheets
+    encoded = [bulk.encode(part, sent=sent) for part in parts]
+    found = Encoded(b"".join(e.line for e in encoded), b"".join(e.message for e in encoded))
+    each = [encoder.encode(span, sent=sent) for part in parts for span in part.spans()]
 
+    assert all(len(part) <= most for part in parts)
+    assert sum(map(len, parts)) == len(spans)
     assert sorted(found.line.splitlines()) == sorted(e.line[:-1] for e in each)
     read = ExportTraceServiceRequest.FromString(request({}, [found.message]))
     wanted = ExportTraceServiceRequest.FromString(request({}, [e.message for e in each]))
