@@ -22,6 +22,8 @@ MANY = 240
 interpreter's lock, and a busy thread keeps it for its 5 ms then."""
 MOST_SHEETS = 8
 """That are kept; then it begins anew."""
+MOST_BYTES = 4096
+"""Of a span's line that has a sheet: what a client asks for is in it, and may be long."""
 
 _DIGITS = 19
 """Of Unix nanoseconds, from 2001 to 2286."""
@@ -120,22 +122,28 @@ class Bulk:
             sent: whether messages are wanted, too.
         """
         if len(some) < FEW or some.times.min() < 10 ** (_DIGITS - 1):  # not the usual width
-            return _joined([self._encoder.encode(one, sent=sent) for one in some.spans()])
+            return self._one_by_one(some, sent=sent)
         if any(some.above) != all(some.above):
             places = [[n for n, a in enumerate(some.above) if bool(a) is c] for c in (True, False)]
             return _joined([self.encode(some.some(which), sent=sent) for which in places])
         text = _cut(some.traceparents, trace=_TRACE, span=_SPAN)
         if some.above[0]:
             text |= _cut(some.above, parent=_SPAN)
-        return self._sheet(some, text, sent=sent).filled(text, some.times)
+        sheet = self._sheet(some, text, sent=sent)
+        return sheet.filled(text, some.times) if sheet else self._one_by_one(some, sent=sent)
 
-    def _sheet(self, some: Several, text: Mapping[str, bytes], *, sent: bool) -> _Sheet:
+    def _one_by_one(self, some: Several, *, sent: bool) -> Encoded:
+        return _joined([self._encoder.encode(one, sent=sent) for one in some.spans()])
+
+    def _sheet(self, some: Several, text: Mapping[str, bytes], *, sent: bool) -> _Sheet | None:
         key = some.common, "parent" in text, sent
         found = self._sheets.get(key)
         if found is None:
+            example = self._encoder.encode(some.some([0]).spans()[0], sent=sent)
+            if len(example.line) > MOST_BYTES:
+                return None
             if len(self._sheets) >= MOST_SHEETS:
                 self._sheets.clear()
-            example = self._encoder.encode(some.some([0]).spans()[0], sent=sent)
             found = self._sheets[key] = _Sheet(example, text)
         return found
 

@@ -290,7 +290,7 @@ def flush(timeout_ms: int = int(END_S * 1000)) -> bool:
     """
     end = time.monotonic() + timeout_ms / 1000
     rounds.make(last=True)
-    for collect in reversed(_collecting):  # what was begun later may tell what was there before
+    for collect in _collecting[::-1]:  # what was begun later may tell what was there before
         collect()
     waiting = list(_deliveries.values())
     for delivery in waiting:  # all at once: each has its thread

@@ -43,7 +43,7 @@ class Spool:
 
     Args:
         directory: folder of span files, or None for OTLP alone.
-        told: is given all spans, and whether they are sampled: to measure by.
+        told: is given spans with one common part, and whether they are sampled: to measure by.
     """
 
     def __init__(self, directory: str | None, told: Told | None = None) -> None:

@@ -14,7 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Tracer, TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 
-from lepton.telemetry.bulk import FEW, MANY, Bulk, apart
+from lepton.telemetry.bulk import FEW, MANY, MOST_BYTES, MOST_SHEETS, Bulk, apart
 from lepton.telemetry.context import context_of, links_of
 from lepton.telemetry.spans import _ended
 from lepton.telemetry.wire import MOST_KEPT, MOST_TEXT, Common, Encoded, Encoder, Ended, request
@@ -123,6 +123,18 @@ def test_many_at_once_are_what_each_would_be(
     ]
     assert shown[0] == shown[1]
     assert len(shown[0]) == (len(spans) if sent else 0)
+
+
+def test_sheets_are_bounded_in_number_and_size() -> None:
+    bulk = Bulk(Encoder("p (1)"))
+    for n in range(3 * MOST_SHEETS):
+        common = Common("x", attributes={"url.path": "/" * (MOST_BYTES * (n % 2) + n)})
+        flat: list[Any] = [common, f"00-{n:032x}-{n:016x}-01", "", 10**18, 10**18 + n] * FEW
+        (part,) = apart(flat)
+        lines = bulk.encode(part).line.splitlines()
+        assert [json.loads(line)["attributes"] for line in lines] == [common.attributes] * FEW
+        assert 0 < len(bulk._sheets) <= MOST_SHEETS
+        assert all(len(key[0].attributes["url.path"]) < MOST_BYTES for key in bulk._sheets)
 
 
 def test_what_is_kept_is_bounded_and_tells_kinds_apart() -> None:
