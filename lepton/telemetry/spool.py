@@ -1,9 +1,9 @@
 """Ended spans in bulk, for request paths: microseconds to add, one thread that writes.
 
 A span of the SDK that is started, ended and written at once costs a request tens of microseconds.
-Here a request leaves a tuple; a thread encodes these a few times a second (``wire``), writes them
-to the process's span file, and hands them to the delivery where OTLP is asked for. What a SIGKILL
-can lose is what :data:`EVERY_S` seconds brought.
+Here a request leaves a few values; a thread encodes them a few times a second (``bulk``), writes
+them to the process's span file, and hands them to the delivery where OTLP is asked for. What a
+SIGKILL can lose is what :data:`EVERY_S` seconds brought.
 """
 
 from __future__ import annotations
