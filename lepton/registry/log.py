@@ -6,6 +6,9 @@ the same n conflict in the log itself, so that one of them loses.
 Delta compares a transaction only with commits newer than the writer's table handle. So a decision
 and its commit hold the lock: nothing moves the handle past the state that was decided on. A
 commit that makes a table has no handle to compare with, so the table is made empty first.
+
+Each event is a file, and each promotion opens a log anew: who is to write to a table of many files
+puts them together first, and makes a checkpoint of Delta's own log.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
@@ -28,7 +32,10 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import PyFileSystem
 
-from lepton.errors import ConflictError, RegistryError
+from lepton.errors import ConflictError, LakeError, RegistryError
+from lepton.lake.compaction import commit_anew
+from lepton.lake.log import load_version
+from lepton.lake.rules import rules_of
 from lepton.registry.events import (
     ROLES,
     Event,
@@ -42,6 +49,7 @@ from lepton.registry.events import (
 from lepton.registry.rows import SCHEMA, event_of, row_of
 
 RETRIES = 50
+MOST_FILES = 32
 
 
 class EventLog:
@@ -145,6 +153,8 @@ class EventLog:
 
     def _commit(self, state: ModelState, kind: str, **fields: Any) -> ModelState | None:
         """Commit the event after ``state``; None to look again. Needs the lock."""
+        if self._table is not None and len(self._files) >= MOST_FILES:
+            self._put_together(self._table)
         former = self._events.get(state.model, [])
         event = Event(
             model=state.model,
@@ -182,6 +192,18 @@ class EventLog:
         except (DeltaError, OSError) as e:
             if not DeltaTable.is_deltatable(self.uri, self._options):
                 raise RegistryError(f"cannot make the registry {self.uri}: {e}") from e
+
+    def _put_together(self, opened: DeltaTable) -> None:
+        """Have one file hold the events that the handle sees, for whoever opens the log next.
+
+        Not where another commit comes first, so the handle does not pass the state decided on.
+        """
+        options = tuple(sorted((self._options or {}).items()))
+        with suppress(LakeError, DeltaError, OSError):  # whoever writes next tries again
+            version = load_version(self.uri, opened.version(), options)
+            rules = rules_of(opened, self.uri, same_rows=True)
+            if commit_anew(opened, rules, version, [version.files], options=self._options):
+                opened.create_checkpoint()
 
     def _write(self, opened: DeltaTable, event: Event) -> None:
         transaction = Transaction(f"lepton-registry/{event.model}", event.seq)

@@ -15,7 +15,6 @@ from typing import Any, cast
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
-from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton import cluster, ingress
@@ -23,6 +22,7 @@ from lepton.errors import ServingError
 from lepton.serving import running
 from lepton.serving.access import LOOPBACK, grants_in, refuse_strangers
 from lepton.serving.client import WAIT_S, App
+from lepton.serving.running import Seen
 from lepton.serving.service import POLICY, Service, replicas_of, service_of
 from lepton.serving.shared import JOINT, SharedReplica, models_of
 from lepton.serving.tokens import VARIABLE as TOKENS_FILE
@@ -156,11 +156,12 @@ def serve_all(
     cluster.connect()
     _start_serve(service or Service(), port)
     name = f"{PREFIX}{JOINT.join(together)}"
+    known = running.status()
     for model in together:
-        other = _application_of(model)
+        other = _application_of(model, known)
         if other is not None and other != name:
             if len(together) == 1 and not upgrade:
-                return {model: _until_up(_app(model, other))}
+                return {model: _until_up(_app(model, other), known)}
             if len(together) == 1:
                 sharing = other.removeprefix(PREFIX).split(JOINT)
                 raise ServingError(
@@ -172,13 +173,13 @@ def serve_all(
             )
     apps = {model: _app(model, name) for model in together}
     first = apps[together[0]]
-    if upgrade or is_down(_status(name), first.state()):
+    if upgrade or is_down(known.status(name), known.state(name)):
         args = {"model": together, "home": home, "replicas": replicas, "trace": trace}
         args |= {"service": service or Service()}
-        _refuse_strangers(service or Service(), _client().http_config.host)
+        _refuse_strangers(service or Service(), running.client().http_config.host)
         _run(first, args)
     else:
-        _until_up(first)
+        _until_up(first, known)
     return apps
 
 
@@ -197,13 +198,9 @@ def is_down(application: str, state: str) -> bool:
 def standing(model: str) -> str:
     """Return how the application that has a model is, as :meth:`App.state` tells it."""
     cluster.connect()
-    name = _application_of(model)
-    return "closed" if name is None else _app(model, name).state()
-
-
-def _status(name: str) -> str:
-    known = running.status().applications.get(name)
-    return str(known.status.value) if known else ""
+    known = running.status()
+    name = _application_of(model, known)
+    return "closed" if name is None else known.state(name)
 
 
 def _run(app: App, args: Mapping[str, Any]) -> None:
@@ -213,7 +210,7 @@ def _run(app: App, args: Mapping[str, Any]) -> None:
         how: Any = {"name": name, "route_prefix": f"/{name.removeprefix(PREFIX)}"}
         running.undisturbed(lambda: cast(Any, serve.run(build(args), **how)))
     except RuntimeError as e:
-        why = _why(name) or e
+        why = running.status().why(name) or e
         if before in UP:
             raise ServingError(
                 f"application {name!r} was not upgraded, its former replicas serve on: {why}"
@@ -223,27 +220,26 @@ def _run(app: App, args: Mapping[str, Any]) -> None:
         raise ServingError(f"application {name!r} did not start: {why}") from e
 
 
-def _until_up(app: App) -> App:
+def _until_up(app: App, known: Seen) -> App:
     """Wait for an application that somebody else has started, or that Ray Serve starts again.
+
+    Args:
+        app: which.
+        known: what runs, as it was seen just now.
 
     Raises:
         ServingError: it does not come up.
     """
-    end = time.monotonic() + WAIT_S
-    while app.state() not in UP:
-        name = app.application
-        if time.monotonic() > end or is_down(_status(name), app.state()):
+    end, name = time.monotonic() + WAIT_S, app.application
+    while (state := known.state(name)) not in UP:
+        if time.monotonic() > end or is_down(known.status(name), state):
             raise ServingError(
-                f"application {name!r} does not come up: {_why(name) or app.state()}; close it and "
+                f"application {name!r} does not come up: {known.why(name) or state}; close it and "
                 "start it anew, or start it with upgrade=True and its settings"
             )
         time.sleep(LOOK_S)
+        known = running.status()
     return app
-
-
-def _why(name: str) -> str:
-    details = running.status().applications.get(name)
-    return "; ".join(d.message for d in details.deployments.values()) if details else ""
 
 
 def attach(model: str) -> App:
@@ -253,18 +249,18 @@ def attach(model: str) -> App:
         ServingError: it is not running.
     """
     cluster.connect()
-    name = _application_of(model)
+    name = _application_of(model, running.status())
     if name is None:
         raise ServingError(f"model {model!r} is not being served here: promote a version first")
     return _app(model, name)
 
 
-def _application_of(model: str) -> str | None:
+def _application_of(model: str, known: Seen) -> str | None:
     """The application that has a model, by its name."""
     return next(
         (
             name
-            for name in running.status().applications
+            for name in known.applications
             if name.startswith(PREFIX) and model in name.removeprefix(PREFIX).split(JOINT)
         ),
         None,
@@ -278,7 +274,7 @@ def _app(model: str, name: str) -> App:
 
 def leave() -> None:
     """Let go of the running Serve before this process leaves Ray; the applications run on."""
-    client = _client() if ray.is_initialized() else None
+    client = running.client() if ray.is_initialized() else None
     if client is not None:
         client.shutdown_cached_handles()
 
@@ -293,7 +289,7 @@ def _start_serve(service: Service, port: int | None) -> None:
     atexit.unregister(leave)
     atexit.register(leave)  # Serve's threads would call a Ray that is gone, and so start a new one
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    client = _client()
+    client = running.client()
     if client is not None:
         if service.host not in (None, client.http_config.host):
             raise ServingError(
@@ -347,20 +343,9 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in every() if node["Alive"]]
 
 
-def _client() -> Any:
-    """The client of a running Serve, or None. Serve has no public way to ask for its port."""
-    from ray.serve import context
-
-    get: Any = context._get_global_client  # pyright: ignore[reportPrivateUsage]
-    try:
-        return get(raise_if_no_controller_running=False)
-    except RayServeException:
-        return None
-
-
 def _base_url() -> str:
     """Where a proxy listens: this machine's, else one of another node."""
-    options = _client().http_config
+    options = running.client().http_config
     host = options.host or "127.0.0.1"
     if host in ("0.0.0.0", "::"):  # noqa: S104 - as asked
         here = ray.get_runtime_context().get_node_id()

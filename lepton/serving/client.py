@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -184,12 +184,7 @@ class App:
         because nobody asks; a request starts one. ``failed``: none could be started. ``draining``:
         it is being closed. ``closed``: there is none.
         """
-        known = running.status().applications.get(self.application)
-        if known is None:
-            return "closed"
-        counts = [d.replica_states.items() for d in known.deployments.values()]
-        replicas = {str(state) for count in counts for state, n in count if n}
-        return state_of(str(known.status.value), replicas)
+        return running.status().state(self.application)
 
     def reached(self) -> str:
         """Return the process id of a replica that the ingress sends requests to; empty for none."""
@@ -205,8 +200,7 @@ class App:
             try:
                 return self._asked(method, *args)
             except DeploymentUnavailableError as e:
-                known = running.status().applications.get(self.application)
-                status = known.status if known else ""
+                status = running.status().status(self.application)
                 if status in ("DEPLOYING", "RUNNING"):
                     return []  # all have gone for want of requests, or none is there yet
                 if status != "UNHEALTHY" or time.monotonic() > end:
@@ -262,19 +256,6 @@ class App:
     def close(self) -> None:
         """Stop the application, with all its models; what its replicas have logged is committed."""
         serve.delete(self.application)
-
-
-def state_of(application: str, replicas: Set[str]) -> str:
-    """Return what :meth:`App.state` tells, from Ray Serve's names of states."""
-    if application == "DELETING":
-        return "draining"
-    if replicas & {"RUNNING", "PENDING_MIGRATION"}:  # one that is to move still answers
-        return "ready"
-    if replicas & {"STARTING", "UPDATING", "RECOVERING"}:
-        return "starting"
-    if application in ("DEPLOY_FAILED", "UNHEALTHY"):
-        return "failed"
-    return "asleep" if application == "RUNNING" else "starting"
 
 
 def _sent(

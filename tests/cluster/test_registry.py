@@ -143,7 +143,7 @@ def one_wins_each_step(opened, steps, rivals=16):
 
 
 def test_of_sixteen_promoters_one_wins_each_step(registry):
-    one_wins_each_step(lambda: Registry(registry.uri), steps=3)
+    one_wins_each_step(lambda: Registry(registry.uri), steps=8)
 
 
 def test_an_alias_that_many_move_at_once_has_one_winner_a_step_and_a_history(registry):

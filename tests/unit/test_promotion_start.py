@@ -17,7 +17,7 @@ from lepton import cluster
 from lepton.errors import RegistryError, ServingError
 from lepton.promotion import promote
 from lepton.registry import Registry
-from lepton.serving import App, Service, app, client, start
+from lepton.serving import App, Service, app, client, running, start
 
 promoting = import_module("lepton.promotion.promote")  # the package has the function by that name
 
@@ -29,16 +29,17 @@ class Cluster:
     status: str = ""
     replicas: dict[str, int] = field(default_factory=dict[str, int])
     fails: bool = False
+    http_config: Any = field(default_factory=lambda: SimpleNamespace(host="", port=1))
     done: list[str] = field(default_factory=list[str])
 
-    def told(self) -> Any:
+    def get_serve_details(self) -> dict[str, Any]:
+        """Return what the controller tells, as far as it is looked at."""
         if not self.status:
-            return SimpleNamespace(applications={}, proxies={})
-        deployment = SimpleNamespace(replica_states=self.replicas, message="why it is so")
-        application = SimpleNamespace(
-            status=ApplicationStatus(self.status), deployments={"replica": deployment}
-        )
-        return SimpleNamespace(applications={"lepton-m": application}, proxies={})
+            return {"applications": {}, "proxies": {}}
+        replicas = [{"state": state} for state, n in self.replicas.items() for _ in range(n)]
+        deployment = {"replicas": replicas, "message": "why it is so"}
+        told = {"status": ApplicationStatus(self.status), "deployments": {"replica": deployment}}
+        return {"applications": {"lepton-m": told}, "proxies": {}}
 
     def run(self, *_: object, **__: object) -> None:
         self.done.append("run")
@@ -55,14 +56,12 @@ class Cluster:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
-    for name in ("status", "run", "delete"):
-        monkeypatch.setattr(app.serve, name, made.told if name == "status" else getattr(made, name))
+    for name in ("run", "delete"):
+        monkeypatch.setattr(app.serve, name, getattr(made, name))
     monkeypatch.setattr(cluster, "connect", lambda: None)
     monkeypatch.setattr(app, "_start_serve", lambda *_: None)
     monkeypatch.setattr(app, "_refuse_strangers", lambda *_: None)
-    monkeypatch.setattr(
-        app, "_client", lambda: SimpleNamespace(http_config=SimpleNamespace(host="", port=1))
-    )
+    monkeypatch.setattr(running, "client", lambda: made)
     monkeypatch.setattr(app, "build", lambda args: args)
     monkeypatch.setattr(app, "WAIT_S", 0.3)
     return made

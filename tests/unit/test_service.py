@@ -11,8 +11,8 @@ import torch
 
 from lepton.errors import ServingError
 from lepton.serving import Service
-from lepton.serving.client import state_of
 from lepton.serving.devices import device_for
+from lepton.serving.running import state_of
 from lepton.serving.scaling import replicas_for
 from lepton.serving.service import POLICY, replicas_of, service_of
 
