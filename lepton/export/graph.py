@@ -7,6 +7,7 @@ one architecture share it, none keeps what another one put in, and a call looks 
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from lepton.errors import CheckpointError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True, eq=False)
 class Graph:
     """What a net computes.
 
@@ -33,6 +34,15 @@ class Graph:
     constants: Mapping[str, Any]
     shapes: Mapping[str, tuple[Any, Any]]
     device: str
+
+    def blanks(self) -> tuple[Any, ...]:
+        """Return weights without numbers, as the graph takes them."""
+        return tuple(
+            self.constants[name]
+            if name in self.constants
+            else blank(*self.shapes[name], self.device)
+            for name in self.names
+        )
 
     def weights_of(self, state: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return copies of a checkpoint's weights, as the graph takes them.
@@ -57,15 +67,12 @@ class Graph:
         )
 
 
-def read_graph(path: Path, device: str = "cpu") -> tuple[Graph, tuple[Any, ...]]:
-    """Read a saved program.
+def read_graph(path: Path, device: str = "cpu") -> Graph:
+    """Read a saved program, but for its weights.
 
     Args:
         path: of the file.
         device: where it shall compute.
-
-    Returns:
-        The graph, and the weights that were saved with it.
     """
     import torch
     from torch.export import passes
@@ -81,14 +88,27 @@ def read_graph(path: Path, device: str = "cpu") -> tuple[Graph, tuple[Any, ...]]
     # The new module has none of the hooks that check a call once more, for more than a small net
     # costs; ours is the program's own check of shapes.
     call = torch.fx.GraphModule(module, module.graph).forward
-    graph = Graph(
+    return Graph(
         call=call,
         names=tuple(values),
         constants={n: v.detach() for n, v in values.items() if n not in state},
         shapes={n: (t.shape, t.dtype) for n, t in state.items()},
         device=device,
     )
-    return graph, tuple(value.detach() for value in values.values())
+
+
+def blank(shape: Sequence[int], dtype: Any, device: str = "cpu") -> Any:
+    """Return a tensor that takes no memory and has no numbers: whoever computes with it gets none.
+
+    Args:
+        shape: of the tensor.
+        dtype: torch's.
+        device: where it is.
+    """
+    import torch
+
+    nothing = math.nan if dtype.is_floating_point or dtype.is_complex else 0
+    return torch.full((), nothing, dtype=dtype, device=device).expand(tuple(shape))
 
 
 def _lift(module: Any) -> dict[str, Any]:

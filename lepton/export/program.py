@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,14 +18,14 @@ from weakref import WeakValueDictionary
 from zipfile import BadZipFile
 
 from lepton.errors import CheckpointError
-from lepton.export.graph import Graph, digest_of, read_graph
+from lepton.export.graph import Graph, blank, digest_of, read_graph
 
 if TYPE_CHECKING:
     import torch
 
 
 _LOADING = threading.Lock()  # torch.export.load keeps its state in a global
-_LOADED: WeakValueDictionary[tuple[bytes, str], Program] = WeakValueDictionary()
+_LOADED: WeakValueDictionary[tuple[bytes, str], Graph] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +63,16 @@ class Signature:
 
 
 class Program:
-    """An exported net with the weights of one checkpoint."""
+    """An exported net with the weights of one checkpoint; without numbers until it is given them.
 
-    def __init__(self, graph: Graph, weights: Sequence[Any], signature: Signature) -> None:
+    Args:
+        graph: what it computes; others with other weights may share it.
+        signature: what it takes and gives.
+    """
+
+    def __init__(self, graph: Graph, signature: Signature) -> None:
         self._graph = graph
-        self._weights = weights
+        self._weights = graph.blanks()
         self._names = [spec.name for spec in signature.outputs]
         self._away = graph.device != "cpu"
         self.signature = signature
@@ -103,10 +107,6 @@ class Program:
     def release(self) -> None:
         """Let go of the weights: it answers no more, and takes next to no memory."""
         self._weights = ()
-
-    def twin(self, signature: Signature) -> Program:
-        """Return a program of the same graph; other weights put into it leave this one alone."""
-        return Program(self._graph, self._weights, signature)
 
 
 def _fitting(values: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
@@ -194,8 +194,7 @@ def _save_graph(exported: Any, path: Path) -> None:
     import torch
 
     for name, weight in exported.state_dict.items():
-        nothing = math.nan if weight.is_floating_point() or weight.is_complex() else 0
-        alike: Any = torch.full((), nothing, dtype=weight.dtype).expand(weight.shape)
+        alike = blank(weight.shape, weight.dtype)
         if isinstance(weight, torch.nn.Parameter):
             alike = torch.nn.Parameter(alike, requires_grad=weight.requires_grad)
         exported.state_dict[name] = alike
@@ -232,8 +231,7 @@ def load_program(path: Path, signature: Signature, device: str = "cpu") -> Progr
     """Load a saved program; its weights are to be replaced by a checkpoint's.
 
     Reading a graph takes tens of milliseconds in which Python does nothing else, so that requests
-    would wait for a new version. If a program in memory has the same graph, it is shared, and so is
-    whatever other weights do not replace.
+    would wait for a new version. If a program in memory has the same graph, it is shared.
 
     Args:
         path: of the file.
@@ -246,11 +244,8 @@ def load_program(path: Path, signature: Signature, device: str = "cpu") -> Progr
     with _LOADING:
         try:
             key = digest_of(path), device
-            alike = _LOADED.get(key)
-            program = (
-                alike.twin(signature) if alike else Program(*read_graph(path, device), signature)
-            )
+            graph = _LOADED.get(key) or read_graph(path, device)
         except Exception as e:
             raise CheckpointError(f"cannot load the program at {path}: {e}") from e
-        _LOADED[key] = program
-    return program
+        _LOADED[key] = graph
+    return Program(graph, signature)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lepton.errors import CheckpointError
+from lepton.export.graph import read_graph
 from lepton.export.program import Program, export_net, load_program
 
 
@@ -24,9 +25,9 @@ class Net(torch.nn.Module):
 
 def program_of(net: Net, path: Path) -> Program:
     signature = export_net(net, "net", ["x"], [torch.zeros(4, 3)], path)
-    program = load_program(path, signature)
-    program.load_weights(net.state_dict())
-    return program
+    loaded = load_program(path, signature)
+    loaded.load_weights(net.state_dict())
+    return loaded
 
 
 def answers(program: Program, x: torch.Tensor) -> Any:
@@ -48,6 +49,23 @@ def test_each_keeps_its_own_weights_and_constants(
         assert torch.allclose(answers(program, x), answer)
     programs[1].load_weights(nets[1].state_dict() | {"layer.bias": torch.full((2,), 9.0)})
     assert torch.allclose(answers(programs[0], x), wanted[0])
+
+
+def test_a_graph_is_read_once_as_long_as_any_program_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, path, read = Net(0, 1.0, persistent=True), tmp_path / "p.pt2", list[Path]()
+    counted: Any = lambda *a: read.append(a[0]) or read_graph(*a)  # noqa: E731
+    monkeypatch.setattr("lepton.export.program.read_graph", counted)
+    first = program_of(net, path)
+    for _ in range(3):
+        second = load_program(path, first.signature)
+        assert answers(second, torch.zeros(1, 3)).isnan().all()  # it has none of the first's
+        del second
+    assert len(read) == 1
+    del first
+    program_of(net, path)
+    assert len(read) == 2
 
 
 def test_weights_are_copied_in(tmp_path: Path) -> None:
