@@ -22,7 +22,8 @@ from deltalake import DeltaTable
 from lepton import telemetry
 from lepton.errors import LakeError
 from lepton.lake import table, write
-from lepton.serving.arrays import Arrays, column_of
+from lepton.serving.arrays import Arrays
+from lepton.serving.pages import Page, Place, columns_in, form_of, listed, placed
 
 FLUSH_S = 0.9
 MOST_ANSWERS = 100_000
@@ -32,15 +33,18 @@ LONGEST_PAUSE_S = 30.0
 log = logging.getLogger("lepton")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Answer:
     """One request as it was answered; a table row for each of its rows.
+
+    The log that takes it may put its inputs and outputs elsewhere.
 
     Attributes:
         rows: the raw inputs, or None if the request failed.
         outputs: by name, arrays with a leading row dimension.
         variant: ``champion`` or ``canary``.
         given_bytes: of the request's body.
+        place: where inputs and outputs are instead.
     """
 
     request_id: str
@@ -53,23 +57,29 @@ class Answer:
     rows: pa.Table | Arrays | None
     outputs: Mapping[str, np.ndarray[Any, Any]]
     given_bytes: int = 0
+    place: Place | None = None
 
     @property
     def count(self) -> int:
         """Rows in the log."""
+        if self.place is not None:
+            return self.place.count
         return len(self.rows) if self.rows is not None else 1
 
     @property
     def size(self) -> int:
         """Bytes it holds, of what can be large; inputs as they came over the network."""
+        if self.place is not None:
+            return self.place.size
         return self.given_bytes + sum(values.nbytes for values in self.outputs.values())
 
     @property
     def form(self) -> Any:
         """Answers of equal form can be put together."""
-        rows = self.rows
-        inputs = _form(rows.columns) if isinstance(rows, Arrays) else rows and rows.schema
-        return inputs, _form(self.outputs)
+        if self.place is not None:
+            return self.place.page.form
+        schema = self.rows.schema if isinstance(self.rows, pa.Table) else None
+        return schema, form_of(self.outputs)
 
 
 class AnswerLog:
@@ -84,6 +94,7 @@ class AnswerLog:
         self._uri = uri
         self._model = model
         self._waiting: deque[Answer] = deque()
+        self._pages: dict[Any, Page] = {}
         self._bytes = 0
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
@@ -99,9 +110,19 @@ class AnswerLog:
     def add(self, answer: Answer) -> None:
         """Take an answer; the oldest are dropped beyond the bounds."""
         with self._lock:
+            if isinstance(answer.rows, Arrays):
+                self._put(answer, answer.rows)
             self._waiting.append(answer)
             self._bytes += answer.size
             self._bound()
+
+    def _put(self, answer: Answer, rows: Arrays) -> None:
+        """Take the arrays out of an answer."""
+        answer.place = placed(rows, answer.outputs, self._pages)
+        if answer.place is None:
+            answer.rows = rows.table()
+        else:
+            answer.rows, answer.outputs = None, {}
 
     def flush(self) -> bool:
         """Commit everything that waits; return whether the lake took it.
@@ -112,6 +133,7 @@ class AnswerLog:
         with self._flushing:
             with self._lock:
                 answers, self._waiting, self._bytes = self._waiting, deque(), 0
+                self._pages = {}
             if not answers or self._committed(answers) is None:
                 self._pause_s = FLUSH_S
                 return True
@@ -211,29 +233,18 @@ def _rows(answers: Sequence[Answer], model: str) -> pa.Table:
         "trace_id": each([a.trace_id for a in answers], pa.string()),
         "latency_ms": each([a.latency_ms for a in answers], pa.float64()),
     }
-    inputs = _inputs([a.rows for a in answers if a.rows is not None])
+    if answers[0].place is not None:
+        return pa.table({**fixed, **columns_in([a.place for a in answers if a.place])})
+    tables = [a.rows for a in answers if isinstance(a.rows, pa.Table)]
+    inputs = pa.concat_tables(tables) if tables else None
     if inputs is not None:
         for name in inputs.column_names:
-            fixed[name] = _listed(inputs.column(name).combine_chunks())
+            fixed[name] = listed(inputs.column(name).combine_chunks())
     outputs = answers[0].outputs
     fixed |= columns_of_answers(
         {name: np.concatenate([a.outputs[name] for a in answers]) for name in outputs}
     )
     return pa.table(fixed)
-
-
-def _inputs(given: Sequence[pa.Table | Arrays]) -> pa.Table | None:
-    """The inputs of answers of one form."""
-    arrays = [g.columns for g in given if isinstance(g, Arrays)]
-    if not arrays:
-        tables = [g for g in given if not isinstance(g, Arrays)]
-        return pa.concat_tables(tables) if tables else None
-    whole = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
-    return pa.table({name: column_of(values) for name, values in whole.items()})
-
-
-def _form(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
-    return tuple((name, v.dtype.str, v.shape[1:]) for name, v in arrays.items())
 
 
 def columns_of_answers(outputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
@@ -243,7 +254,7 @@ def columns_of_answers(outputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str,
         flat = _array(np.ascontiguousarray(values).reshape(-1))
         width = values.size // len(values) if len(values) else 1
         columns[f"answer_{name}"] = (
-            flat if values.ndim == 1 else _listed(pa.FixedSizeListArray.from_arrays(flat, width))
+            flat if values.ndim == 1 else listed(pa.FixedSizeListArray.from_arrays(flat, width))
         )
     return columns
 
@@ -254,10 +265,3 @@ def _array(values: Any) -> Any:
 
 def _nulls(count: int, kind: Any) -> Any:
     return pa.nulls(count, kind)
-
-
-def _listed(array: Any) -> Any:
-    """Delta has lists of any length only."""
-    if pa.types.is_fixed_size_list(array.type):
-        return array.cast(pa.list_(array.type.value_type))
-    return array
