@@ -122,7 +122,7 @@ def undisturbed(call: Callable[[], T]) -> T:
 def _application(told: Mapping[str, Any]) -> Application:
     deployments: list[Mapping[str, Any]] = list(told.get("deployments", {}).values())
     replicas = {_word(r["state"]) for d in deployments for r in d.get("replicas", ())}
-    why = "; ".join(str(d.get("message", "")) for d in deployments)
+    why = "; ".join(str(d["message"]) for d in deployments if d.get("message"))
     return Application(_word(told["status"]), replicas, why)
 
 

@@ -335,4 +335,4 @@ def test_a_registry_on_s3_has_one_winner_per_step(options: dict[str, str], where
 
 
 def test_of_sixteen_promoters_on_s3_one_wins_each_step(options: dict[str, str]) -> None:
-    one_wins_each_step(lambda: Registry("s3://lake/crowded-registry", options), steps=3)
+    one_wins_each_step(lambda: Registry("s3://lake/crowded-registry", options), steps=5)

@@ -1,4 +1,4 @@
-"""Ray Serve's own serialization, by two threads at once."""
+"""What Ray Serve tells of itself, and its own serialization by two threads at once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from ray.serve._private.common import ReplicaState
 from ray.serve.config import AutoscalingPolicy
+from ray.serve.schema import ApplicationStatus, ProxyStatus
 
-from lepton.serving.running import MOST_TRIES, undisturbed
+from lepton.serving.running import MOST_TRIES, Seen, seen_in, undisturbed
 from lepton.serving.service import POLICY
 
 
@@ -53,3 +55,32 @@ def test_other_errors_are_raised_at_once_and_this_one_in_the_end() -> None:
         with pytest.raises(ValueError, match=words):
             undisturbed(lambda words=words: fail(words))
         assert len(asked) == times
+
+
+def test_what_runs_is_told_by_the_controllers_own_details() -> None:
+    replicas = [{"state": ReplicaState.RUNNING}, {"state": "STARTING"}]
+    deployments = {
+        "replica": {"replicas": replicas, "message": "a reason"},
+        "other": {"replicas": [], "message": "another"},
+        "silent": {"replicas": [], "message": ""},
+    }
+    seen = seen_in(
+        {
+            "applications": {
+                "lepton-m": {"status": ApplicationStatus.RUNNING, "deployments": deployments},
+                "lepton-new": {"status": "DEPLOYING"},
+            },
+            "proxies": {"node": {"status": ProxyStatus.HEALTHY}},
+        }
+    )
+    assert [seen.state(n) for n in ("lepton-m", "lepton-new", "none")] == [
+        "ready",
+        "starting",
+        "closed",
+    ]
+    assert seen.applications["lepton-m"].replicas == {"RUNNING", "STARTING"}
+    assert (seen.status("lepton-m"), seen.status("none")) == ("RUNNING", "")
+    assert (seen.why("lepton-m"), seen.why("none")) == ("a reason; another", "")
+    assert seen.proxies == {"node": "HEALTHY"}
+    for told in ({}, {"applications": {}, "proxies": None}):
+        assert seen_in(told) == Seen()
