@@ -144,7 +144,10 @@ def moved(
 
 
 def with_lepton(app: App, home: str, body: bytes, count: int) -> Moves:
-    """Promote version 2, which has to be loaded each time, and roll back to version 1, in turn."""
+    """Promote version 2 and roll back to version 1, in turn.
+
+    Version 2 has to be loaded each time; its graph is that of version 1, and in memory.
+    """
 
     def forth() -> object:
         return lepton.promote(serving_model.MODEL, 2, home=home)

@@ -14,12 +14,12 @@ puts them together first, and makes a checkpoint of Delta's own log.
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import secrets
 import socket
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
@@ -50,6 +50,8 @@ from lepton.registry.rows import SCHEMA, event_of, row_of
 
 RETRIES = 50
 MOST_FILES = 32
+
+log = logging.getLogger("lepton")
 
 
 class EventLog:
@@ -199,11 +201,13 @@ class EventLog:
         Not where another commit comes first, so the handle does not pass the state decided on.
         """
         options = tuple(sorted((self._options or {}).items()))
-        with suppress(LakeError, DeltaError, OSError):  # whoever writes next tries again
+        try:
             version = load_version(self.uri, opened.version(), options)
             rules = rules_of(opened, self.uri, same_rows=True)
             if commit_anew(opened, rules, version, [version.files], options=self._options):
                 opened.create_checkpoint()
+        except (LakeError, DeltaError, OSError, ValueError) as e:  # whoever writes next tries again
+            log.warning("the registry %s stays in many files, slow to open: %s", self.uri, e)
 
     def _write(self, opened: DeltaTable, event: Event) -> None:
         transaction = Transaction(f"lepton-registry/{event.model}", event.seq)

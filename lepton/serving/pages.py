@@ -82,11 +82,11 @@ def placed(
     """
     form = form_of(rows.columns), form_of(outputs)
     arrays = [*rows.columns.values(), *outputs.values()]
+    if not all(_fits(v, rows.count) for v in arrays):
+        return None
     page = pages.get(form)
     place = page.take(arrays, rows.count) if page else None
     if place is None:
-        if not all(_fits(v, rows.count) for v in arrays):
-            return None
         room = PAGE_BYTES * rows.count // sum(v.nbytes for v in arrays)
         page = pages[form] = Page(form, max(room, rows.count))
         place = page.take(arrays, rows.count)

@@ -1,7 +1,7 @@
 """What runs on Ray Serve, in few words.
 
-``serve.status()`` would build Serve's whole schema of what its controller tells, at some 30 ms of
-this process's processor each time: a promotion asks for it while requests are answered beside it.
+``serve.status()`` would build Serve's whole schema of what its controller tells, pickled functions
+and all, which takes many times as long: a promotion asks while requests are answered beside it.
 """
 
 from __future__ import annotations

@@ -84,9 +84,9 @@ def test_other_forms_and_arrays_in_other_order_in_memory(tmp_path: Path) -> None
 
 def test_what_no_page_takes_is_kept_as_a_table(tmp_path: Path) -> None:
     log = AnswerLog(f"{tmp_path}/m", "m")
-    log.add(answer("none", 0))
-    log.add(answer("words", 2, o=np.array(["a", "b"])))
     log.add(answer("one", 1))
+    log.add(answer("none", 0))  # of the same form as what has a page
+    log.add(answer("words", 2, o=np.array(["a", "b"])))
     for odd in (">f4", "?"):  # of another machine's order; and a type that a page takes
         log.add(answer("one", 1, o=np.ones(1, odd)))
         assert (log._waiting[-1].place is None) == (odd == ">f4")
@@ -95,6 +95,21 @@ def test_what_no_page_takes_is_kept_as_a_table(tmp_path: Path) -> None:
     found = lepton.table(tmp_path / "m").to_arrow()
     assert sorted(found["request_id"].to_pylist()) == ["one", "words", "words"]
     assert set(found["answer_o"].to_pylist()) == {None, "a", "b"}
+
+
+def test_outputs_that_are_not_a_row_each_harm_no_request_and_no_other_answer(
+    tmp_path: Path,
+) -> None:
+    log = AnswerLog(f"{tmp_path}/m", "m")
+    one, other = answer("one", 1, o=np.ones(1)), answer("two", 2, 1, o=np.ones(2))
+    wanted = told(one) + told(other)
+    log.add(one)
+    log.add(answer("odd", 2, o=np.ones(1)))  # of the same form
+    log.add(other)
+    assert not log.flush()
+    assert [a.request_id for a in log._waiting] == ["odd"]
+    log.close()
+    assert logged(tmp_path / "m", "answer_o") == wanted
 
 
 def test_the_oldest_go_and_the_rest_arrives_when_the_lake_is_back(

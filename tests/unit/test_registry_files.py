@@ -72,7 +72,7 @@ def test_rows_are_kept_to_the_letter(registry):
     assert len(after) == len(before) + 1
 
 
-def test_a_move_does_not_depend_on_it(registry, monkeypatch):
+def test_a_move_does_not_depend_on_it(registry, monkeypatch, caplog):
     fill(registry)
 
     def fail(*_, **__):
@@ -81,6 +81,7 @@ def test_a_move_does_not_depend_on_it(registry, monkeypatch):
     monkeypatch.setattr(log, "commit_anew", fail)
     move(registry, 2)
     assert files_of(registry) == log.MOST_FILES + 2 == len(seqs_of(registry))
+    assert "stays in many files, slow to open: no room" in caplog.text
 
 
 @pytest.mark.parametrize("before", [True, False])
