@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lepton.serving.arrays import arrays_in
 from lepton.serving.batching import Batcher
 from lepton.serving.protocol import inquiry_of, reply_of
 from lepton.serving.replica import Replica
+from lepton.serving.together import Together
 from lepton.telemetry import Carrier, Spool
 
 CALLS, ROUNDS = 500, 7
@@ -30,6 +31,18 @@ def best(call: Callable[[], Any]) -> float:
             call()
         found.append((time.perf_counter() - began) / CALLS * 1e6)
     return min(found)
+
+
+def awaited(call: Callable[[], Awaitable[Any]], loop: asyncio.AbstractEventLoop) -> float:
+    """Return as :func:`best` what a coroutine takes."""
+
+    async def many() -> float:
+        began = time.perf_counter()
+        for _ in range(CALLS):
+            await call()
+        return (time.perf_counter() - began) / CALLS * 1e6
+
+    return min(loop.run_until_complete(many()) for _ in range(ROUNDS))
 
 
 def measure(folder: Path) -> list[claims.Claim]:
@@ -55,6 +68,14 @@ def measure(folder: Path) -> list[claims.Claim]:
         if len(spool._waiting) >= CALLS:
             spool.flush()
 
+    together = Together(batcher.at_once)
+
+    def in_a_turn(many: int) -> float:
+        async def turn() -> None:
+            await asyncio.gather(*(together.outputs(version.run, inquiry) for _ in range(many)))
+
+        return awaited(turn, loop) / many
+
     for each in (batcher, replica._batcher):  # until they know that it is quick
         while not each.is_quick(version.run):
             loop.run_until_complete(each.answer(version.run, inquiry.table()))
@@ -66,12 +87,14 @@ def measure(folder: Path) -> list[claims.Claim]:
             lambda: inquiry_of(body, version.inputs, version.outputs)
         ),
         "model: one row": model,
-        "batching: beside the model": best(lambda: batcher.at_once(version.run, inquiry)) - model,
+        "batching: beside the model": awaited(lambda: together.outputs(version.run, inquiry), loop)
+        - model,
+        "model and batching: each of 4 of one turn": in_a_turn(4),
         "answer written": best(lambda: reply_of("digits", 1, "x", outputs, inquiry)),
         "tracing: in the request": best(spanned),
         "tracing: with writing": best(span_kept),
         "log: a row of a commit of many": logged(inquiry, outputs),
-        "whole replica, at once": best(lambda: replica.at_once(headers, body)),
+        "whole replica, at once": awaited(lambda: replica.at_once(headers, body), loop),
         "whole replica, the careful way over ASGI": asked(replica, body, loop),
     }
     spool.close()
@@ -137,10 +160,4 @@ def asked(replica: Replica, body: bytes, loop: asyncio.AbstractEventLoop) -> flo
     async def send(message: Any) -> None:
         assert message.get("status", 200) == 200, message
 
-    async def many() -> float:
-        began = time.perf_counter()
-        for _ in range(CALLS):
-            await app(dict(scope), receive, send)
-        return (time.perf_counter() - began) / CALLS * 1e6
-
-    return min(loop.run_until_complete(many()) for _ in range(ROUNDS))
+    return awaited(lambda: app(dict(scope), receive, send), loop)

@@ -68,6 +68,12 @@ class Arrays:
         return pa.table({name: column_of(values) for name, values in self.columns.items()})
 
 
+def joined(several: Sequence[Arrays]) -> Arrays:
+    """Return the rows of several requests for one model, one after the other."""
+    columns = {n: np.concatenate([a.columns[n] for a in several]) for n in several[0].columns}
+    return Arrays(columns, sum([a.count for a in several]))
+
+
 def column_of(values: np.ndarray[Any, Any]) -> Any:
     """Return an array of shape (rows, …) as an Arrow array of rows."""
     flat: Any = pa.array(values.reshape(-1))

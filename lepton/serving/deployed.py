@@ -51,11 +51,11 @@ class DeployedReplica(Replica):
         app = self._absence.before(generation.before(self._application()))
         return guarded(app, self._access) if self._access else app
 
-    def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
+    async def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
         """As any replica, to those who may ask; others are refused where it is told why."""
         if self._access and self._access.refusal(headers.get(b"authorization")):
             return None
-        return Replica.at_once(self, headers, body)
+        return await Replica.at_once(self, headers, body)
 
 
 def access_for(settings: Service, model: str) -> Access | None:

@@ -18,6 +18,7 @@ from lepton.serving.forms import LENGTH
 from lepton.serving.outcome import Keeper, Outcome, baggage_of
 from lepton.serving.protocol import PATIENCE, is_patience, reply_of
 from lepton.serving.shortcut import Reply
+from lepton.serving.together import Together
 
 _LENGTH, _PATIENCE = LENGTH.encode(), PATIENCE.encode()
 _JSON, _RAW = b"application/json", b"application/octet-stream"
@@ -40,6 +41,7 @@ class Quick:
         self._model = model
         self._follower = follower
         self._batcher = batcher
+        self._together = Together(batcher.at_once)
         self._keeper = keeper
         self._absence = absence
         self._replica = str(os.getpid()).encode()
@@ -51,7 +53,7 @@ class Quick:
         answered, self._answered = self._answered, 0
         return answered
 
-    def reply(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
+    async def reply(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
         """Answer a request for the champion, or leave it to others."""
         began_ns = time.time_ns()
         now = self._follower.now
@@ -64,10 +66,7 @@ class Quick:
         inquiry = arrays_in(body, headers.get(_LENGTH), version.inputs)
         if inquiry is None:
             return None
-        try:
-            outputs = self._batcher.at_once(version.run, inquiry)
-        except Exception:  # noqa: BLE001 - it will be raised again, where it is told
-            return None
+        outputs = await self._together.outputs(version.run, inquiry)
         if outputs is None:
             return None
         identity = inquiry.identity or f"{random.getrandbits(128):032x}"

@@ -351,9 +351,9 @@ class Replica:
         self._keeper.span_within(span, asked)
         self._keeper.row(asked, identity, span)
 
-    def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
+    async def at_once(self, headers: dict[bytes, bytes], body: bytes) -> Reply | None:
         """Answer a request that needs no second look, as :meth:`infer` would; or leave it."""
-        return self._quick.reply(headers, body)
+        return await self._quick.reply(headers, body)
 
     def __del__(self) -> None:
         """Ray Serve calls this when a replica is stopped in good order: commit what waits."""

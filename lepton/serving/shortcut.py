@@ -20,7 +20,7 @@ from lepton.serving.inputs import MAX_BYTES
 log = logging.getLogger("lepton")
 
 Reply = tuple[list[tuple[bytes, bytes]], bytes]
-Lane = Callable[[dict[bytes, bytes], bytes], Reply | None]
+Lane = Callable[[dict[bytes, bytes], bytes], Awaitable[Reply | None]]
 """Answers a request's headers and body with headers and body, status 200; or not at all."""
 
 _lanes: dict[str, Lane] = {}
@@ -55,7 +55,7 @@ class Shortcut:
         reply: Reply | None = None
         if lane is not None and body is not None:
             try:
-                reply = lane(dict(scope["headers"]), body)
+                reply = await lane(dict(scope["headers"]), body)
             except Exception:
                 log.exception("a request could not be answered at once; it takes the other way")
         if reply is None:

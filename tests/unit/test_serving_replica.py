@@ -137,9 +137,9 @@ def test_a_request_answered_at_once_may_have_a_deadline(replica: Replica) -> Non
         async with client(replica) as http:
             await http.post(URL, content=body())
         replica._batcher._known(replica._follower.now.champion.run).took(1, 1e-4)
-        assert replica.at_once({}, body()) is not None
-        assert replica.at_once({b"x-request-timeout-ms": b"100"}, body()) is not None
-        assert replica.at_once({b"x-request-timeout-ms": b"soon"}, body()) is None
+        assert await replica.at_once({}, body()) is not None
+        assert await replica.at_once({b"x-request-timeout-ms": b"100"}, body()) is not None
+        assert await replica.at_once({b"x-request-timeout-ms": b"soon"}, body()) is None
 
     asyncio.run(scene())
 

@@ -52,7 +52,7 @@ def ask(port: int, pieces: list[bytes], path: str = "/quick") -> tuple[bytes, by
     return tuple(answer.split(b"\r\n\r\n", 1))  # type: ignore[return-value]
 
 
-def lane(headers: dict[bytes, bytes], body: bytes) -> Any:
+async def lane(headers: dict[bytes, bytes], body: bytes) -> Any:
     if body.startswith(b"slow"):
         return None
     if body.startswith(b"broken"):

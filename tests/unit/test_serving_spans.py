@@ -181,7 +181,7 @@ def test_a_request_says_what_was_asked_and_what_answers(own: Path, replica: Repl
 def test_what_came_as_baggage_goes_back_with_the_versions_words(replica: Replica) -> None:
     sent = {"baggage": "team=core,lepton.version=9"}
     with_it, without = ask(replica, (URL, BODY, sent), (URL, BODY, {}))
-    quick = replica.at_once({b"baggage": b"team=core"}, BODY)
+    quick = asyncio.run(replica.at_once({b"baggage": b"team=core"}, BODY))
 
     words = entries_of(without.headers["baggage"])
     assert words["lepton.version"] == "1"

@@ -1,0 +1,131 @@
+"""Requests of one turn of the event loop: one run, and to each its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lepton.serving.arrays import Arrays
+from lepton.serving.together import Together
+
+
+class Net:
+    """Adds ten to every row; remembers how many rows each run had."""
+
+    def __init__(self, most: int = 100, broken: float = -1.0) -> None:
+        self.runs: list[int] = []
+        self.most = most
+        self.broken = broken
+
+    def run(self, rows: Arrays) -> Mapping[str, Any]:
+        self.runs.append(rows.count)
+        x = rows.columns["x"]
+        if (x == self.broken).any():
+            raise RuntimeError("broken")
+        return {"y": x + 10, "z": rows.columns["n"][:, None] * 2}
+
+    def at_once(self, run: Any, rows: Arrays) -> Any:
+        return run(rows) if rows.count <= self.most else None
+
+
+def rows(*values: float) -> Arrays:
+    x = np.array(values)
+    return Arrays({"x": x, "n": (x * 100).astype(np.int64)}, len(x))
+
+
+def asked(net: Net, *requests: Arrays, runs: Any = None) -> list[Any]:
+    """Ask in one turn of a loop."""
+
+    async def scene() -> list[Any]:
+        together = Together(net.at_once)
+        each = [together.outputs(runs[i] if runs else net.run, r) for i, r in enumerate(requests)]
+        return list(await asyncio.wait_for(asyncio.gather(*each), 10))
+
+    return asyncio.run(scene())
+
+
+def right(request: Arrays, outputs: Any) -> None:
+    np.testing.assert_array_equal(outputs["y"], request.columns["x"] + 10)
+    np.testing.assert_array_equal(outputs["z"], request.columns["n"][:, None] * 2)
+
+
+def test_one_run_and_to_each_its_own_rows() -> None:
+    net = Net()
+    requests = [rows(1, 2), rows(3), rows(4, 5, 6)]
+    for request, outputs in zip(requests, asked(net, *requests), strict=True):
+        right(request, outputs)
+    assert net.runs == [6]
+
+
+def test_each_turn_has_its_own_run() -> None:
+    net = Net()
+
+    async def scene() -> None:
+        together = Together(net.at_once)
+        for value in (1.0, 2.0):
+            request = rows(value)
+            outputs = await together.outputs(net.run, request)
+            right(request, outputs)
+
+    asyncio.run(scene())
+    assert net.runs == [1, 1]
+
+
+@pytest.mark.parametrize("bad", range(5))
+def test_a_request_that_breaks_the_model_harms_no_other(bad: int) -> None:
+    net = Net(broken=float(bad))
+    requests = [rows(float(i)) for i in range(5)]
+    answers = asked(net, *requests)
+    assert answers[bad] is None
+    for i in {0, 1, 2, 3, 4} - {bad}:
+        right(requests[i], answers[i])
+
+
+def test_never_more_rows_in_the_loop_than_are_quick() -> None:
+    net = Net(most=4)
+    requests = [rows(1, 2, 3), rows(4), rows(5, 6, 7, 8, 9), rows(10, 11)]
+    answers = asked(net, *requests)
+    assert answers[2] is None  # too many by itself
+    for i in (0, 1, 3):
+        right(requests[i], answers[i])
+    assert net.runs == [4, 2]
+
+
+def test_versions_are_not_mixed() -> None:
+    old, new = Net(), Net()
+    requests = [rows(1), rows(2), rows(3)]
+    for request, outputs in zip(
+        requests, asked(old, *requests, runs=[old.run, new.run, new.run]), strict=True
+    ):
+        right(request, outputs)
+    assert (old.runs, new.runs) == ([1], [2])
+
+
+def test_outputs_that_are_not_a_row_each_are_asked_for_alone() -> None:
+    net = Net()
+
+    def mean(several: Arrays) -> Mapping[str, Any]:
+        net.runs.append(several.count)
+        return {"mean": several.columns["x"].mean(keepdims=True)}
+
+    answers = asked(net, rows(1, 2), rows(5), runs=[mean, mean])
+    assert [a["mean"].tolist() for a in answers] == [[1.5], [5.0]]
+    assert net.runs == [3, 2, 1]
+
+
+def test_who_has_gone_keeps_nobody_waiting() -> None:
+    net = Net()
+
+    async def scene() -> None:
+        together = Together(net.at_once)
+        gone, stays = (asyncio.ensure_future(together.outputs(net.run, rows(i))) for i in (1, 2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        right(rows(2), await asyncio.wait_for(stays, 10))
+        assert gone.cancelled()
+
+    asyncio.run(scene())
