@@ -138,8 +138,7 @@ def rounds_of(
             port = PORT + PEERS.index(server)  # the former server may still be leaving its own
             with serving(server, pythons[server], folder, port):
                 for request in asked:
-                    measure(port, request, WARM_S)
-                for request in asked:
+                    measure(port, request, WARM_S)  # and what it leaves to be logged comes in here
                     load = measure(port, request, seconds)
                     found[request.name].setdefault(peer, []).append(load)
                     told = f"{load.rate:9.0f}/s  p99 {load.p99_ms:.1f} ms"
@@ -154,6 +153,7 @@ def processes(port: int, requests: list[Request], seconds: float) -> list[claims
     made: list[claims.Claim] = []
     names = {"router, HAProxy's process": b"haproxy", "replica's process": b"ray::ServeReplica"}
     for request in requests:
+        measure(port, request, WARM_S)
         before = {n: _cpu_s(begin) for n, begin in names.items()}
         load = measure(port, request, seconds)
         for name, begin in names.items():
