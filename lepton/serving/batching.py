@@ -109,13 +109,13 @@ class Batcher:
         if self._rows or not pace.inline_for(len(rows)):
             return None
         self._at_once += 1
-        if pace.is_known and self._at_once % TIMED_EVERY:
+        if pace.is_known and len(rows) <= pace.largest and self._at_once % TIMED_EVERY:
             return run(rows)
         return _timed(run, rows, pace)
 
-    def is_quick(self, run: Run) -> bool:
-        """Whether a row could be answered at once."""
-        return self._rows == 0 and self._known(run).inline_for(1)
+    def is_quick(self, run: Run, rows: int = 1) -> bool:
+        """Whether so many rows could be answered at once."""
+        return self._rows == 0 and self._known(run).inline_for(rows)
 
     async def answer(
         self,

@@ -13,6 +13,7 @@ INLINE_S = 0.001
 WAITED = 20  # times as long by the clock: then it does wait for something, such as a device
 BATCH_S = 0.05
 LONGEST_WAIT_S = 2.0
+BELIEVED = 16  # times as many rows as any run had: what more would take is not known
 MEMORY = 50
 MOST_ROWS = 4096
 
@@ -65,13 +66,18 @@ class Pace:
 
     By the clock a short run in a thread takes as long as the others let it wait: that says how
     long requests will wait, but not whether it is worth a thread.
+
+    Attributes:
+        largest: rows of the largest run so far.
     """
 
     clock: Line = field(default_factory=Line)
     own: Line = field(default_factory=Line)
+    largest: int = 0
 
     def took(self, rows: int, seconds: float, own_s: float | None = None) -> None:
         """Take in that a run over ``rows`` rows took so long; of the processor ``own_s``."""
+        self.largest = max(self.largest, rows)
         self.clock.took(rows, seconds)
         self.own.took(rows, seconds if own_s is None else own_s)
 
@@ -82,7 +88,8 @@ class Pace:
 
     def inline_for(self, rows: int) -> bool:
         """Whether such a run is too short to be worth a thread. The first run gets a thread."""
-        quick = self.own.runs > 0 and self.own.run_s(rows) <= INLINE_S
+        known = self.own.runs > 0 and rows <= BELIEVED * self.largest
+        quick = known and self.own.run_s(rows) <= INLINE_S
         return quick and self.clock.run_s(rows) <= WAITED * INLINE_S
 
     @property

@@ -41,12 +41,17 @@ class Quick:
         self._model = model
         self._follower = follower
         self._batcher = batcher
-        self._together = Together(batcher.at_once)
+        self._together = Together(batcher.is_quick, batcher.at_once)
         self._keeper = keeper
         self._absence = absence
         self._replica = str(os.getpid()).encode()
         self._path = f"/{model}/v2/models/{model}/infer"
         self._answered = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anybody is about to be answered."""
+        return self._together.waiting
 
     def answered(self) -> int:
         """Return how many requests were answered since this was asked last."""

@@ -149,7 +149,8 @@ class Replica:
         """
         try:
             await self._absence.leave()
-            while self._mirrors or self._batcher.waiting_rows:  # of those who did not wait for it
+            # of those who did not wait for it, or were never under way
+            while self._mirrors or self._batcher.waiting_rows or self._quick.waiting:
                 await asyncio.sleep(0.01)
             await asyncio.to_thread(self._follower.replace)
         except TimeoutError:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lepton.serving.batching import TIMED_EVERY, Batcher, Overloaded
-from lepton.serving.pace import BATCH_S, INLINE_S, LONGEST_WAIT_S, MEMORY, MOST_ROWS, Pace
+from lepton.serving.pace import BATCH_S, BELIEVED, INLINE_S, LONGEST_WAIT_S, MEMORY, MOST_ROWS, Pace
 
 
 def rows(*values: float) -> pa.Table:
@@ -232,3 +232,20 @@ def test_a_version_that_is_gone_is_not_kept_by_its_pace(batcher: Batcher) -> Non
     while gone() is not None and time.monotonic() < end:  # its thread may have it in its hands yet
         gc.collect()
     assert gone() is None
+
+
+def test_far_more_rows_than_any_run_had_are_not_run_where_they_are_read(batcher: Batcher) -> None:
+    """What a row costs cannot be seen in runs of one size, and is little beside a call's cost."""
+    net = Net(held=False)
+    pace = batcher._known(net.run)
+    for _ in range(MEMORY):
+        pace.took(1, INLINE_S / 100)
+        pace.took(4, INLINE_S / 200)  # a slope of nothing
+    assert batcher.is_quick(net.run, 4 * BELIEVED)
+    assert not batcher.is_quick(net.run, 4 * BELIEVED + 1)
+    assert batcher.at_once(net.run, rows(*range(4 * BELIEVED + 1))) is None
+    runs = pace.own.runs
+    for _ in range(TIMED_EVERY):  # of those that are larger than any before, the first is timed
+        assert batcher.at_once(net.run, rows(*range(8))) is not None
+    assert runs < pace.own.runs <= runs + 2
+    assert pace.largest == 8

@@ -148,6 +148,7 @@ def test_a_slow_requests_span_tells_of_its_batch(
     replica: Replica, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lepton.serving.outcome.SLOW_NS", 0)
+    monkeypatch.setattr("lepton.serving.pace.BATCH_S", 60)  # however busy this machine is
 
     async def scene() -> list[Any]:
         held: Any = slow(replica, 0.1)
