@@ -110,14 +110,18 @@ class Together:
         yield several
 
     def _answer(self, run: Run, asked: Sequence[_Asked]) -> None:
-        """Run for all of them; where that does not do, for one half after the other."""
+        """Run for all of them; where that fails, for one half after the other."""
         if not asked:
             return
         if len(asked) == 1:
             asked[0].tell(self._run(run, asked[0].rows))
             return
         outputs = self._run(run, joined([one.rows for one in asked]))
-        if outputs is None or not self._by_row.get(_whose(run), False):
+        if not self._by_row[_whose(run)]:
+            for one in asked:
+                self._answer(run, [one])
+            return
+        if outputs is None:
             half = len(asked) // 2
             self._answer(run, asked[:half])
             self._answer(run, asked[half:])
