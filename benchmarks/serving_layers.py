@@ -68,7 +68,7 @@ def measure(folder: Path) -> list[claims.Claim]:
         if len(spool._waiting) >= CALLS:
             spool.flush()
 
-    together = Together(batcher.at_once)
+    together = Together(batcher.is_quick, batcher.at_once)
 
     def in_a_turn(many: int) -> float:
         async def turn() -> None:

@@ -28,8 +28,8 @@ from typing import Any
 from benchmarks import claims, telemetry_load
 
 STEPS, REQUESTS, BLOCK_S = 4000, 12_000, 4
-CYCLES = 120
-"""Turns of load for one round of the others: rates differ by some percent from turn to turn."""
+LOADED, CYCLES = 2, 100
+"""Processes under load for one round of the others, and how often the arms of each take turns."""
 PACE = 1000
 """Steps a second at which a step's cost is to be small."""
 
@@ -82,7 +82,7 @@ def measure(rounds: int, *, served: bool) -> dict[str, Any]:
                 found[way] = kept
             if served:
                 asked = {name: settings[name] for name in ("off", "files", "on")}
-                found["load"] = telemetry_load.measure(folder, asked, CYCLES * rounds)
+                found["load"] = telemetry_load.measure(folder, asked, LOADED * rounds, CYCLES)
                 mark = {"LEPTON_BENCH": f"{os.getpid()}"}
                 found["served"] = once("served", folder, 2000, environment={**off, **mark})
                 print("served", found["served"], file=sys.stderr)

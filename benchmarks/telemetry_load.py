@@ -3,11 +3,13 @@
 Two processes that do the same differ by some percent, and a machine's speed changes by more within
 a second. So one process has three replicas of a model, and only the first one has telemetry;
 ``wrk`` asks them by turns of :data:`TURN_S` in changing order, without a pause. How far the other
-two differ is the noise. Such turns show what a request itself does for telemetry. What its threads
-do later falls into anybody's turn; so a process with the first replica alone is kept busy, and what
-the kernel counts for those threads, beyond what it does with telemetry off, is added as if every
-moment of theirs were one that the replica has not. No inference log is written: its thread would be
-the largest noise of all.
+two differ is the noise. Which of three like replicas is the quickest depends on where they came to
+lie in memory, for as long as their process lives; so several processes are measured, each of which
+makes them in another order, and the standard error is of the processes. Such turns show what a
+request itself does for telemetry. What its threads do later falls into anybody's turn; so processes
+with the first replica alone are kept busy, and what the kernel counts for those threads, beyond
+what it does with telemetry off, is added as if every moment of theirs were one that the replica has
+not. No inference log is written: its thread would be the largest noise of all.
 """
 
 from __future__ import annotations
@@ -32,27 +34,28 @@ from benchmarks.telemetry_once import SAMPLED, question, telemetry_threads
 
 TURN_S = 0.1
 CONNECTIONS, WARM = 8, 10
-"""Cycles that do not count: the first ones."""
-ALONE_S = 15
+"""Cycles that do not count: the first ones of a process."""
+ALONE_S = 8
 ARMS = ("m", "off", "control")
 """Models; the first one has telemetry."""
 
 THREADS = "/threads"
 """Where the process tells what telemetry's threads have used."""
 
-Cycle = dict[str, int]
-"""Requests of each arm in its turn."""
+Rates = dict[str, float]
+"""Requests a second of each arm of one process."""
 
 
 class Load(NamedTuple):
-    """What one process answered by turns, and another one with one replica.
+    """What processes answered by turns, and others with one replica.
 
     Attributes:
-        threads: processors that telemetry's threads took of the latter.
+        rates: of each of the former.
+        threads: processors that telemetry's threads took of each of the latter.
     """
 
-    cycles: list[Cycle]
-    threads: float
+    rates: list[Rates]
+    threads: list[float]
 
 
 def serve(folder: str, *arms: str) -> None:
@@ -66,12 +69,12 @@ def serve(folder: str, *arms: str) -> None:
     apps: dict[str, Any] = {}
     asked = os.environ.get("OTEL_SDK_DISABLED", "")
     for name in arms:
+        os.environ["OTEL_SDK_DISABLED"] = asked if name == ARMS[0] else "true"
         replica: Any = Replica(name, folder)
         apps[name] = replica.__serve_build_asgi_app__()
         replica._answers.add = lambda _: None
         if name != ARMS[0]:
             replica._batcher._told = None  # whether it measures is the process's affair, else
-        os.environ["OTEL_SDK_DISABLED"] = "true"  # the others'
     os.environ["OTEL_SDK_DISABLED"] = asked
 
     async def chosen(scope: Any, receive: Any, send: Any) -> None:
@@ -90,13 +93,16 @@ def serve(folder: str, *arms: str) -> None:
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def measure(folder: str, settings: Mapping[str, Mapping[str, str]], cycles: int) -> dict[str, Load]:
+def measure(
+    folder: str, settings: Mapping[str, Mapping[str, str]], processes: int, cycles: int
+) -> dict[str, Load]:
     """Return what was answered under each setting; nothing without ``wrk``.
 
     Args:
         folder: with the models.
         settings: environments; the one called off is not asked by turns.
-        cycles: of turns.
+        processes: of each setting.
+        cycles: of turns, in each process.
 
     Raises:
         RuntimeError: a request failed.
@@ -108,15 +114,18 @@ def measure(folder: str, settings: Mapping[str, Mapping[str, str]], cycles: int)
         return {}
     body = Path(folder, "question")
     body.write_bytes(question(pa))
-    found: dict[str, Load] = {}
-    for name, environment in settings.items():
-        made: list[Cycle] = []
-        if name != "off":
-            with _serving(folder, environment, ARMS) as port:
-                made = _cycles(port, body, cycles)
-        with _serving(folder, environment, ARMS[:1]) as port:
-            found[name] = Load(made, _threads(port, body))
-        print("load", name, _totals(made), found[name].threads, file=sys.stderr)
+    found = {name: Load([], []) for name in settings}
+    chance = random.Random(0)
+    for _ in range(processes):
+        for name, environment in settings.items():
+            rates, threads = found[name]
+            if name != "off":
+                with _serving(folder, environment, chance.sample(ARMS, len(ARMS))) as port:
+                    rates.append(_rates(port, body, cycles))
+                print("load", name, rates[-1], file=sys.stderr)
+            with _serving(folder, environment, ARMS[:1]) as port:
+                threads.append(_threads(port, body))
+    print("threads", {name: load.threads for name, load in found.items()}, file=sys.stderr)
     return found
 
 
@@ -125,43 +134,47 @@ def claims_of(
 ) -> list[claims.Claim]:
     """Return what each setting costs beside the two that are off; ``names`` says what each is."""
     made: list[claims.Claim] = []
-    every = [cycle for load in found.values() for cycle in load.cycles]
+    every = [rates for load in found.values() for rates in load.rates]
     if not every:
         return made
     on, *off = ARMS
-    runs = len(every)
-    rate = sum(_totals(every)[arm] for arm in off) / (len(off) * runs * TURN_S)
-    made.append(claims.claim("requests/s under load, telemetry off", rate, None, "1/s", runs=runs))
+    rate = statistics.fmean(rates[arm] for rates in every for arm in off)
+    made.append(
+        claims.claim("requests/s under load, telemetry off", rate, None, "1/s", runs=len(every))
+    )
     for name, load in found.items():
-        if not load.cycles:
+        if not load.rates:
             continue
         title = f"requests/s lost under load: {names[name]}"
-        inline, error = _lost(load.cycles, on, off)
-        late = 100 * (load.threads - found["off"].threads)
-        runs = len(load.cycles)
+        inline, inline_error = _mean([_lost(one, on, off) for one in load.rates])
+        late, late_error = _mean([100 * share for share in load.threads])
+        without, without_error = _mean([100 * share for share in found["off"].threads])
+        error = math.hypot(inline_error, late_error, without_error)
+        runs = len(load.rates)
         made += [
-            claims.claim(title, inline + late, goal, "%", -1, runs=runs),
+            claims.claim(title, inline + late - without, goal, "%", -1, runs=runs),
             claims.claim(f"{title}: standard error", error, None, "%", -1, runs=runs),
-            claims.claim(f"{title}: of that, its threads", late, None, "%", -1, runs=runs),
+            claims.claim(
+                f"{title}: of that, its threads", late - without, None, "%", -1, runs=runs
+            ),
         ]
     title = f"requests/s lost under load: {names['control']}"
-    noise, error = _lost(every, off[1], off[:1])
+    noise, error = _mean([_lost(one, off[1], off[:1]) for one in every])
     made.append(claims.claim(title, noise, None, "%", -1, runs=len(every)))
     title = f"{title}: standard error"
     return [*made, claims.claim(title, error, None, "%", -1, runs=len(every))]
 
 
-def _totals(cycles: list[Cycle]) -> Cycle:
-    return {arm: sum(cycle[arm] for cycle in cycles) for arm in ARMS}
+def _lost(rates: Rates, arm: str, others: Sequence[str]) -> float:
+    """Return how many percent less one arm answered than others."""
+    return 100 * (1 - rates[arm] / statistics.fmean(rates[other] for other in others))
 
 
-def _lost(cycles: list[Cycle], arm: str, others: Sequence[str]) -> tuple[float, float]:
-    """Return how many percent less one arm answered than others, and the standard error of that."""
-    totals = _totals(cycles)
-    kept = totals[arm] * len(others) / sum(totals[o] for o in others)
-    apart = [c[arm] - kept * sum(c[o] for o in others) / len(others) for c in cycles]
-    error = statistics.stdev(apart) * math.sqrt(len(cycles)) * kept / totals[arm]
-    return 100 * (1 - kept), 100 * error
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error; of one value that is not known."""
+    several = len(values) > 1
+    error = statistics.stdev(values) / math.sqrt(len(values)) if several else math.nan
+    return statistics.fmean(values), error
 
 
 @contextmanager
@@ -183,15 +196,17 @@ def _serving(folder: str, given: Mapping[str, str], arms: Sequence[str]) -> Gene
         process.wait()
 
 
-def _cycles(port: int, body: Path, cycles: int) -> list[Cycle]:
+def _rates(port: int, body: Path, cycles: int) -> Rates:
     chance = random.Random(0)
     orders = [chance.sample(ARMS, len(ARMS)) for _ in range(cycles + WARM)]
     turns = [arm for order in orders for arm in order]
     counts = _asked(port, body, turns, TURN_S)
-    return [
-        dict(zip(order, counts[at : at + len(ARMS)], strict=True))
-        for at, order in zip(range(0, len(counts), len(ARMS)), orders, strict=True)
-    ][WARM:]
+    found = dict.fromkeys(ARMS, 0)
+    for at, order in enumerate(orders):
+        if at >= WARM:
+            for arm, count in zip(order, counts[at * len(ARMS) :], strict=False):
+                found[arm] += count
+    return {arm: count / (cycles * TURN_S) for arm, count in found.items()}
 
 
 def _threads(port: int, body: Path) -> float:
