@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -37,6 +38,8 @@ SURGE_PERCENT = 25
 """How many replicas more there may be while all are replaced; one at least."""
 MOST_ONGOING = 1000  # of one replica, which itself refuses what it cannot answer soon
 
+HEALTHY = "HEALTHY"
+"""The status of a proxy in Serve's words."""
 UP, DOWN = ("ready", "asleep"), ("closed", "draining")
 LOOK_S = 0.25
 
@@ -300,10 +303,34 @@ def _start_serve(service: Service, port: int | None) -> None:
     _refuse_strangers(service, service.host)
     _tell_what_is_slow(service.host)
     chosen = port or (PORT if _is_free(PORT) else 0) or cluster.free_ports(1)[0]
-    serve.start(
-        http_options=HTTPOptions(host=service.host or "127.0.0.1", port=chosen),
-        logging_config=QUIET,
-    )
+    try:
+        serve.start(
+            http_options=HTTPOptions(host=service.host or "127.0.0.1", port=chosen),
+            logging_config=QUIET,
+        )
+    except (RayActorError, TimeoutError) as e:
+        _until_let_in(e)
+
+
+def _until_let_in(why: Exception) -> None:
+    """Wait for the proxy that Serve starts in the place of one that did not come up.
+
+    Args:
+        why: what became of the first one.
+
+    Raises:
+        ServingError: none comes up.
+    """
+    log.warning("Ray Serve's proxy did not come up; waiting for the next one")
+    end = time.monotonic() + WAIT_S
+    while HEALTHY not in running.status().proxies.values():
+        if time.monotonic() > end:
+            raise ServingError(
+                "Ray Serve's proxy does not come up: read its log in the folder logs/serve of "
+                "Ray's session (/tmp/ray/session_latest), end Serve with `serve shutdown`, and "
+                "start again"
+            ) from why
+        time.sleep(LOOK_S)
 
 
 def _tell_what_is_slow(host: str | None) -> None:
@@ -351,7 +378,7 @@ def _base_url() -> str:
         here = ray.get_runtime_context().get_node_id()
         addresses = {str(node["NodeID"]): str(node["NodeManagerAddress"]) for node in _nodes()}
         known = running.status().proxies
-        proxies = [n for n, state in known.items() if n in addresses and state == "HEALTHY"]
+        proxies = [n for n, state in known.items() if n in addresses and state == HEALTHY]
         host = "127.0.0.1" if here in proxies or not proxies else addresses[proxies[0]]
     return f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}"
 
