@@ -65,6 +65,17 @@ def listening(way: str) -> Generator[str]:
         process.wait()
 
 
+def loaded(rounds: int) -> list[claims.Claim]:
+    """Measure requests under load alone, and return what that means."""
+    with tempfile.TemporaryDirectory(prefix="lepton-telemetry-") as folder:
+        once("home", folder)
+        with listening("collector") as url:
+            on = {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
+            settings = {"off": {"OTEL_SDK_DISABLED": "true"}, "files": {}, "on": on}
+            found = telemetry_load.measure(folder, settings, LOADED * rounds, CYCLES)
+    return telemetry_load.claims_of(found, _SETTINGS, 2)
+
+
 def measure(rounds: int, *, served: bool) -> dict[str, Any]:
     """Return everything that was measured."""
     with tempfile.TemporaryDirectory(prefix="lepton-telemetry-") as folder:
@@ -196,7 +207,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round, without Ray Serve")
+    parser.add_argument(
+        "--load", action="store_true", help="requests under load alone, to telemetry_load.json"
+    )
     given = parser.parse_args()
+    if given.load:
+        claims.record(loaded(given.rounds), "telemetry_load")
+        return
     found = measure(1 if given.quick else given.rounds, served=not given.quick)
     claims.record(claims_of(found), "telemetry")
 
