@@ -65,14 +65,18 @@ def listening(way: str) -> Generator[str]:
         process.wait()
 
 
+def _asked_for(url: str) -> dict[str, dict[str, str]]:
+    """Return the environments that are measured, for a collector at an address."""
+    on = {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
+    return {"off": {"OTEL_SDK_DISABLED": "true"}, "files": {}, "on": on}
+
+
 def loaded(rounds: int) -> list[claims.Claim]:
     """Measure requests under load alone, and return what that means."""
     with tempfile.TemporaryDirectory(prefix="lepton-telemetry-") as folder:
         once("home", folder)
         with listening("collector") as url:
-            on = {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
-            settings = {"off": {"OTEL_SDK_DISABLED": "true"}, "files": {}, "on": on}
-            found = telemetry_load.measure(folder, settings, LOADED * rounds, CYCLES)
+            found = telemetry_load.measure(folder, _asked_for(url), LOADED * rounds, CYCLES)
     return telemetry_load.claims_of(found, _SETTINGS, 2)
 
 
@@ -81,8 +85,8 @@ def measure(rounds: int, *, served: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lepton-telemetry-") as folder:
         once("home", folder)
         with listening("collector") as url:
-            off, on = {"OTEL_SDK_DISABLED": "true"}, {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
-            settings = {"off": off, "files": {}, "on": on, "control": off}
+            off = _asked_for(url)["off"]
+            settings = {**_asked_for(url), "control": off}
             found: dict[str, Any] = {"steps": {}, "requests": {}}
             for way, count in (("steps", STEPS), ("requests", REQUESTS)):
                 kept: Found = {name: [] for name in settings}
@@ -92,8 +96,9 @@ def measure(rounds: int, *, served: bool) -> dict[str, Any]:
                         print(way, name, kept[name][-1], file=sys.stderr)
                 found[way] = kept
             if served:
-                asked = {name: settings[name] for name in ("off", "files", "on")}
-                found["load"] = telemetry_load.measure(folder, asked, LOADED * rounds, CYCLES)
+                found["load"] = telemetry_load.measure(
+                    folder, _asked_for(url), LOADED * rounds, CYCLES
+                )
                 mark = {"LEPTON_BENCH": f"{os.getpid()}"}
                 found["served"] = once("served", folder, 2000, environment={**off, **mark})
                 print("served", found["served"], file=sys.stderr)

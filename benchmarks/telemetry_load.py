@@ -3,13 +3,13 @@
 Two processes that do the same differ by some percent, and a machine's speed changes by more within
 a second. So one process has three replicas of a model, and only the first one has telemetry;
 ``wrk`` asks them by turns of :data:`TURN_S` in changing order, without a pause. How far the other
-two differ is the noise. Which of three like replicas is the quickest depends on where they came to
-lie in memory, for as long as their process lives; so several processes are measured, each of which
-makes them in another order, and the standard error is of the processes. Such turns show what a
-request itself does for telemetry. What its threads do later falls into anybody's turn; so processes
-with the first replica alone are kept busy, and what the kernel counts for those threads, beyond
-what it does with telemetry off, is added as if every moment of theirs were one that the replica has
-not. No inference log is written: its thread would be the largest noise of all.
+two differ is the noise. Which of three like replicas is the quickest differs from process to
+process; so several are measured, each of which makes its replicas in another order, and the
+standard error is of the processes. Such turns show what a request itself does for telemetry. What
+its threads do later falls into anybody's turn; so processes with the first replica alone are kept
+busy, and what the kernel counts for those threads, beyond what it does with telemetry off, is added
+as if every moment of theirs were one that the replica has not. No inference log is written: its
+thread would be the largest noise of all.
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ def serve(folder: str, *arms: str) -> None:
     import uvicorn
     from starlette.responses import JSONResponse
 
+    from lepton import telemetry
     from lepton.serving.replica import Replica
     from lepton.serving.shortcut import Shortcut
 
     apps: dict[str, Any] = {}
+    telemetry.measuring()  # whether the process measures is settled when it is first asked
     asked = os.environ.get("OTEL_SDK_DISABLED", "")
     for name in arms:
         os.environ["OTEL_SDK_DISABLED"] = asked if name == ARMS[0] else "true"
@@ -74,7 +76,7 @@ def serve(folder: str, *arms: str) -> None:
         apps[name] = replica.__serve_build_asgi_app__()
         replica._answers.add = lambda _: None
         if name != ARMS[0]:
-            replica._batcher._told = None  # whether it measures is the process's affair, else
+            replica._batcher._told = replica._spans._told = None  # else it would measure, too
     os.environ["OTEL_SDK_DISABLED"] = asked
 
     async def chosen(scope: Any, receive: Any, send: Any) -> None:

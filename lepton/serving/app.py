@@ -321,7 +321,9 @@ def _until_let_in(why: Exception) -> None:
     Raises:
         ServingError: none comes up.
     """
-    log.warning("Ray Serve's proxy did not come up; waiting for the next one")
+    log.warning(
+        "Ray Serve's proxy did not come up (%s); waiting for the next one", type(why).__name__
+    )
     end = time.monotonic() + WAIT_S
     while HEALTHY not in running.status().proxies.values():
         if time.monotonic() > end:
